@@ -1,0 +1,1 @@
+"""`mtf`: the command line, as thin as a DAG."""

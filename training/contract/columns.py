@@ -1,0 +1,68 @@
+"""The log's contracts, version 1: column names and types of impressions, decisions and users.
+
+Types are named as Parquet writers name them (``int64``, ``float``, ``list<float>``,
+``timestamp[us, UTC]``); :mod:`training.ingest` turns them into an Arrow schema. A later version adds
+columns and keeps reading the old ones.
+"""
+
+from dataclasses import dataclass
+
+from training.contract.settings import Settings
+
+CONTRACT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    required: bool = True  # a required column has no nulls
+    description: str = ""
+
+
+def impression_columns(settings: Settings) -> list[Column]:
+    """One row per shown item. Key: (request_id, item_id)."""
+    return [
+        Column("request_id", "string", description="one ranking request"),
+        Column("session_id", "string", False, "null: cut later by the session gap"),
+        Column("user_id", "int64"),
+        Column("item_id", "int64"),
+        Column("event_ts", "timestamp[us, UTC]", description="when the request was answered"),
+        Column("feedback_ts", "timestamp[us, UTC]", False, "when its feedback arrived, if known"),
+        Column("position", "int32", description="0 is the top of the list"),
+        *[
+            Column(f"p_{head.name}", "float", False, f"predicted {head.name}, as ranked")
+            for head in settings.heads
+        ],
+        *[Column(signal.column, "int8", description="0 or 1") for signal in settings.signals],
+        Column("play_time_ms", "int64"),
+        Column("duration_ms", "int64", description="0: unknown"),
+    ]
+
+
+def decision_columns() -> list[Column]:
+    """One row per ranking request, as it was served. Key: request_id."""
+    return [
+        Column("request_id", "string"),
+        Column("session_id", "string"),
+        Column("user_id", "int64"),
+        Column("event_ts", "timestamp[us, UTC]"),
+        Column("policy_version", "string", description="'static' when no policy was used"),
+        Column("arm", "string", description="champion, static, random or noise"),
+        Column("state", "list<float>", False, "as served; null when the store gave none"),
+        Column("action", "list<float>", description="served action in [-1, 1]"),
+        Column("action_mean", "list<float>", description="mean of the action's distribution"),
+        Column("log_density", "double", False, "of the action; null when it was not drawn"),
+        Column("fallback", "string", False, "why static weights were served, else null"),
+        Column("state_spec", "string", description="version of the state specification"),
+    ]
+
+
+def user_columns(settings: Settings) -> list[Column]:
+    """One row per user whose profile is new or changed that day. Key: user_id."""
+    types = {"numeric": "double", "log": "double", "flag": "int8", "categorical": "string"}
+    return [
+        Column("user_id", "int64"),
+        Column("updated_ts", "timestamp[us, UTC]"),
+        *[Column(feature.column, types[feature.kind], False) for feature in settings.state.profile],
+    ]

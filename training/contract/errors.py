@@ -1,0 +1,17 @@
+"""Errors meant for the person who has to act on them: what was expected, what came, where."""
+
+
+class MtfError(Exception):
+    """Base of every error this project raises on purpose; its message is fit to show a user."""
+
+
+class SettingsError(MtfError):
+    """The settings file (or an environment override) is wrong; the message names file and line."""
+
+
+class DataError(MtfError):
+    """A file, table or row breaks a contract; retrying the same step cannot help."""
+
+
+class PolicyError(MtfError):
+    """A policy file is broken, or does not fit the state specification or the heads in use."""

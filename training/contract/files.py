@@ -1,0 +1,94 @@
+"""Atomic writes: a reader sees the old file or the new one, never a part of either."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write(temporary)``, flush what it wrote, then rename it over ``path``.
+
+    The temporary file lies beside ``path`` (a rename across file systems is not atomic), under a
+    name starting with a dot so that globs over a partition do not pick it up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """JSON with sorted keys, so that equal values give equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, default=str, allow_nan=False)
+    write_text_atomic(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``folder`` when the block ends well.
+
+    On an error nothing of ``folder`` changes. The swap is two renames: a reader that comes exactly
+    between them finds no folder, never a half-written one; :func:`recover_folder` undoes a kill
+    between the two.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(folder)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        fresh.chmod(0o755)
+        yield fresh
+        if folder.exists():
+            folder.replace(old)
+        fresh.replace(folder)
+        _fsync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back what a kill between the two renames of :func:`replaced_folder` left aside."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    for orphan in folder.parent.glob(f".{folder.name}.*.new"):
+        shutil.rmtree(orphan, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,97 @@
+"""The fusion formula: predictions of every head folded into the one score that orders the list."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.contract.errors import DataError
+
+
+@dataclass(frozen=True)
+class Head:
+    """One prediction of the upstream multi-task model.
+
+    ``low`` and ``high`` bound its fusion weight; ``beta`` smooths the logarithm; a score must lie
+    in ``[0, maximum]`` (1 for a probability, the unit of the head otherwise).
+    """
+
+    name: str
+    beta: float
+    low: float
+    high: float
+    static: float
+    maximum: float = 1.0
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """f(o | α) = Σ_i α_i · log(o_i + β_i), eq. (1), with α_i in its own interval.
+
+    An *action* is α scaled to [-1, 1], interval by interval; *weights* are α itself.
+    """
+
+    heads: tuple[Head, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(head.name for head in self.heads)
+
+    @property
+    def low(self) -> np.ndarray:
+        return np.array([head.low for head in self.heads])
+
+    @property
+    def high(self) -> np.ndarray:
+        return np.array([head.high for head in self.heads])
+
+    @property
+    def beta(self) -> np.ndarray:
+        return np.array([head.beta for head in self.heads])
+
+    @property
+    def static_action(self) -> np.ndarray:
+        """float32[k]: the hand-tuned weights as an action."""
+        return self.to_action(np.array([head.static for head in self.heads])).astype(np.float32)
+
+    def to_weights(self, action: np.ndarray) -> np.ndarray:
+        """Action in [-1, 1], shape [..., k], to weights α in their intervals."""
+        return self.low + (np.asarray(action, dtype=np.float64) + 1.0) * 0.5 * (self.high - self.low)
+
+    def to_action(self, weights: np.ndarray) -> np.ndarray:
+        """Weights, truncated to their intervals, scaled to [-1, 1]; the inverse of the above."""
+        clipped = np.clip(np.asarray(weights, dtype=np.float64), self.low, self.high)
+        return 2.0 * (clipped - self.low) / (self.high - self.low) - 1.0
+
+    def score(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Eq. (1): predictions [..., n, k] and weights [..., k] give scores [..., n]."""
+        logs = np.log(np.asarray(predictions, dtype=np.float64) + self.beta)
+        return np.einsum("...nk,...k->...n", logs, weights)
+
+    def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> np.ndarray:
+        """Columns of a request's scores as float64[count, k], in the order of the heads.
+
+        A missing head is scored 0 for every candidate: its term is then the same for all of them
+        and cannot change their order. Raises :class:`DataError` naming an unknown head, a column of
+        the wrong length, or the first value that is not a number in the head's range.
+        """
+        unknown = [name for name in scores if name not in self.names]
+        if unknown:
+            raise DataError(f"unknown head {unknown[0]!r}; the settings name {', '.join(self.names)}")
+        matrix = np.zeros((count, len(self.heads)))
+        for index, head in enumerate(self.heads):
+            if head.name not in scores:
+                continue
+            column = np.asarray(scores[head.name], dtype=np.float64)
+            if column.shape != (count,):
+                raise DataError(
+                    f"scores.{head.name} has shape {column.shape}, expected ({count},): one value a candidate"
+                )
+            good = (column >= 0.0) & (column <= head.maximum)  # False for NaN
+            if not good.all():
+                row = int(np.argmin(good))
+                raise DataError(
+                    f"scores.{head.name}[{row}] is {column[row]}, expected a number in [0, {head.maximum:g}]"
+                )
+            matrix[:, index] = column
+        return matrix

@@ -1,0 +1,118 @@
+"""Where everything at rest lives: one data folder, and a name for each place in it."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+IMPRESSIONS = "impressions"
+DECISIONS = "decisions"
+USERS = "users"
+TABLES = (IMPRESSIONS, DECISIONS, USERS)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below the data folder. Nothing is created here: writers make their own parents."""
+
+    root: Path
+
+    # the lake: landed logs, one folder a day
+    def table(self, table: str) -> Path:
+        return self.root / "lake" / table
+
+    def partition(self, table: str, day: date) -> Path:
+        return self.table(table) / f"dt={day.isoformat()}"
+
+    def quarantine(self, table: str, day: date) -> Path:
+        return self.root / "lake" / "quarantine" / table / f"dt={day.isoformat()}"
+
+    def days(self, table: str) -> list[date]:
+        """Landed days of a table, oldest first."""
+        return sorted(
+            date.fromisoformat(folder.name.removeprefix("dt="))
+            for folder in self.table(table).glob("dt=*")
+            if folder.is_dir()
+        )
+
+    # the warehouse: dbt's DuckDB file and the Parquet exports that Feast and the learner read
+    @property
+    def warehouse(self) -> Path:
+        return self.root / "warehouse" / "mtf.duckdb"
+
+    @property
+    def marts(self) -> Path:
+        return self.root / "warehouse" / "marts"
+
+    def mart(self, name: str) -> Path:
+        """Folder of one mart's export: ``dt=YYYY-MM-DD/part-0.parquet`` below it."""
+        return self.marts / name
+
+    @property
+    def dbt_target(self) -> Path:
+        return self.root / "warehouse" / "dbt_target"
+
+    # features
+    @property
+    def feast(self) -> Path:
+        return self.root / "feast"
+
+    # validation: Great Expectations' context and its Data Docs
+    @property
+    def validation(self) -> Path:
+        return self.root / "validation"
+
+    # models
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def model(self, day: date) -> Path:
+        """Folder of the challenger trained for ``day``: checkpoints, policy file, lineage."""
+        return self.models / f"dt={day.isoformat()}"
+
+    @property
+    def upstream(self) -> Path:
+        return self.models / "upstream"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def bentos(self) -> Path:
+        return self.root / "bentoml"
+
+    # serving
+    @property
+    def serving(self) -> Path:
+        return self.root / "serving"
+
+    @property
+    def champion(self) -> Path:
+        """Pointer that the running service follows; see :mod:`training.contract.pointer`."""
+        return self.serving / "champion.json"
+
+    @property
+    def serving_log(self) -> Path:
+        return self.serving / "log"
+
+    # the simulated world: its saved users and what it knows to be true
+    @property
+    def world(self) -> Path:
+        return self.root / "world"
+
+    # per-day records of each stage, and the pages made from them
+    def run(self, day: date) -> Path:
+        return self.root / "runs" / f"dt={day.isoformat()}"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def airflow(self) -> Path:
+        return self.root / "airflow"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"

@@ -1,0 +1,212 @@
+"""Policy files: one safetensors file that holds all that ranking needs, and runs on numpy alone.
+
+The metadata of the file carries its kind, the state specification, the fusion formula and the
+lineage; the tensors are the weights. Nothing in it is executed, so a file from a stranger can at
+worst be refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from training.contract.errors import PolicyError
+from training.contract.files import sha256, write_atomic
+from training.contract.fusion import Fusion, Head
+from training.contract.state import StateSpec
+
+FORMAT = 1
+METADATA_KEY = "mtf_policy"
+MAXIMUM_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class PolicyHeader:
+    """What a policy file says of itself. ``lineage`` is plain JSON: partitions, seed, code, …"""
+
+    kind: str
+    version: str
+    spec: StateSpec
+    fusion: Fusion
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "kind": self.kind,
+                "version": self.version,
+                "state_spec": json.loads(self.spec.to_json()),
+                "heads": [asdict(head) for head in self.fusion.heads],
+                "options": dict(self.options),
+                "lineage": dict(self.lineage),
+            },
+            sort_keys=True,
+        )
+
+
+class Actor(Protocol):
+    """The part of a policy that differs by kind: states [n, d] to actions [n, k]."""
+
+    def __call__(self, states: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded policy. ``act`` is deterministic: the same states give the same actions."""
+
+    header: PolicyHeader
+    sha256: str
+    actor: Actor
+
+    @property
+    def version(self) -> str:
+        return self.header.version
+
+    def act(self, states: np.ndarray) -> np.ndarray:
+        """States float32[n, d] to actions float32[n, k] in [-1, 1].
+
+        Raises :class:`PolicyError` when the network answers with something that is not a number.
+        """
+        states = np.asarray(states, dtype=np.float32)
+        if states.ndim != 2 or states.shape[1] != self.header.spec.width:
+            raise PolicyError(
+                f"policy {self.version} takes states of width {self.header.spec.width} "
+                f"({self.header.spec.version}), got shape {states.shape}"
+            )
+        actions = self.actor(states)
+        if not np.isfinite(actions).all():
+            raise PolicyError(f"policy {self.version} gave an action that is not a number")
+        return np.clip(actions, -1.0, 1.0).astype(np.float32)
+
+
+def mlp(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """ReLU network with tensors ``<prefix>.<i>.weight`` [out, in] and ``<prefix>.<i>.bias``."""
+    layer = 0
+    while f"{prefix}.{layer}.weight" in tensors:
+        if layer:
+            x = np.maximum(x, 0.0)
+        x = x @ tensors[f"{prefix}.{layer}.weight"].T + tensors[f"{prefix}.{layer}.bias"]
+        layer += 1
+    if layer == 0:
+        raise PolicyError(f"the policy file has no network {prefix!r}")
+    return x
+
+
+@dataclass(frozen=True)
+class ConstantActor:
+    """The same action for every state; static weights and best constants are policies of this kind."""
+
+    action: np.ndarray
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        return np.repeat(self.action[None, :], len(states), axis=0)
+
+
+@dataclass(frozen=True)
+class BatchRLMTFActor:
+    """π(s) = argmax over n of Q(s, â_i + ξ_i), â_i ~ G(s), ξ_i = P_ω(s, â_i): eq. (4).
+
+    The n latents are drawn once, at export, and stored with the weights (``latents`` [n, z]), so
+    that a served action can be computed again offline. Q is the first critic, as in the BCQ
+    reference. ``state_mean`` and ``state_scale`` standardise the state.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    rho: float
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        t = self.tensors
+        s = (states - t["state_mean"]) / t["state_scale"]
+        count, n = len(s), len(t["latents"])
+        s_n = np.repeat(s, n, axis=0)
+        z_n = np.tile(t["latents"], (count, 1))
+        candidates = np.tanh(mlp(np.concatenate([s_n, z_n], axis=1), t, "decoder"))
+        shift = self.rho * np.tanh(mlp(np.concatenate([s_n, candidates], axis=1), t, "perturbation"))
+        actions = np.clip(candidates + shift, -1.0, 1.0)
+        q = mlp(np.concatenate([s_n, actions], axis=1), t, "critic")
+        best = q.reshape(count, n).argmax(axis=1)
+        return actions.reshape(count, n, -1)[np.arange(count), best]
+
+
+def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Actor:
+    """The actor of a kind of policy; :class:`PolicyError` for a kind this code does not know."""
+    try:
+        if kind == "constant":
+            return ConstantActor(tensors["action"])
+        if kind == "batchrl_mtf":
+            return BatchRLMTFActor(dict(tensors), float(options["rho"]))
+    except KeyError as error:
+        raise PolicyError(f"the {kind} policy lacks {error}") from error
+    raise PolicyError(f"unknown kind of policy {kind!r}")
+
+
+def save_policy(path: Path, header: PolicyHeader, tensors: Mapping[str, np.ndarray]) -> str:
+    """Write a policy file atomically; returns its SHA-256. Tensors are stored as float32."""
+    arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in sorted(tensors.items())}
+    metadata = {METADATA_KEY: header.to_json()}
+    write_atomic(path, lambda temporary: save_file(arrays, str(temporary), metadata=metadata))
+    return sha256(path)
+
+
+def load_policy(path: Path, expected_sha256: str | None = None) -> Policy:
+    """Read and check a policy file.
+
+    Raises :class:`PolicyError` for a missing, oversized, truncated or foreign file, a hash that is
+    not ``expected_sha256``, a tensor with a value that is not a number, an unknown kind or format,
+    and weights whose shapes do not fit the header (tried on a state of zeros).
+    """
+    if not path.is_file():
+        raise PolicyError(f"no policy file at {path}")
+    if path.stat().st_size > MAXIMUM_BYTES:
+        raise PolicyError(f"{path} is larger than {MAXIMUM_BYTES} bytes")
+    digest = sha256(path)
+    if expected_sha256 is not None and digest != expected_sha256:
+        raise PolicyError(f"{path} has SHA-256 {digest}, expected {expected_sha256}")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PolicyError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata is None:
+        raise PolicyError(f"{path} is not a policy file: it has no {METADATA_KEY} metadata")
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise PolicyError(f"{path}: tensor {name} holds a value that is not a number")
+    try:
+        raw = json.loads(metadata)
+        if raw["format"] != FORMAT:
+            raise PolicyError(f"{path} has policy format {raw['format']}, this code reads {FORMAT}")
+        header = PolicyHeader(
+            kind=raw["kind"],
+            version=raw["version"],
+            spec=StateSpec.from_json(json.dumps(raw["state_spec"])),
+            fusion=Fusion(tuple(Head(**head) for head in raw["heads"])),
+            options=raw["options"],
+            lineage=raw["lineage"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise PolicyError(f"{path}: unreadable policy header: {error!r}") from error
+    policy = Policy(header, digest, make_actor(header.kind, tensors, header.options))
+    try:
+        probe = policy.act(np.zeros((1, header.spec.width), dtype=np.float32))
+    except (ValueError, KeyError) as error:
+        raise PolicyError(f"{path}: the weights do not fit each other: {error}") from error
+    if probe.shape != (1, len(header.fusion.heads)):
+        raise PolicyError(
+            f"{path}: actions have {probe.shape[1]} entries for {len(header.fusion.heads)} heads"
+        )
+    return policy
+
+
+def constant_policy(spec: StateSpec, fusion: Fusion, action: np.ndarray, version: str) -> Policy:
+    """A constant policy that lives in memory only (no file, so an empty hash)."""
+    header = PolicyHeader("constant", version, spec, fusion)
+    return Policy(header, "", ConstantActor(np.asarray(action, dtype=np.float32)))

@@ -1,0 +1,438 @@
+"""The one settings file: typed, checked, and refused with the offending line.
+
+Every default says where it is from: ``(paper)`` is BatchRL-MTF, KDD 2022; ``(ours)`` is a choice
+the paper leaves open. Any value can be overridden by the environment: ``MTF__LEARNER__STEPS=5000``
+sets ``learner.steps``; lists and mappings are given as JSON.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from training.contract.errors import SettingsError
+from training.contract.fusion import Fusion, Head
+from training.contract.layout import Layout
+from training.contract.state import StateFeature, StateSpec, default_features
+
+ENV_PREFIX = "MTF__"
+SETTINGS_VARIABLE = "MTF_SETTINGS"
+DEFAULT_FILE = "mtf.yaml"
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HeadSettings(Section):
+    name: Name = Field(description="the log and the requests carry it as p_<name> / scores.<name>")
+    beta: Positive = Field(0.1, description="smoothing inside the logarithm of eq. (1) (ours)")
+    low: float = Field(0.0, description="lower end of the weight's interval (ours)")
+    high: float = Field(1.0, description="upper end of the weight's interval (ours)")
+    static: float = Field(description="hand-tuned weight: the fallback, and the arm to beat")
+    maximum: Positive = Field(1.0, description="largest allowed score: 1 for a probability")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if not self.low <= self.static <= self.high:
+            raise ValueError(f"static {self.static} must lie within [{self.low}, {self.high}]")
+        return self
+
+
+class SignalSettings(Section):
+    name: Name = Field(description="name of the feedback signal in features, rewards and reports")
+    column: Name = Field(description="its 0/1 column in the impressions")
+    weight: float = Field(0.0, description="its weight in the reward, eq. (2) (ours)")
+    positive_interaction: bool = Field(False, description="counts as a positive interaction in UPIRate")
+
+
+class RewardSettings(Section):
+    play_time_weight: float = Field(0.02, description="reward per second played, eq. (2) (ours)")
+    play_time_cap_s: Positive = Field(120.0, description="seconds of one play that count (ours)")
+    integrity_weight: float = Field(
+        0.3, description="reward per unit of min(play / duration, 1), eq. (2) (ours)"
+    )
+
+
+class ProfileFeature(Section):
+    column: Name = Field(description="column of the users table")
+    kind: Literal["numeric", "log", "flag", "categorical"] = "numeric"
+    categories: tuple[str, ...] = Field((), description="for kind categorical: the known values")
+
+    @model_validator(mode="after")
+    def _categories(self) -> Self:
+        if (self.kind == "categorical") != bool(self.categories):
+            raise ValueError("categories belong to kind 'categorical', and it needs at least one")
+        return self
+
+
+class StateSettings(Section):
+    history_length: int = Field(500, ge=1, description="interactions of the history (paper)")
+    profile: tuple[ProfileFeature, ...] = Field(
+        (
+            ProfileFeature(
+                column="user_active_degree",
+                kind="categorical",
+                categories=("full_active", "high_active", "middle_active", "low_active"),
+            ),
+            ProfileFeature(column="is_lowactive_period", kind="flag"),
+            ProfileFeature(column="is_video_author", kind="flag"),
+            ProfileFeature(column="follow_user_num", kind="log"),
+            ProfileFeature(column="fans_user_num", kind="log"),
+            ProfileFeature(column="friend_user_num", kind="log"),
+            ProfileFeature(column="register_days", kind="log"),
+        ),
+        description="columns of the users table that are part of the state",
+    )
+
+
+class CalendarSettings(Section):
+    utc_offset_hours: int = Field(
+        8, ge=-12, le=14, description="a day and an hour of day are cut in this offset (KuaiRand: 8)"
+    )
+
+
+class SessionSettings(Section):
+    gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
+
+
+class LearnerSettings(Section):
+    algorithm: Literal["batchrl_mtf"] = "batchrl_mtf"
+    window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
+    steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
+    batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
+    gamma: float = Field(0.95, ge=0.0, lt=1.0, description="discount (paper)")
+    rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
+    generator_lr: Positive = Field(1e-3, description="(paper)")
+    perturbation_lr: Positive = Field(1e-4, description="(paper)")
+    critic_lr: Positive = Field(2e-4, description="(paper)")
+    target_rate: float = Field(0.05, gt=0.0, le=1.0, description="η of the target update (paper)")
+    target_interval: int = Field(10, ge=1, description="L: steps between target updates (paper)")
+    replay_capacity: int = Field(
+        100_000, ge=1, description="FIFO replay: only the newest transitions are kept (paper)"
+    )
+    candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
+    serving_candidates: int = Field(
+        100, ge=1, description="n of eq. (4) in the exported policy (BCQ's; paper silent)"
+    )
+    latent_size: int | None = Field(
+        None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"
+    )
+    latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
+    kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
+    generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    critic_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    mixed_exploration: bool = Field(
+        True, description="train on equal amounts of the random and the noise group (paper)"
+    )
+    warm_start: bool = Field(False, description="start from the champion of the day before (ours)")
+    checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints (ours)")
+    threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
+
+
+class EvaluationSettings(Section):
+    test_share: float = Field(0.1, gt=0.0, lt=1.0, description="last share by time (paper)")
+    cql_weight: float = Field(5e-4, ge=0.0, description="α_c of eq. (10) (paper)")
+    lr: Positive = Field(1e-4, description="(paper)")
+    batch_size: int = Field(512, ge=1, description="m (paper)")
+    initial_states: int = Field(5_000, ge=1, description="n of eq. (9) (paper)")
+    steps: int = Field(5_000, ge=1, description="K (paper)")
+    replicates: int = Field(5, ge=2, description="estimators on session bootstraps (ours)")
+    hidden: tuple[int, ...] = Field((256, 256), description="widths of Q (ours)")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the interval (ours)")
+
+
+class GateSettings(Section):
+    compare: Literal["lower", "value"] = Field(
+        "lower",
+        description="the challenger's lower bound must reach this of the champion (ours)",
+    )
+    max_bound_share: Share = Field(
+        0.5, description="largest share of action entries within 0.01 of a bound (ours)"
+    )
+    max_action_jump: Positive = Field(
+        1.0, description="largest mean |action - champion's| over the day's states (ours)"
+    )
+    max_parity_mismatch: Share = Field(
+        0.01, description="largest share of served states that differ from Feast's (ours)"
+    )
+    parity_sample: int = Field(500, ge=1, description="decisions compared a day (ours)")
+    max_policy_bytes: int = Field(64 * 1024 * 1024, ge=1, description="(ours)")
+    max_latency_ms: Positive = Field(20.0, description="p99 of one state through the exported policy (ours)")
+
+
+class ValidationSettings(Section):
+    recent_days: int = Field(7, ge=1, description="days that volumes and rates are held against")
+    min_volume_ratio: Share = Field(0.6, description="least rows against the recent days' median")
+    max_volume_ratio: Positive = Field(2.5, description="most rows, likewise")
+    max_rate_change: Positive = Field(
+        0.5, description="largest relative change of a signal's rate against the recent mean"
+    )
+    min_rate_count: int = Field(100, ge=0, description="expected positives below which a rate is not judged")
+    max_null_share: Share = Field(0.0, description="of required columns")
+    quarantine_rows: int = Field(10_000, ge=1, description="bad rows kept a day and table")
+    min_transitions: int = Field(500, ge=1, description="fewest transitions to train on (ours)")
+
+
+class ShareSettings(Section):
+    """Shares of users; what is left goes to the champion."""
+
+    static: Share = Field(0.05, description="hand-tuned weights: the control")
+    random: Share = Field(0.02, description="exploration: Gaussian without a prior (paper)")
+    noise: Share = Field(0.02, description="exploration: policy + Gaussian noise (paper)")
+
+
+class ServingSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(3000, ge=1, le=65535)
+    workers: int = Field(1, ge=1)
+    shares: ShareSettings = ShareSettings()
+    salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
+    random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
+    noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
+    max_candidates: int = Field(2_000, ge=1)
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    default_k: int = Field(6, ge=1, description="items returned when the request names no k")
+    max_k: int = Field(200, ge=1)
+    accept_event_ts: bool = Field(
+        False, description="let requests carry their own time: for simulated and replayed traffic"
+    )
+    follow_seconds: Positive = Field(1.0, description="how often the champion pointer is looked at")
+    state_budget_ms: Positive = Field(50.0, description="longest wait for the online store")
+
+
+class StoreSettings(Section):
+    online: Literal["sqlite", "redis"] = "sqlite"
+    redis_url: str = Field("localhost:6379", description="host:port, for online: redis")
+
+
+class OrchestrationSettings(Section):
+    airflow_port: int = Field(8080, ge=1, le=65535)
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+    schedule: str = Field("30 1 * * *", description="cron of the producer, in calendar's offset")
+    retries: int = Field(2, ge=0)
+    retry_seconds: int = Field(30, ge=1, description="first delay; doubles")
+    deadline_minutes: int = Field(180, ge=1)
+
+
+class WorldSettings(Section):
+    """The simulated world of ``mtf simulate`` and the demo; nothing of it is used on real logs."""
+
+    build: Literal["synthetic", "kuairand"] = "synthetic"
+    logs: Path | None = Field(None, description="folder of KuaiRand's CSVs, for build: kuairand")
+    users: int = Field(3_000, ge=1)
+    items: int = Field(5_000, ge=10)
+    candidates: int = Field(40, ge=2, description="candidates a request")
+    page: int = Field(6, ge=1, description="items shown a request")
+    max_requests: int = Field(30, ge=1, description="hard end of a session (a truncation)")
+    start_day: str = Field("2026-01-05", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    concurrency: int = Field(16, ge=1, description="requests in flight of the HTTP driver")
+    requests_per_day: int = Field(
+        20_000, ge=1, description="traffic of a day through HTTP, about; users are sampled to fit"
+    )
+
+
+class UpstreamSettings(Section):
+    """The PLE multi-task model for logs without predictions."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(1024, ge=1)
+    lr: Positive = 1e-3
+    experts: int = Field(2, ge=1, description="task experts, and as many shared ones, a layer")
+    layers: int = Field(2, ge=1)
+    hidden: int = Field(64, ge=1)
+    embedding: int = Field(16, ge=1)
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    calibration_share: float = Field(0.1, gt=0.0, lt=0.5, description="last share by time")
+
+
+DEFAULT_HEADS = (
+    HeadSettings(name="click", beta=0.1, low=0.0, high=2.0, static=1.0),
+    HeadSettings(name="long_view", beta=0.1, low=0.0, high=2.0, static=0.5),
+    HeadSettings(name="like", beta=0.01, low=0.0, high=1.0, static=0.3),
+    HeadSettings(name="follow", beta=0.01, low=0.0, high=1.0, static=0.1),
+    HeadSettings(name="comment", beta=0.01, low=0.0, high=1.0, static=0.1),
+    HeadSettings(name="forward", beta=0.01, low=0.0, high=1.0, static=0.1),
+    HeadSettings(name="hate", beta=0.01, low=-2.0, high=0.0, static=-0.2),
+    HeadSettings(name="play_time", beta=1.0, low=0.0, high=2.0, static=0.3, maximum=36_000.0),
+)
+
+DEFAULT_SIGNALS = (
+    SignalSettings(name="click", column="is_click", weight=0.1),
+    SignalSettings(name="long_view", column="long_view", weight=0.3),
+    SignalSettings(name="like", column="is_like", weight=0.5, positive_interaction=True),
+    SignalSettings(name="follow", column="is_follow", weight=1.0, positive_interaction=True),
+    SignalSettings(name="comment", column="is_comment", weight=0.5, positive_interaction=True),
+    SignalSettings(name="forward", column="is_forward", weight=0.5, positive_interaction=True),
+    SignalSettings(name="hate", column="is_hate", weight=-2.0),
+)
+
+
+class Settings(BaseSettings):
+    """All settings. Load them with :func:`load_settings`; construct them directly in tests."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        allow_inf_nan=False,
+    )
+
+    version: Literal[1] = 1
+    data: Path = Field(Path("data"), description="the data folder, relative to the settings file")
+    seed: int = Field(7, ge=0)
+    heads: tuple[HeadSettings, ...] = Field(DEFAULT_HEADS, min_length=1, max_length=64)
+    signals: tuple[SignalSettings, ...] = Field(DEFAULT_SIGNALS, min_length=1, max_length=64)
+    reward: RewardSettings = RewardSettings()
+    state: StateSettings = StateSettings()
+    calendar: CalendarSettings = CalendarSettings()
+    session: SessionSettings = SessionSettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+    validation: ValidationSettings = ValidationSettings()
+    serving: ServingSettings = ServingSettings()
+    store: StoreSettings = StoreSettings()
+    orchestration: OrchestrationSettings = OrchestrationSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    world: WorldSettings = WorldSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @field_validator("heads", "signals")
+    @classmethod
+    def _unique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value.name for value in values]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"named twice: {', '.join(repeated)}")
+        return values
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        shares = self.serving.shares
+        if shares.static + shares.random + shares.noise > 1.0:
+            raise ValueError("serving.shares add up to more than 1")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.data)
+
+    @property
+    def fusion(self) -> Fusion:
+        return Fusion(tuple(Head(**head.model_dump()) for head in self.heads))
+
+    @property
+    def signal_names(self) -> list[str]:
+        return [signal.name for signal in self.signals]
+
+    @property
+    def state_spec(self) -> StateSpec:
+        """Profile features as the settings name them, then history, session and context."""
+        kinds = {"numeric": "identity", "flag": "identity", "log": "log1p", "categorical": "onehot"}
+        profile = [
+            StateFeature(p.column, "profile", kinds[p.kind], (p.column,), p.categories)
+            for p in self.state.profile
+        ]
+        return StateSpec((*profile, *default_features(self.signal_names)))
+
+
+def settings_path() -> Path:
+    """``$MTF_SETTINGS``, else ``mtf.yaml`` in the working folder."""
+    return Path(os.environ.get(SETTINGS_VARIABLE, DEFAULT_FILE)).resolve()
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings file and the environment; a relative ``data`` is beside the file.
+
+    Raises :class:`SettingsError` that lists every fault with its file and line.
+    """
+    path = (path or settings_path()).resolve()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read the settings file {path}: {error.strerror}. "
+            f"Write one with `mtf init`, or name yours in ${SETTINGS_VARIABLE}."
+        ) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}:1: expected a mapping of settings")
+    _refuse_unknown_environment(os.environ)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, node, path)) from None
+    if not settings.data.is_absolute():
+        settings = settings.model_copy(update={"data": path.parent / settings.data})
+    return settings
+
+
+def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
+    for name in sorted(environment):
+        if not name.upper().startswith(ENV_PREFIX):
+            continue
+        section = name[len(ENV_PREFIX) :].split("__")[0].lower()
+        if section not in Settings.model_fields:
+            raise SettingsError(f"${name}: there is no setting {section!r}")
+
+
+def _explain(error: ValidationError, node: yaml.Node | None, path: Path) -> str:
+    lines = []
+    faults = error.errors()
+    for fault in faults:
+        if any(
+            len(f["loc"]) > len(fault["loc"]) and f["loc"][: len(fault["loc"])] == fault["loc"]
+            for f in faults
+        ):
+            continue  # a list whose items were refused also counts as too short: name the items only
+        where, line = _locate(node, fault["loc"])
+        kind = "unknown setting" if fault["type"] == "extra_forbidden" else fault["msg"]
+        place = f"{path}:{line}" if line else f"{path} or the environment"
+        lines.append(f"{place}: {'.'.join(where) or 'settings'}: {kind}")
+    return "\n".join(lines)
+
+
+def _locate(node: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[list[str], int | None]:
+    """Names of a fault's place, and its line in the file when the file holds it."""
+    line = None
+    names = [str(part) for part in loc]
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(part)]
+            if not found:
+                return names, line
+            key, node = found[0]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return names, line

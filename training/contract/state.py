@@ -1,0 +1,205 @@
+"""The state specification: which features a state is made of, in which order, how each is scaled.
+
+It is built from the settings, travels inside every policy file, and is the one place where raw
+feature values become the float32 vector that a policy sees: the service, the parity check and the
+tests all call :meth:`StateSpec.assemble`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from training.contract.errors import PolicyError
+
+Transform = Literal["identity", "log1p", "ratio", "log1p_ratio", "onehot", "hour_sin", "hour_cos"]
+Source = Literal["profile", "history", "session", "context"]
+
+
+@dataclass(frozen=True)
+class StateFeature:
+    """One named feature and how it becomes one or more entries of the state vector.
+
+    ``inputs`` are raw columns of its ``source``: one, or numerator and denominator for the ratios.
+    A null input counts as 0, and an unknown category gives all zeros, so that a user never seen
+    before has a state too; ``hist_count`` tells such a user apart.
+    """
+
+    name: str
+    source: Source
+    transform: Transform
+    inputs: tuple[str, ...]
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return len(self.categories) if self.transform == "onehot" else 1
+
+    def encode(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw columns, each [n], to float32[n, width]."""
+        if self.transform == "onehot":
+            values = np.array(["" if v is None else str(v) for v in columns[0]], dtype=object)
+            return np.stack([values == c for c in self.categories], axis=1).astype(np.float32)
+        numbers = [_numbers(column) for column in columns]
+        if self.transform == "identity":
+            out = numbers[0]
+        elif self.transform == "log1p":
+            out = _signed_log1p(numbers[0])
+        elif self.transform in ("ratio", "log1p_ratio"):
+            out = np.divide(numbers[0], numbers[1], out=np.zeros_like(numbers[0]), where=numbers[1] > 0)
+            if self.transform == "log1p_ratio":
+                out = _signed_log1p(out)
+        else:
+            angle = numbers[0] * (2.0 * math.pi / 24.0)
+            out = np.sin(angle) if self.transform == "hour_sin" else np.cos(angle)
+        return out.astype(np.float32)[:, None]
+
+
+def _numbers(column: np.ndarray) -> np.ndarray:
+    if column.dtype == object:
+        column = np.array([np.nan if v is None else v for v in column])
+    return np.nan_to_num(np.asarray(column, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _signed_log1p(values: np.ndarray) -> np.ndarray:
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """Ordered features; two specifications are the same exactly when their versions are."""
+
+    features: tuple[StateFeature, ...]
+
+    @property
+    def version(self) -> str:
+        """``s`` and ten hex digits of the content's SHA-256."""
+        return "s" + hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+    @property
+    def width(self) -> int:
+        """Length of the state vector."""
+        return sum(feature.width for feature in self.features)
+
+    @property
+    def entry_names(self) -> list[str]:
+        """A name for each entry of the state vector; one-hot entries are ``name=category``."""
+        return [
+            name
+            for feature in self.features
+            for name in (
+                [f"{feature.name}={c}" for c in feature.categories]
+                if feature.transform == "onehot"
+                else [feature.name]
+            )
+        ]
+
+    def inputs(self, source: Source) -> list[str]:
+        """Raw columns needed of one source, each once, in order of first use."""
+        names = [n for f in self.features if f.source == source for n in f.inputs]
+        return list(dict.fromkeys(names))
+
+    def assemble(self, raw: Mapping[str, Sequence[Any] | np.ndarray]) -> np.ndarray:
+        """Raw columns by name, each [n], to states float32[n, width].
+
+        ``raw`` must hold every column of :meth:`inputs` of every source; a missing column raises
+        ``KeyError`` with its name (a null *value* is fine, see :class:`StateFeature`).
+        """
+        blocks = [
+            feature.encode([_column(raw[name]) for name in feature.inputs]) for feature in self.features
+        ]
+        return np.concatenate(blocks, axis=1)
+
+    def to_json(self) -> str:
+        return json.dumps([asdict(feature) for feature in self.features], sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "StateSpec":
+        try:
+            return cls(
+                tuple(
+                    StateFeature(
+                        name=item["name"],
+                        source=item["source"],
+                        transform=item["transform"],
+                        inputs=tuple(item["inputs"]),
+                        categories=tuple(item["categories"]),
+                    )
+                    for item in json.loads(text)
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise PolicyError(f"unreadable state specification: {error!r}") from error
+
+
+def _column(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
+    return np.array(list(values), dtype=object)
+
+
+def history_columns(signals: Sequence[str]) -> list[str]:
+    """Columns of the ``user_history`` feature view (dbt's ``fct_user_history``)."""
+    return [
+        "hist_count",  # interactions in the window, at most state.history_length
+        *[f"hist_{signal}_rate" for signal in signals],
+        "hist_play_s",  # mean play time of an impression, seconds
+        "hist_completion",  # mean of min(play / duration, 1) where the duration is known
+        "hist_sessions",  # sessions that the window spans
+        "hist_session_length",  # impressions of the window per such session
+        "hist_days_since_last",  # whole days from the last interaction to the day it is used on
+    ]
+
+
+def session_columns(signals: Sequence[str]) -> list[str]:
+    """Columns of the ``user_session`` feature view: sums over the session so far.
+
+    They are sums and not rates so that one piece of feedback can be added to them; the state's
+    ratios are taken by :class:`StateFeature`. ``last_*`` cover the latest request that got feedback.
+    """
+    return [
+        "sess_requests",  # requests of this session that got feedback
+        "sess_impressions",  # shown items among them
+        *[f"sess_{signal}_count" for signal in signals],
+        "sess_play_s",  # seconds played, summed
+        "last_impressions",
+        *[f"last_{signal}_count" for signal in signals],
+        "last_play_s",
+    ]
+
+
+def default_features(signals: Sequence[str]) -> list[StateFeature]:
+    """History, session and context features for the given feedback signals, in state order."""
+    log_history = {
+        "hist_count",
+        "hist_play_s",
+        "hist_sessions",
+        "hist_session_length",
+        "hist_days_since_last",
+    }
+    history = [
+        StateFeature(name, "history", "log1p" if name in log_history else "identity", (name,))
+        for name in history_columns(signals)
+    ]
+    session = [
+        StateFeature("sess_requests", "session", "log1p", ("sess_requests",)),
+        *[
+            StateFeature(f"sess_{s}_rate", "session", "ratio", (f"sess_{s}_count", "sess_impressions"))
+            for s in signals
+        ],
+        StateFeature("sess_play_s", "session", "log1p_ratio", ("sess_play_s", "sess_impressions")),
+        *[
+            StateFeature(f"last_{s}_rate", "session", "ratio", (f"last_{s}_count", "last_impressions"))
+            for s in signals
+        ],
+        StateFeature("last_play_s", "session", "log1p_ratio", ("last_play_s", "last_impressions")),
+    ]
+    context = [
+        StateFeature("hour_sin", "context", "hour_sin", ("hour",)),
+        StateFeature("hour_cos", "context", "hour_cos", ("hour",)),
+    ]
+    return [*history, *session, *context]
