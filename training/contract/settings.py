@@ -226,6 +226,20 @@ class OrchestrationSettings(Section):
     deadline_minutes: int = Field(180, ge=1)
 
 
+class LogsSettings(Section):
+    source: Literal["service", "files"] = Field(
+        "service",
+        description="what the daily run lands: the service's own log, or files in logs.folder",
+    )
+    folder: Path | None = Field(None, description="for source: files; see training/ingest/template.py")
+
+    @model_validator(mode="after")
+    def _folder(self) -> Self:
+        if self.source == "files" and self.folder is None:
+            raise ValueError("source 'files' needs logs.folder")
+        return self
+
+
 class WorldSettings(Section):
     """The simulated world of ``mtf simulate`` and the demo; nothing of it is used on real logs."""
 
@@ -299,6 +313,7 @@ class Settings(BaseSettings):
     state: StateSettings = StateSettings()
     calendar: CalendarSettings = CalendarSettings()
     session: SessionSettings = SessionSettings()
+    logs: LogsSettings = LogsSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()

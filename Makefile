@@ -1,0 +1,58 @@
+# `make demo` and `make test` do everything on a fresh machine: Python 3.11, make, a package index.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+WORLD ?= synthetic
+LOGS ?=
+DAYS ?= 4
+
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_HTTP_TIMEOUT ?= 180
+export DO_NOT_TRACK := 1
+
+.PHONY: help install demo test test-all bench lint lock clean
+
+help:
+	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
+	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
+	@echo "make bench     benchmarks, written as JSON under build/bench"
+	@echo "make lint      ruff, sqlfluff, pip-audit"
+	@echo "make lock      resolve requirements.lock anew; make clean removes what the targets made"
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+demo: $(READY)
+	MTF__WORLD__BUILD=$(WORLD) $(if $(LOGS),MTF__WORLD__LOGS=$(abspath $(LOGS))) \
+		$(BIN)/mtf demo --days $(DAYS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not real"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks --out build/bench
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd dbt_project && ../$(BIN)/sqlfluff lint models
+	$(BIN)/pip-audit -r requirements.lock --no-deps --disable-pip
+
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
+		--no-emit-find-links -o requirements.lock
+	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock
+
+clean:
+	rm -rf data build dbt_project/target dbt_project/logs .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

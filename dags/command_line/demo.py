@@ -1,0 +1,197 @@
+"""The demo: whole days of the simulated world through the real service and the real DAGs.
+
+It must show the loop, not imitate it: every stage runs as an Airflow task, every request is HTTP, and
+the truth it compares arms by is the world's own ledger. What could break it: a stage that hangs (every
+wait is bounded), a port in use (said before anything starts), a day that fails (it ends with the
+failed task's name, and what was done so far is in the summary).
+"""
+
+import time
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dags.command_line import stack
+from dags.command_line.stack import StackError
+from dags.command_line.world import prepare_history
+from training.contract.files import write_json_atomic
+from training.contract.pointer import read_champion
+from training.contract.records import STAGES, read_records
+from training.contract.settings import Settings, settings_path
+
+LOOP = ("mtf_ingest", "mtf_transform", "mtf_features", "mtf_retrain", "mtf_promote")
+DAY_TIMEOUT_S = 900
+
+
+def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> None:
+    """Prepare the history, start the stack, run the days, write ``summary.json``, show the table.
+
+    Raises :class:`StackError` naming the task that failed; the summary is written all the same.
+    """
+    started = time.monotonic()
+    running = stack.services(settings, settings_path())
+    first = prepare_history(settings, console)
+    calendar = [first + timedelta(days=n) for n in range(days)]
+    prepared = time.monotonic() - started
+    try:
+        for service in running:
+            stack.start(settings, service)
+        for service in running:
+            seconds = stack.wait_ready(settings, service)
+            console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
+        airflow = stack.Airflow(settings)
+        airflow.ensure_pool()
+        airflow.wait_for_dags([*LOOP, "mtf_traffic"])
+        for day in calendar:
+            began = time.monotonic()
+            _run_dag(airflow, "mtf_traffic", day, console)
+            _run_loop(airflow, settings, day, console)
+            console.print(f"{day} done in {time.monotonic() - began:.0f} s")
+    finally:
+        summary = summarise(settings, calendar)
+        summary["wall_seconds"] = {
+            "history": round(prepared, 1),
+            "total": round(time.monotonic() - started, 1),
+        }
+        write_json_atomic(settings.layout.summary, summary)
+        if not keep:
+            for service in running:
+                stack.stop(settings, service.name)
+    _show(settings, summary, console, keep)
+
+
+def _run_dag(airflow: stack.Airflow, dag: str, day: date, console: Console) -> None:
+    run_id = airflow.trigger(dag, day.isoformat())
+    with console.status(f"{day} {dag}"):
+        _wait(airflow, dag, day, run_id)
+
+
+def _run_loop(airflow: stack.Airflow, settings: Settings, day: date, console: Console) -> None:
+    """Trigger the producer; its assets start the consumers. Waits for the last of them."""
+    end = time.monotonic() + DAY_TIMEOUT_S
+    airflow.trigger("mtf_ingest", day.isoformat())
+    with console.status(f"{day}") as status:
+        for dag in LOOP:
+            status.update(f"{day} {dag}")
+            while not airflow.runs(dag, day.isoformat()):
+                if time.monotonic() > end:
+                    raise StackError(f"{dag} of {day} was not started within {DAY_TIMEOUT_S} s")
+                time.sleep(0.5)
+            _wait(airflow, dag, day, airflow.runs(dag, day.isoformat())[-1]["dag_run_id"])
+
+
+def _wait(airflow: stack.Airflow, dag: str, day: date, run_id: str) -> None:
+    end = time.monotonic() + DAY_TIMEOUT_S
+    while time.monotonic() < end:
+        run = next(run for run in airflow.runs(dag, day.isoformat()) if run["dag_run_id"] == run_id)
+        if run["state"] == "success":
+            return
+        if run["state"] == "failed":
+            failed = [t["task_id"] for t in airflow.tasks(dag, run_id) if t["state"] == "failed"]
+            raise StackError(
+                f"{dag} of {day} failed in {', '.join(failed) or 'no task'}: see its log in Airflow"
+            )
+        time.sleep(0.5)
+    raise StackError(f"{dag} of {day} did not end within {DAY_TIMEOUT_S} s")
+
+
+def summarise(settings: Settings, calendar: list[date]) -> dict[str, Any]:
+    """What every day did, from the stages' own records, and what the world knows of the arms."""
+    days = {str(day): _summarise_day(read_records(settings.layout, day)) for day in calendar}
+    pointer = read_champion(settings.layout.champion)
+    return {
+        "world": settings.world.build,
+        "days": days,
+        "champion": None if pointer is None else {"version": pointer.version, "sha256": pointer.sha256},
+        "verdict": _verdict(days),
+    }
+
+
+def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
+    get = records.get
+    traffic, gate = get("traffic", {}), get("gate", {})
+    return {
+        "requests": traffic.get("requests"),
+        "failures": traffic.get("failures"),
+        "latency_ms": traffic.get("latency_ms"),
+        "arms": traffic.get("arms"),
+        "rows": {t: r["rows"] for t, r in get("land", {}).get("tables", {}).items()},
+        "valid": {s: records[s]["success"] for s in records if s.startswith("validate_")},
+        "steps": get("train", {}).get("steps"),
+        "estimates": {
+            name: {key: estimate[key] for key in ("lower", "value", "upper")}
+            for name, estimate in get("evaluate", {}).get("estimates", {}).items()
+        },
+        "gate": {"decision": gate.get("decision"), "reasons": gate.get("reasons")},
+        "champion": get("promote", {}).get("version"),
+        "seconds": {stage: records[stage].get("seconds") for stage in STAGES if stage in records},
+    }
+
+
+def _verdict(days: dict[str, dict]) -> str:
+    """Whether the last day's champion beat static weights in the world's true session return."""
+    if not days:
+        return "no day was run"
+    last = list(days)[-1]
+    arms = days[last]["arms"] or {}
+    if "champion" not in arms or "static" not in arms:
+        return f"on {last} the arms champion and static were not both served"
+    champion, static = arms["champion"], arms["static"]
+    text = (
+        f"on {last} the true session return was {champion['session_return_mean']:.3f} "
+        f"{_interval(champion)} for the champion and {static['session_return_mean']:.3f} "
+        f"{_interval(static)} for static weights"
+    )
+    if champion["session_return_ci"][0] > static["session_return_ci"][1]:
+        return f"better, intervals apart: {text}"
+    if champion["session_return_ci"][1] < static["session_return_ci"][0]:
+        return f"WORSE, intervals apart: {text}"
+    few = min(champion["sessions"], static["sessions"])
+    return f"not shown, intervals overlap (the smaller arm has {few} sessions): {text}"
+
+
+def _interval(arm: dict) -> str:
+    low, high = arm["session_return_ci"]
+    return f"({low:.3f} to {high:.3f})"
+
+
+def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
+    table = Table(title="true session return by arm (95 % interval), as the world knows it")
+    arms = sorted({arm for day in summary["days"].values() for arm in day["arms"] or {}})
+    for column in ("day", "requests", "failed", *arms, "gate", "champion"):
+        table.add_column(column)
+    for day, facts in summary["days"].items():
+        cells = [
+            f"{facts['arms'][arm]['session_return_mean']:.2f} {_interval(facts['arms'][arm])}"
+            if arm in (facts["arms"] or {})
+            else "-"
+            for arm in arms
+        ]
+        table.add_row(
+            day,
+            str(facts["requests"]),
+            str(facts["failures"]),
+            *cells,
+            str(facts["gate"]["decision"]),
+            str(facts["champion"] or "-"),
+        )
+    console.print(table)
+    console.print(summary["verdict"])
+    console.print(f"wall time {summary['wall_seconds']['total']:.0f} s")
+    layout = settings.layout
+    console.print(f"summary   {layout.summary}")
+    console.print(f"report    {layout.reports / 'index.html'}")
+    console.print(f"data docs {_data_docs(settings, summary)}")
+    console.print("`mtf up` starts Airflow, the service and MLflow over the same data folder")
+    if keep:
+        for service in stack.services(settings, settings_path()):
+            console.print(f"{service.name:8s} {service.address}")
+
+
+def _data_docs(settings: Settings, summary: dict) -> Path:
+    last = date.fromisoformat(list(summary["days"])[-1])
+    record = read_records(settings.layout, last).get("validate_landed", {})
+    return settings.layout.root / record.get("data_docs", "validation")

@@ -1,0 +1,309 @@
+"""The console command ``mtf``."""
+
+import sys
+from datetime import date, datetime, timedelta, timezone
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dags import stages
+from dags.command_line import stack
+from training.contract.errors import MtfError, SettingsError
+from training.contract.files import write_text_atomic
+from training.contract.records import read_record, read_records, recorded_days
+from training.contract.settings import Settings, load_settings, settings_path
+
+app = typer.Typer(
+    name="mtf",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""Learn, judge and serve the weights that fuse a ranker's predictions into one score.
+
+A day's way: **logs → trajectories → features → challenger → gate → champion**. `mtf day` walks it by
+hand; `mtf up` starts Airflow, which walks it every day. Start with `mtf init`, then `mtf ingest`.
+""",
+)
+console = Console()
+
+Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
+OptionalDay = Annotated[
+    datetime | None,
+    typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day; the newest by default"),
+]
+
+
+class Source(StrEnum):
+    """Where `mtf ingest` finds logs."""
+
+    service = "service"
+    kuairand = "kuairand"
+    files = "files"
+
+
+def run() -> None:
+    """Entry point: expected errors are shown without a stack trace, and end with code 1."""
+    try:
+        app()
+    except MtfError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="file to write")] = Path("mtf.yaml"),
+    heads: Annotated[
+        str, typer.Option(help="your model's heads, comma-separated; the log names them p_<head>")
+    ] = "",
+    force: Annotated[bool, typer.Option(help="replace an existing file")] = False,
+) -> None:
+    """Write a commented settings file with every setting and where its default comes from.
+
+    Example: `mtf init --heads click,like,share,watch_time`, then edit bounds and static weights.
+    """
+    from dags.command_line.settings_file import render
+    from training.contract.settings import DEFAULT_HEADS, HeadSettings
+
+    if path.exists() and not force:
+        raise SettingsError(f"{path} exists; pass --force to replace it")
+    known = {head.name: head for head in DEFAULT_HEADS}
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    chosen = tuple(known.get(name) or HeadSettings(name=name, static=0.5) for name in names)
+    settings = Settings(heads=chosen) if chosen else Settings()
+    write_text_atomic(path, render(settings))
+    console.print(f"wrote {path}: edit the heads, then land logs with `mtf ingest --help`")
+
+
+@app.command()
+def ingest(
+    source: Annotated[Source, typer.Option(help="kind of log")] = Source.service,
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="folder of the logs (kuairand, files)")
+    ] = None,
+    day: OptionalDay = None,
+) -> None:
+    """Land logs in the lake: the service's own, KuaiRand's CSVs, or files of your own.
+
+    For KuaiRand all days of the folder are landed and a multi-task model (PLE), trained on past days
+    only, fills in the predictions that the log does not carry. Landing twice changes nothing.
+    """
+    from training import ingest as landing
+
+    settings = load_settings()
+    if source is not Source.service and folder is None:
+        raise SettingsError(f"--source {source} needs --from FOLDER")
+    if source is Source.kuairand:
+        from training import upstream
+
+        with console.status("landing KuaiRand's days"):
+            records = landing.land_kuairand(settings, folder, [day.date()] if day else None)
+        for record in records:
+            _show_landing(record)
+        with console.status("training the multi-task model and writing its predictions"):
+            upstream.predict_days(settings, folder)
+        return
+    chosen = _day(day, settings)
+    if source is Source.files:
+        _show_landing(landing.land_files(settings, chosen, folder))
+    else:
+        _show_landing(stages.run_stage(settings, chosen, "land"))
+
+
+def _show_landing(record: dict) -> None:
+    for table, landed in record["tables"].items():
+        console.print(f"{table}: {landed['rows']} rows, days {', '.join(map(str, landed['days']))}")
+
+
+@app.command()
+def day(date_: Day) -> None:
+    """Run the whole daily loop for one day: land, validate, transform, features, train, judge, promote.
+
+    Running it twice gives the same rows and the same model. It stops at the first stage that fails;
+    the champion then serves on, and the day's page says why.
+    """
+    settings, chosen = load_settings(), date_.date()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(str(chosen), total=len(stages.FUNCTIONS))
+        for stage in stages.FUNCTIONS:
+            progress.update(bar, description=f"{chosen} {stage}")
+            record = stages.run_stage(settings, chosen, stage)
+            note = f"skipped: {record['skipped']}" if "skipped" in record else "done"
+            progress.console.print(f"{stage:24s} {record['seconds']:7.1f} s  {note}")
+            progress.advance(bar)
+    console.print(f"report: {stages.make_report(settings, chosen)}")
+
+
+def _run(stage: str, chosen: datetime | None) -> dict:
+    settings = load_settings()
+    target = _day(chosen, settings)
+    with console.status(f"{stage} {target}"):
+        record = stages.run_stage(settings, target, stage)
+    if "skipped" in record:
+        console.print(f"{stage} of {target} skipped: {record['skipped']}")
+    return record
+
+
+@app.command()
+def train(day: OptionalDay = None) -> None:
+    """Train a challenger on the last days' trajectories, up to the given day."""
+    record = _run("train", day)
+    if "sha256" in record:
+        console.print(f"policy {record['version']}, sha256 {record['sha256']}, {record['steps']} steps")
+
+
+@app.command()
+def evaluate(day: OptionalDay = None) -> None:
+    """Estimate the day's challenger, the champion and the static weights off-policy."""
+    record = _run("evaluate", day)
+    if "estimates" in record:
+        console.print(_estimates(record))
+
+
+@app.command()
+def promote(day: OptionalDay = None) -> None:
+    """Put the day's challenger through the gate, and promote it when every rule holds."""
+    record = _run("gate", day)
+    for rule in record.get("rules", []):
+        console.print(f"{'pass' if rule['passed'] else 'FAIL'}  {rule['rule']}: {rule['reason']}")
+    if record.get("decision") == "promote":
+        console.print(f"champion: {_run('promote', day)['version']}")
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="kept in the history")] = "asked for by hand",
+) -> None:
+    """Serve the champion before the present one again; the running service follows within a second."""
+    from training import promotion
+
+    record = promotion.rollback(load_settings(), reason=reason)
+    console.print(f"champion: {record['version']} (was {record['from_version']})")
+
+
+@app.command()
+def serve() -> None:
+    """Run the ranking service in the foreground (Ctrl-C stops it)."""
+    import os
+
+    settings = load_settings()
+    service = next(s for s in stack.services(settings, settings_path()) if s.name == "service")
+    (settings.layout.bentos).mkdir(parents=True, exist_ok=True)
+    console.print(f"serving at {service.address}; the token is in $MTF_TOKEN or in the data folder")
+    os.execve(service.command[0], service.command, service.environment)  # noqa: S606
+
+
+@app.command()
+def simulate(date_: Day) -> None:
+    """Send a day of the simulated world's users to the running service (see `mtf up`)."""
+    from dags.command_line.world import simulate_day
+
+    settings = load_settings()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(f"{date_.date()} requests", total=settings.world.requests_per_day)
+        record = simulate_day(
+            settings,
+            date_.date(),
+            lambda done, total: progress.update(bar, completed=done, total=max(done, total)),
+        )
+    table = Table("arm", "sessions", "session return", "95 % interval")
+    for arm, truth in sorted(record["arms"].items()):
+        low, high = truth["session_return_ci"]
+        table.add_row(
+            arm, str(truth["sessions"]), f"{truth['session_return_mean']:.3f}", f"{low:.3f} to {high:.3f}"
+        )
+    console.print(table)
+    console.print(f"{record['requests']} requests, {record['failures']} failed")
+
+
+@app.command()
+def status() -> None:
+    """What runs, what is served and since when, and how the last days ended."""
+    from training.contract.pointer import read_champion
+
+    settings = load_settings()
+    for service in stack.services(settings, settings_path()):
+        pid = stack.pid_of(settings, service.name)
+        state = f"running, {service.address}" if pid else "stopped"
+        console.print(f"{service.name:8s} {state}")
+    pointer = read_champion(settings.layout.champion)
+    if pointer is None:
+        console.print("champion none yet: static weights are served")
+    else:
+        console.print(f"champion {pointer.version}, promoted {pointer.promoted_ts}")
+    table = Table("day", "last stage", "ended", "gate")
+    for one in recorded_days(settings.layout)[-10:]:
+        records = read_records(settings.layout, one)
+        last = list(records)[-1]
+        ended = "ok" if records[last].get("success", True) else "failed"
+        table.add_row(str(one), last, ended, records.get("gate", {}).get("decision", "-"))
+    console.print(table)
+
+
+@app.command()
+def report(day: OptionalDay = None) -> None:
+    """Make a day's page again, and the index over all days; prints where they are."""
+    settings = load_settings()
+    console.print(str(stages.make_report(settings, _day(day, settings))))
+
+
+@app.command()
+def up() -> None:
+    """Start Airflow, the ranking service and the MLflow UI; prints their addresses."""
+    settings = load_settings()
+    running = stack.services(settings, settings_path())
+    for service in running:
+        stack.start(settings, service)
+    for service in running:
+        with console.status(f"waiting for {service.name}"):
+            seconds = stack.wait_ready(settings, service)
+        console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
+    airflow = stack.Airflow(settings)
+    airflow.ensure_pool()
+    console.print(f"Airflow's user is admin; its password is in {settings.layout.airflow / 'passwords.json'}")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `mtf up` started."""
+    settings = load_settings()
+    for service in stack.services(settings, settings_path()):
+        stopped = stack.stop(settings, service.name)
+        console.print(f"{service.name:8s} {'stopped' if stopped else 'was not running'}")
+
+
+@app.command()
+def demo(
+    days: Annotated[int, typer.Option(min=1, help="simulated days")] = 4,
+    keep: Annotated[bool, typer.Option(help="leave the stack running")] = False,
+) -> None:
+    """Run whole days of the simulated world through the real service and the real DAGs."""
+    from dags.command_line.demo import run_demo
+
+    run_demo(load_settings(), days, keep=keep, console=console)
+
+
+def _estimates(record: dict) -> Table:
+    table = Table("policy", "lower", "value", "upper", "out of data")
+    for name, estimate in record["estimates"].items():
+        numbers = [f"{estimate[key]:.3f}" for key in ("lower", "value", "upper")]
+        table.add_row(name, *numbers, "ALARM" if estimate["alarm"] else "no")
+    return table
+
+
+def _day(chosen: datetime | None, settings: Settings) -> date:
+    """The day asked for, else the newest that left a record, else yesterday."""
+    if chosen is not None:
+        return chosen.date()
+    known = [one for one in recorded_days(settings.layout) if read_record(settings.layout, one, "land")]
+    if known:
+        return known[-1]
+    local = timezone(timedelta(hours=settings.calendar.utc_offset_hours))
+    return datetime.now(local).date() - timedelta(days=1)

@@ -1,0 +1,297 @@
+"""The local stack: Airflow, the ranking service and the MLflow UI as processes of this machine."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from dags.pools import WAREHOUSE_POOL
+from training.contract.errors import MtfError
+from training.contract.files import write_json_atomic, write_text_atomic
+from training.contract.settings import SETTINGS_VARIABLE, Settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STOP_SECONDS = 20
+
+
+class StackError(MtfError):
+    """A process of the local stack did not start or answer; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the stack: how it starts, and the address that answers once it is ready."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    port: int
+    ready_path: str
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def executable(name: str) -> str:
+    """A console script of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def token(settings: Settings) -> str:
+    """The service's bearer token: ``$MTF_TOKEN``, else one made once and kept in the data folder.
+
+    The file is readable by its owner only and is never logged.
+    """
+    if os.environ.get("MTF_TOKEN"):
+        return os.environ["MTF_TOKEN"]
+    path = settings.layout.serving / "token"
+    if not path.exists():
+        write_text_atomic(path, secrets.token_urlsafe(32))
+        path.chmod(0o600)
+    return path.read_text(encoding="utf-8")
+
+
+def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, str]:
+    """Airflow with its home under the data folder and the DAGs of this repository."""
+    home = settings.layout.airflow
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        SETTINGS_VARIABLE: str(settings_file),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "2",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(settings.orchestration.airflow_port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{settings.orchestration.airflow_port}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": (
+            f"http://127.0.0.1:{settings.orchestration.airflow_port}/execution/"
+        ),
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "_AIRFLOW__AS_LIBRARY": "",
+    }
+
+
+def services(settings: Settings, settings_file: Path) -> list[Service]:
+    layout = settings.layout
+    plain = {**os.environ, SETTINGS_VARIABLE: str(settings_file)}
+    return [
+        Service(
+            "service",
+            [
+                *[sys.executable, "-m", "bentoml", "serve", "serving.service:RankService"],
+                *["--host", settings.serving.host, "--port", str(settings.serving.port)],
+                *["--working-dir", str(REPOSITORY), "--api-workers", str(settings.serving.workers)],
+            ],
+            {**plain, "MTF_TOKEN": token(settings), "BENTOML_HOME": str(layout.bentos)},
+            settings.serving.port,
+            "/readyz",
+        ),
+        Service(
+            "mlflow",
+            [
+                *[executable("mlflow"), "server", "--host", "127.0.0.1"],
+                *["--port", str(settings.orchestration.mlflow_port), "--workers", "1"],
+                *["--backend-store-uri", f"sqlite:///{layout.mlflow / 'mlflow.db'}"],
+                *["--artifacts-destination", str(layout.mlflow / "artifacts")],
+            ],
+            plain,
+            settings.orchestration.mlflow_port,
+            "/health",
+        ),
+        Service(
+            "airflow",
+            [executable("airflow"), "standalone"],
+            airflow_environment(settings, settings_file),
+            settings.orchestration.airflow_port,
+            "/api/v2/monitor/health",
+        ),
+    ]
+
+
+def start(settings: Settings, service: Service) -> None:
+    """Start a service in its own process group; a running one is left alone.
+
+    Raises :class:`StackError` when its port is taken by somebody else.
+    """
+    if pid_of(settings, service.name) is not None:
+        return
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", service.port)) == 0:
+            raise StackError(
+                f"port {service.port} of {service.name} is taken by another program; stop it, or set "
+                f"another port in the settings"
+            )
+    for folder in (settings.layout.mlflow, settings.layout.airflow, settings.layout.bentos):
+        folder.mkdir(parents=True, exist_ok=True)
+    log = log_file(settings, service.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            service.command,
+            env=service.environment,
+            cwd=settings.layout.root,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    write_json_atomic(_pid_file(settings, service.name), {"pid": process.pid, "command": service.command})
+
+
+def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> float:
+    """Wait for the service's address to answer; seconds waited. :class:`StackError` when it does not."""
+    started = time.monotonic()
+    while time.monotonic() - started < timeout:
+        try:
+            if httpx.get(service.address + service.ready_path, timeout=5).status_code == 200:
+                return time.monotonic() - started
+        except httpx.HTTPError:
+            pass
+        if pid_of(settings, service.name) is None:
+            raise StackError(f"{service.name} ended while starting; see {log_file(settings, service.name)}")
+        time.sleep(0.5)
+    raise StackError(
+        f"{service.name} did not answer at {service.address} within {timeout:.0f} s; "
+        f"see {log_file(settings, service.name)}"
+    )
+
+
+def stop(settings: Settings, name: str) -> bool:
+    """Stop a service and its children; True when one was running."""
+    pid = pid_of(settings, name)
+    if pid is None:
+        _pid_file(settings, name).unlink(missing_ok=True)
+        return False
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            break
+        if _wait(lambda: not _group_alive(pid), STOP_SECONDS):
+            break
+    _pid_file(settings, name).unlink(missing_ok=True)
+    return True
+
+
+def pid_of(settings: Settings, name: str) -> int | None:
+    """Process id of a service that this data folder's stack runs, else None."""
+    path = _pid_file(settings, name)
+    if not path.exists():
+        return None
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        _reap(entry["pid"])
+        command = Path(f"/proc/{entry['pid']}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    # a recycled pid belongs to a program with another command line
+    known = {part.encode() for part in entry["command"][-3:]}
+    return entry["pid"] if known & set(command) else None
+
+
+def log_file(settings: Settings, name: str) -> Path:
+    return settings.layout.root / "logs" / f"{name}.log"
+
+
+def _pid_file(settings: Settings, name: str) -> Path:
+    return settings.layout.root / "processes" / f"{name}.json"
+
+
+def _reap(pid: int) -> None:
+    """Collect an ended child of this very process, which would linger as a zombie."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _group_alive(pid: int) -> bool:
+    _reap(pid)
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return condition()
+
+
+class Airflow:
+    """A small client of Airflow's REST API: trigger a DAG for a day, wait, create the pool."""
+
+    def __init__(self, settings: Settings):
+        self.address = f"http://127.0.0.1:{settings.orchestration.airflow_port}"
+        passwords = settings.layout.airflow / "passwords.json"
+        password = json.loads(passwords.read_text(encoding="utf-8"))["admin"]
+        answer = httpx.post(
+            f"{self.address}/auth/token", json={"username": "admin", "password": password}, timeout=30
+        )
+        answer.raise_for_status()
+        self.client = httpx.Client(
+            base_url=f"{self.address}/api/v2",
+            headers={"Authorization": f"Bearer {answer.json()['access_token']}"},
+            timeout=60,
+        )
+
+    def ensure_pool(self) -> None:
+        """The warehouse's single slot: DuckDB takes one writer."""
+        body = {"name": WAREHOUSE_POOL, "slots": 1, "description": "DuckDB takes one writer"}
+        answer = self.client.post("/pools", json=body)
+        if answer.status_code not in (201, 409):
+            answer.raise_for_status()
+
+    def wait_for_dags(self, names: list[str], timeout: float = 120.0) -> None:
+        """Until the DAG processor has parsed all of them."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            answer = self.client.get("/dags", params={"limit": 100})
+            answer.raise_for_status()
+            if set(names) <= {dag["dag_id"] for dag in answer.json()["dags"]}:
+                return
+            time.sleep(1)
+        errors = self.client.get("/importErrors").json().get("import_errors", [])
+        details = "\n".join(error["stack_trace"] for error in errors)
+        raise StackError(f"Airflow did not load {', '.join(names)} in {timeout:.0f} s\n{details}")
+
+    def trigger(self, dag: str, day: str) -> str:
+        """Start a run of a DAG for one day; returns its run id."""
+        body = {"logical_date": None, "partition_key": day, "conf": {"day": day}}
+        answer = self.client.post(f"/dags/{dag}/dagRuns", json=body)
+        if answer.status_code >= 400:
+            raise StackError(f"Airflow refused a run of {dag} for {day}: {answer.text}")
+        return answer.json()["dag_run_id"]
+
+    def runs(self, dag: str, day: str) -> list[dict]:
+        """Runs of a DAG for a day, oldest first."""
+        answer = self.client.get(f"/dags/{dag}/dagRuns", params={"limit": 100, "order_by": "id"})
+        answer.raise_for_status()
+        return [run for run in answer.json()["dag_runs"] if run.get("partition_key") == day]
+
+    def tasks(self, dag: str, run_id: str) -> list[dict]:
+        answer = self.client.get(f"/dags/{dag}/dagRuns/{run_id}/taskInstances")
+        answer.raise_for_status()
+        return answer.json()["task_instances"]

@@ -1,0 +1,33 @@
+"""The demo's traffic: the simulated world sends a day of requests to the running service."""
+
+from datetime import timedelta
+
+import pendulum
+from airflow.sdk import DAG, get_current_context, task
+
+from dags.tasks import day_of
+from training.contract.settings import load_settings
+
+with DAG(
+    dag_id="mtf_traffic",
+    schedule=None,
+    start_date=pendulum.datetime(2020, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    tags=["mtf", "demo"],
+    doc_md="""
+### A simulated day of users
+For the demo and for trying the loop without real logs: users of the simulated world call `/rank` and
+`/feedback` of the running service over HTTP. Not part of a production installation: pause it there.
+""",
+):
+
+    @task(execution_timeout=timedelta(hours=1))
+    def simulate() -> dict:
+        from dags.command_line.world import simulate_day
+
+        settings = load_settings()
+        record = simulate_day(settings, day_of(get_current_context()))
+        return {key: record[key] for key in ("requests", "failures")}
+
+    simulate()
