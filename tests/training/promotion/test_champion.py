@@ -1,0 +1,202 @@
+"""Promotion and rollback: pointer, registry and history agree, also after a rerun or a kill."""
+
+from datetime import date, timedelta
+
+import numpy as np
+import pytest
+
+from tests.training.promotion.conftest import Arrange
+from training.contract.errors import MtfError, PolicyError
+from training.contract.pointer import read_champion
+from training.contract.records import read_record
+from training.contract.settings import Settings
+from training.promotion import (
+    champion,
+    champion_before,
+    champion_policy,
+    gate,
+    history,
+    promote,
+    register,
+    registry,
+    rollback,
+)
+
+DAYS = [date(2026, 1, 5) + timedelta(days=i) for i in range(4)]
+
+
+def run_day(settings: Settings, arrange: Arrange, day: date, seed: int, **values: float) -> dict:
+    arrange(day, seed=seed, **values)
+    return promote(settings, day, gate(settings, day))
+
+
+def test_static_weights_serve_before_the_first_promotion(settings: Settings) -> None:
+    policy = champion_policy(settings)
+    assert policy.version == "static"
+    states = np.zeros((2, settings.state_spec.width), dtype=np.float32)
+    np.testing.assert_allclose(policy.act(states), np.tile(settings.fusion.static_action, (2, 1)))
+    with pytest.raises(MtfError, match="no champion to roll back"):
+        rollback(settings)
+
+
+def test_a_promotion_moves_pointer_alias_and_history(settings: Settings, arrange: Arrange) -> None:
+    record = run_day(settings, arrange, DAYS[0], 1)
+    pointer = read_champion(settings.layout.champion)
+    assert record["promoted"]
+    assert record["version"] == pointer.version == champion_policy(settings).version == "p1"
+    assert (settings.data / pointer.policy).is_file()
+    assert registry.alias_version(settings, registry.CHAMPION) == pointer.model_version == "1"
+    events = history(settings)
+    assert [(e["action"], e["version"], e["from"]) for e in events] == [("promote", "p1", None)]
+
+
+def test_a_retrain_of_the_day_does_not_touch_what_serves(settings: Settings, arrange: Arrange) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    arrange(DAYS[0], seed=2, lower=0.0)
+    assert gate(settings, DAYS[0])["decision"] == "refuse"
+    assert champion_policy(settings).version == "p1"
+
+
+def test_promoting_twice_changes_nothing(settings: Settings, arrange: Arrange) -> None:
+    first = run_day(settings, arrange, DAYS[0], 1)
+    bytes_before = settings.layout.champion.read_bytes()
+    assert promote(settings, DAYS[0], gate(settings, DAYS[0])) == first
+    assert settings.layout.champion.read_bytes() == bytes_before
+    assert len(history(settings)) == 1
+
+
+def test_a_refusal_leaves_the_champion(settings: Settings, arrange: Arrange) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    record = run_day(settings, arrange, DAYS[1], 2, lower=0.5, champion=1.0)
+    assert (record["promoted"], record["version"]) == (False, "p1")
+    assert "0.5 is below" in record["reason"]
+    assert champion_policy(settings).version == "p1"
+
+
+def test_rollback_goes_back_step_by_step_and_then_says_so(settings: Settings, arrange: Arrange) -> None:
+    for i in range(3):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    assert champion_policy(settings, before=DAYS[1]).version == "p1"
+    record = rollback(settings, "fewer returns")
+    assert (record["version"], record["from_version"]) == ("p2", "p3")
+    assert champion_policy(settings).version == "p2"
+    assert registry.alias_version(settings, registry.CHAMPION) == "2"
+    assert history(settings)[-1]["reason"] == "fewer returns"
+    rollback(settings)
+    with pytest.raises(MtfError, match="nothing to go back to: p1 is the first champion"):
+        rollback(settings)
+    assert champion_policy(settings).version == "p1"
+
+
+def test_a_day_after_a_rollback_builds_on_what_serves(settings: Settings, arrange: Arrange) -> None:
+    for i in range(2):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    rollback(settings)
+    run_day(settings, arrange, DAYS[2], 3, champion=1.0)
+    assert read_champion(settings.layout.champion).previous["version"] == "p1"
+
+
+def test_a_retrained_day_keeps_its_predecessor_for_rollback(settings: Settings, arrange: Arrange) -> None:
+    for i in range(2):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    run_day(settings, arrange, DAYS[1], 9, champion=1.0)
+    assert champion_before(settings, DAYS[1]).version == "p1"
+    assert rollback(settings)["version"] == "p1"
+
+
+def test_a_backfilled_older_day_does_not_replace_a_newer_champion(
+    settings: Settings, arrange: Arrange
+) -> None:
+    for i in (0, 2):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    record = run_day(settings, arrange, DAYS[1], 2, champion=1.0)
+    assert (record["promoted"], record["version"]) == (False, "p3")
+    assert f"newer than {DAYS[1]}" in record["reason"]
+
+
+@pytest.mark.parametrize("at", ["set_alias", "_record_promotion", "write_champion"])
+def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
+    settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    arrange(DAYS[1], seed=2, champion=1.0)
+    decision = gate(settings, DAYS[1])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry if at == "set_alias" else champion, at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote(settings, DAYS[1], decision)
+    assert champion_policy(settings).version == "p1"  # what serves is still whole
+    promote(settings, DAYS[1], gate(settings, DAYS[1]))
+    assert champion_policy(settings).version == "p2"
+    assert registry.alias_version(settings, registry.CHAMPION) == "2"
+    assert [e["version"] for e in history(settings)] == ["p1", "p2"]
+
+
+def test_rollback_refuses_a_broken_predecessor_and_keeps_serving(
+    settings: Settings, arrange: Arrange
+) -> None:
+    for i in range(2):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    kept = settings.data / read_champion(settings.layout.champion).previous["policy"]
+    kept.write_bytes(kept.read_bytes()[:-8])
+    with pytest.raises(PolicyError):
+        rollback(settings)
+    assert champion_policy(settings).version == "p2"
+
+
+def test_a_rollback_reaches_the_service_even_when_the_registry_is_broken(
+    settings: Settings, arrange: Arrange
+) -> None:
+    for i in range(2):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    database = settings.layout.mlflow / "mlflow.db"
+    database.rename(database.with_suffix(".gone"))
+    with pytest.raises(MtfError, match="rolled back to p1"):
+        rollback(settings)
+    assert champion_policy(settings).version == "p1"
+
+
+def test_a_policy_file_swapped_after_the_gate_is_not_promoted(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAYS[0], seed=1)
+    decision = gate(settings, DAYS[0])
+    arrange(DAYS[0], seed=2)
+    with pytest.raises(PolicyError, match="SHA-256"):
+        promote(settings, DAYS[0], decision)
+    assert read_champion(settings.layout.champion) is None
+
+
+def test_a_champion_of_other_heads_is_not_compared(settings: Settings, arrange: Arrange) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    changed = settings.model_copy(update={"heads": settings.heads[::-1]})
+    assert champion_policy(changed).version == "static"
+
+
+def test_the_pointer_does_not_grow_for_ever(
+    settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(champion, "CHAIN", 2)
+    for i in range(4):
+        run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
+    pointer = read_champion(settings.layout.champion)
+    assert pointer.previous["previous"]["version"] == "p2"
+    assert pointer.previous["previous"]["previous"] is None
+
+
+def test_the_registry_holds_one_run_and_version_a_policy(settings: Settings, arrange: Arrange) -> None:
+    digest = arrange(DAYS[0])
+    records = [read_record(settings.layout, DAYS[0], stage) for stage in ("train", "evaluate")]
+    assert [register(settings, DAYS[0], *records) for _ in range(2)] == ["1", "1"]
+    client = registry._client(settings)
+    (version,) = client.search_model_versions(f"name = '{registry.MODEL}'")
+    run = client.get_run(version.run_id)
+    assert version.tags == {"sha256": digest, "policy": "p1", "day": str(DAYS[0])}
+    assert run.data.params["gamma"] == "0.95"
+    assert run.data.metrics["challenger.lower"] == 1.2
+    assert [m.step for m in client.get_metric_history(version.run_id, "train.critic")] == [10, 20]
+    assert run.data.tags["lineage.partitions"] == '{"2026-01-05": "ab"}'
+    assert registry.alias_version(settings, registry.CHALLENGER) == "1"
+    assert [f.path for f in client.list_artifacts(version.run_id)] == ["lineage.json", "policy.safetensors"]

@@ -1,0 +1,270 @@
+"""The gate: each rule refuses for its own reason, and anything doubtful refuses."""
+
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.training.promotion.conftest import Arrange, write_policy
+from training.contract.errors import PolicyError
+from training.contract.files import read_json, sha256, write_json_atomic
+from training.contract.policy import METADATA_KEY, constant_policy
+from training.contract.records import read_record, write_record
+from training.contract.settings import Settings
+from training.promotion import gate, promote, rollback
+from training.promotion.gate import latency_p99_ms
+
+DAY, NEXT = date(2026, 1, 5), date(2026, 1, 6)
+
+
+def change(settings: Settings, stage: str, **values: object) -> None:
+    record = read_record(settings.layout, DAY, stage)
+    write_record(settings.layout, DAY, stage, {**record, **values})
+
+
+def change_estimate(settings: Settings, **values: object) -> None:
+    estimates = read_record(settings.layout, DAY, "evaluate")["estimates"]
+    estimates["challenger"].update(values)
+    change(settings, "evaluate", estimates=estimates)
+
+
+def refused_rules(record: dict) -> list[str]:
+    assert record["decision"] == "refuse"
+    failed = [rule for rule in record["rules"] if not rule["passed"]]
+    assert record["reasons"] == [rule["reason"] for rule in failed]
+    return [rule["rule"] for rule in failed]
+
+
+def test_a_good_challenger_is_promoted_with_a_reason_for_each_rule(
+    settings: Settings, arrange: Arrange
+) -> None:
+    digest = arrange(DAY)
+    asked: list[Path] = []
+
+    def smoke(path: Path) -> dict:
+        asked.append(path)
+        return {"ok": True, "reason": "ranked 5 candidates"}
+
+    record = gate(settings, DAY, smoke=smoke)
+    assert record["decision"] == "promote"
+    assert record["challenger"] == {"sha256": digest, "version": "p1"}
+    assert record["champion"] is None
+    assert asked == [settings.layout.model(DAY) / "policy.safetensors"]
+    assert [rule["rule"] for rule in record["rules"]] == [
+        "validate_landed",
+        "validate_transitions",
+        "validate_training_set",
+        "estimate",
+        "alarm",
+        "bounds",
+        "jump",
+        "parity",
+        "loadable",
+        "size",
+        "latency",
+        "not rolled back",
+        "smoke",
+    ]
+    assert all(rule["reason"] for rule in record["rules"])
+    write_record(settings.layout, DAY, "gate", record)  # plain JSON
+
+
+def test_a_rerun_gives_the_same_record_but_for_the_latency(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    records = [gate(settings, DAY), gate(settings, DAY)]
+    for record in records:
+        for rule in record["rules"]:
+            if rule["rule"] == "latency":
+                rule.update(observed=None, reason=None)
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "rule", "words"),
+    [
+        ("validate_landed", {"success": False}, "validate_landed", "the landed log is invalid"),
+        ("parity", {"mismatched": 30, "share": 0.06}, "parity", "30 of 500 served states differ"),
+        ("parity", {"compared": 0, "mismatched": 0, "share": 0.0}, "parity", "no served state"),
+        ("parity", {"error": "IOError: disk"}, "record of parity", "failed (IOError: disk)"),
+        ("train", {"skipped": "no decisions"}, "record of train", "skipped (no decisions)"),
+    ],
+)
+def test_a_bad_record_refuses(
+    settings: Settings, arrange: Arrange, stage: str, values: dict, rule: str, words: str
+) -> None:
+    arrange(DAY)
+    change(settings, stage, **values)
+    record = gate(settings, DAY)
+    assert refused_rules(record) == [rule]
+    assert words in record["reasons"][0]
+
+
+def test_failed_expectations_are_named(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    fault = {"expectation": "expect_column_values_to_be_between", "column": "p_click", "severity": "critical"}
+    suites = {"impressions": {"success": False, "evaluated": 9, "failed": [fault]}}
+    change(settings, "validate_landed", success=False, suites=suites)
+    reason = "the landed log is invalid: impressions: expect_column_values_to_be_between on p_click"
+    assert gate(settings, DAY)["reasons"] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "words"),
+    [
+        ({"lower": 0.9}, "estimate", "0.9 is below the lower bound 1 of static weights"),
+        ({"alarm": True}, "alarm", "where there is no data"),
+        ({"bound_share": 0.8}, "bounds", "80.0% of the actions' entries"),
+    ],
+)
+def test_a_bad_estimate_refuses(
+    settings: Settings, arrange: Arrange, values: dict, rule: str, words: str
+) -> None:
+    arrange(DAY)
+    change_estimate(settings, **values)
+    record = gate(settings, DAY)
+    assert refused_rules(record) == [rule]
+    assert words in record["reasons"][0]
+
+
+def test_the_champions_value_can_be_the_bar(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY, lower=1.2)  # static: lower 1.0, value 1.5
+    strict = settings.model_copy(update={"gate": settings.gate.model_copy(update={"compare": "value"})})
+    assert gate(settings, DAY)["decision"] == "promote"
+    assert refused_rules(gate(strict, DAY)) == ["estimate"]
+
+
+@pytest.mark.parametrize("stage", ["validate_transitions", "train", "evaluate", "parity"])
+def test_a_missing_record_refuses_and_is_named(settings: Settings, arrange: Arrange, stage: str) -> None:
+    arrange(DAY)
+    (settings.layout.run(DAY) / f"{stage}.json").unlink()
+    record = gate(settings, DAY)
+    assert refused_rules(record) == [f"record of {stage}"]
+    assert f"the stage {stage} left no record on {DAY}" in record["reasons"][0]
+
+
+def test_a_jump_from_the_champion_refuses_and_does_not_apply_without_one(
+    settings: Settings, arrange: Arrange
+) -> None:
+    arrange(DAY)
+    change(settings, "evaluate", jump={"challenger vs champion": 1.7})
+    assert gate(settings, DAY)["decision"] == "promote"  # the only estimate beside it is static's
+    arrange(DAY, champion=1.0)
+    change(settings, "evaluate", jump={"challenger vs champion": 1.7})
+    assert refused_rules(gate(settings, DAY)) == ["jump"]
+    change(settings, "evaluate", jump={})
+    assert refused_rules(gate(settings, DAY)) == ["jump"]
+
+
+def test_a_truncated_file_refuses(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    path = settings.layout.model(DAY) / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    record = gate(settings, DAY)
+    assert refused_rules(record) == ["loadable"]
+    assert "SHA-256" in record["reasons"][0]
+
+
+@pytest.mark.parametrize("fault", ["not a number", "shape", "foreign heads"])
+def test_a_file_that_cannot_be_served_refuses(settings: Settings, arrange: Arrange, fault: str) -> None:
+    """The hash is right: the trainer wrote such a file."""
+    arrange(DAY)
+    path = settings.layout.model(DAY) / "policy.safetensors"
+    if fault == "not a number":
+        tensors = load_file(path)
+        tensors["critic.1.bias"][0] = np.nan
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = {METADATA_KEY: file.metadata()[METADATA_KEY]}
+        save_file(tensors, path, metadata=metadata)
+        digest = sha256(path)
+    elif fault == "shape":
+        digest = write_policy(settings, DAY, 1, perturbation=3)
+    else:
+        other = settings.model_copy(update={"heads": settings.heads[:-1]})
+        digest = write_policy(other, DAY, 1)
+    change(settings, "train", sha256=digest)
+    record = gate(settings, DAY)
+    assert refused_rules(record) == ["loadable"]
+    words = {"not a number": "not a number", "shape": "do not fit each other", "foreign heads": "its heads"}
+    assert words[fault] in record["reasons"][0]
+
+
+def test_a_large_and_a_slow_policy_refuse(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    limits = settings.gate.model_copy(update={"max_policy_bytes": 100, "max_latency_ms": 1e-4})
+    record = gate(settings.model_copy(update={"gate": limits}), DAY)
+    assert refused_rules(record) == ["size", "latency"]
+
+
+def test_latency_forgives_a_hiccup_and_sees_a_slow_policy(settings: Settings) -> None:
+    @dataclass
+    class Stalling:
+        every: int
+        calls: int = 0
+
+        def __call__(self, states: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls % self.every == 0:
+                time.sleep(0.03)
+            return np.zeros((len(states), 8))
+
+    base = constant_policy(settings.state_spec, settings.fusion, np.zeros(8), "c")
+    assert latency_p99_ms(replace(base, actor=Stalling(every=130))) < 15.0
+    assert latency_p99_ms(replace(base, actor=Stalling(every=20))) > 25.0
+
+
+def test_smoke_runs_last_and_refuses(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+
+    def broken(path: Path) -> dict:
+        return {"ok": False, "reason": "the service answered 500"}
+
+    record = gate(settings, DAY, smoke=broken)
+    assert refused_rules(record) == ["smoke"]
+    assert record["reasons"] == ["smoke request: the service answered 500"]
+
+    def forbidden(path: Path) -> dict:
+        raise AssertionError("a refused policy was built")
+
+    change_estimate(settings, lower=0.0)
+    assert refused_rules(gate(settings, DAY, smoke=forbidden)) == ["estimate"]
+
+
+def test_a_rerun_after_promotion_is_unchanged_and_a_retrain_is_judged_as_at_first(
+    settings: Settings, arrange: Arrange
+) -> None:
+    arrange(DAY)
+    promote(settings, DAY, gate(settings, DAY))
+    record = gate(settings, DAY)
+    assert (record["decision"], record["rules"]) == ("unchanged", [])
+    assert record["champion"]["version"] == "p1"
+
+    arrange(DAY, seed=2)
+    record = gate(settings, DAY)
+    assert (record["decision"], record["champion"]) == ("promote", None)
+
+
+def test_what_was_rolled_back_is_not_promoted_by_a_rerun(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    promote(settings, DAY, gate(settings, DAY))
+    arrange(NEXT, seed=2, champion=1.0)
+    promote(settings, NEXT, gate(settings, NEXT))
+    rollback(settings, "it showed too many short videos")
+    record = gate(settings, NEXT)
+    assert refused_rules(record) == ["not rolled back"]
+    assert "it showed too many short videos" in record["reasons"][0]
+    assert record["champion"]["version"] == "p1"
+
+
+def test_a_broken_pointer_is_not_taken_for_no_champion(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    promote(settings, DAY, gate(settings, DAY))
+    pointer = read_json(settings.layout.champion)
+    del pointer["sha256"]
+    write_json_atomic(settings.layout.champion, pointer)
+    with pytest.raises(PolicyError, match="not a champion pointer"):
+        gate(settings, DAY)

@@ -1,0 +1,13 @@
+"""From challenger to champion: the gate, the model registry, promotion and rollback."""
+
+from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
+from training.promotion.gate import gate
+
+__all__ = ["champion_before", "champion_policy", "gate", "history", "promote", "register", "rollback"]
+
+
+def register(settings, day, train_record, evaluate_record) -> str:
+    """See :func:`training.promotion.registry.register`; MLflow is imported on the first call."""
+    from training.promotion import registry
+
+    return registry.register(settings, day, train_record, evaluate_record)

@@ -1,0 +1,293 @@
+"""The gate: whether the day's challenger may replace the champion, rule by rule, each with its reason.
+
+It reads what the day's stages recorded and measures the exported policy file itself. Anything
+doubtful, a missing record too, leaves the champion in place.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.contract.errors import PolicyError
+from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.policy import Policy, load_policy
+from training.contract.records import read_record
+from training.contract.settings import Settings
+from training.promotion.champion import champion_before, history
+
+Rule = dict[str, Any]
+Smoke = Callable[[Path], Mapping[str, Any]]
+
+VALIDATIONS = {
+    "validate_landed": "the landed log",
+    "validate_transitions": "the transitions",
+    "validate_training_set": "the training set",
+}
+REQUIRED = (*VALIDATIONS, "train", "evaluate", "parity")
+
+# Latency: the least p99 over blocks of calls. Another process can only add time to a block, so the
+# least is the policy's own, and one hiccup of the machine does not refuse a good policy.
+WARM_UP_CALLS = 20
+BLOCKS = 5
+BLOCK_CALLS = 100
+LATENCY_BUDGET_S = 10.0
+
+
+def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[str, Any]:
+    """Judge the challenger of ``day``; returns the gate's record.
+
+    ``{"decision": "promote" | "refuse" | "unchanged", "rules": [...], "reasons": [...],
+    "challenger": {...} | None, "champion": {...} | None}``; a rule is ``{"rule", "passed",
+    "observed", "threshold", "reason"}`` and a rule that does not apply passes and says so. The
+    champion is the one from before ``day``, so that a rerun judges as the first run did;
+    ``unchanged`` means that the challenger's file already is the champion. ``smoke`` takes the
+    policy file and answers ``{"ok": bool, "reason": str}``; it is called last, and only when every
+    other rule passed.
+    """
+    path = settings.layout.model(day) / "policy.safetensors"
+    found = {stage: read_record(settings.layout, day, stage) for stage in REQUIRED}
+    records = {stage: record for stage, record in found.items() if not _unusable(stage, record)}
+    train = records.get("train")
+    before = champion_before(settings, day)
+    record: dict[str, Any] = {
+        "challenger": None if train is None else {"sha256": train["sha256"], "version": train["version"]},
+        "champion": None if before is None else _named(before),
+    }
+    serving = read_champion(settings.layout.champion)
+    if train is not None and serving is not None and serving.sha256 == train["sha256"]:
+        reason = f"policy {train['version']} of {day} already is the champion"
+        return {
+            **record,
+            "champion": _named(serving),
+            "decision": "unchanged",
+            "rules": [],
+            "reasons": [reason],
+        }
+
+    rules = [
+        _rule(f"record of {stage}", False, None, None, f"{reason} on {day}")
+        for stage, record in found.items()
+        if (reason := _unusable(stage, record))
+    ]
+    rules += [
+        _data_valid(stage, name, records[stage]) for stage, name in VALIDATIONS.items() if stage in records
+    ]
+    if "evaluate" in records:
+        rules += _judged(settings, records["evaluate"])
+    if "parity" in records:
+        rules.append(_parity(settings, records["parity"]))
+    if train is not None:
+        rules += _file(settings, path, train)
+        rules.append(_not_rolled_back(settings, train))
+    if smoke is not None and all(rule["passed"] for rule in rules):
+        rules.append(_smoke(smoke, path))
+
+    failed = [rule["reason"] for rule in rules if not rule["passed"]]
+    won = f"policy {train['version']} passed all {len(rules)} rules" if train else ""
+    return {
+        **record,
+        "decision": "refuse" if failed else "promote",
+        "rules": rules,
+        "reasons": failed or [won],
+    }
+
+
+def _unusable(stage: str, record: Mapping[str, Any] | None) -> str | None:
+    """Why a stage's record says nothing of the challenger, or None."""
+    if record is None:
+        return f"the stage {stage} left no record"
+    if "skipped" in record:
+        return f"the stage {stage} was skipped ({record['skipped']})"
+    if "error" in record:
+        return f"the stage {stage} failed ({record['error']})"
+    return None
+
+
+def _named(pointer: ChampionPointer) -> dict[str, str]:
+    return {
+        "sha256": pointer.sha256,
+        "version": pointer.version,
+        "day": pointer.day,
+        "model_version": pointer.model_version,
+    }
+
+
+def _rule(rule: str, passed: bool, observed: Any, threshold: Any, reason: str) -> Rule:
+    return {"rule": rule, "passed": passed, "observed": observed, "threshold": threshold, "reason": reason}
+
+
+def _data_valid(stage: str, name: str, record: Mapping[str, Any]) -> Rule:
+    failed = [
+        f"{suite}: {fault['expectation']} on {fault.get('column') or 'the table'}"
+        for suite, result in record.get("suites", {}).items()
+        if not result["success"]
+        for fault in result["failed"]
+    ]
+    passed = bool(record["success"])
+    reason = f"{name} is valid" if passed else f"{name} is invalid: {'; '.join(failed) or 'see its record'}"
+    return _rule(stage, passed, passed, True, reason)
+
+
+def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
+    """The rules on the offline estimate and on the actions, from the record of ``evaluate``."""
+    limits = settings.gate
+    estimates = record["estimates"]
+    challenger = estimates["challenger"]
+    rival = "champion" if "champion" in estimates else "static"
+    name = "the champion" if rival == "champion" else "static weights (there is no champion)"
+    lower, bar = challenger["lower"], estimates[rival][limits.compare]
+    passed = lower >= bar
+    yield _rule(
+        "estimate",
+        passed,
+        lower,
+        bar,
+        f"the challenger's lower bound {lower:.4g} {'reaches' if passed else 'is below'} "
+        f"the {limits.compare} {'bound ' if limits.compare == 'lower' else ''}{bar:.4g} of {name}",
+    )
+    alarm = bool(challenger["alarm"])
+    yield _rule(
+        "alarm",
+        not alarm,
+        challenger["alarm"],
+        False,
+        f"the estimate {challenger['value']:.4g} lies outside the returns that the log can give: "
+        "the policy acts where there is no data"
+        if alarm
+        else "the estimate lies within the returns that the log can give",
+    )
+    share = challenger["bound_share"]
+    passed = share <= limits.max_bound_share
+    yield _rule(
+        "bounds",
+        passed,
+        share,
+        limits.max_bound_share,
+        f"{share:.1%} of the actions' entries lie on a bound, "
+        f"{'at most' if passed else 'more than the'} {limits.max_bound_share:.1%} allowed",
+    )
+    jump = record.get("jump", {}).get("challenger vs champion")
+    if rival != "champion":
+        yield _rule(
+            "jump", True, None, limits.max_action_jump, "not applicable: there is no champion to jump from"
+        )
+    elif jump is None:
+        yield _rule(
+            "jump", False, None, limits.max_action_jump, "the evaluation recorded no distance to the champion"
+        )
+    else:
+        passed = jump <= limits.max_action_jump
+        yield _rule(
+            "jump",
+            passed,
+            jump,
+            limits.max_action_jump,
+            f"the actions differ from the champion's by {jump:.3g} on average, "
+            f"{'at most' if passed else 'more than the'} {limits.max_action_jump:g} allowed",
+        )
+
+
+def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
+    limit = settings.gate.max_parity_mismatch
+    compared, share = record["compared"], record["share"]
+    if not compared:
+        return _rule("parity", False, None, limit, "no served state could be compared with the feature store")
+    passed = share <= limit
+    return _rule(
+        "parity",
+        passed,
+        share,
+        limit,
+        f"{record['mismatched']} of {compared} served states differ from the feature store's ({share:.2%}), "
+        f"{'at most' if passed else 'more than the'} {limit:.2%} allowed",
+    )
+
+
+def _file(settings: Settings, path: Path, train: Mapping[str, Any]) -> Iterator[Rule]:
+    """The rules on the exported file: whole, fitting the settings, small and fast enough."""
+    limits = settings.gate
+    try:
+        policy = load_policy(path, train["sha256"])
+        _fits(settings, policy)
+    except PolicyError as error:
+        yield _rule("loadable", False, None, None, f"the policy file cannot be served: {error}")
+        return
+    yield _rule(
+        "loadable", True, policy.sha256, train["sha256"], "the policy file loads and fits the state and heads"
+    )
+    size = path.stat().st_size
+    passed = size <= limits.max_policy_bytes
+    yield _rule(
+        "size",
+        passed,
+        size,
+        limits.max_policy_bytes,
+        f"the policy file has {size:,} bytes, "
+        f"{'at most' if passed else 'more than the'} {limits.max_policy_bytes:,} allowed",
+    )
+    p99 = latency_p99_ms(policy)
+    passed = p99 <= limits.max_latency_ms
+    yield _rule(
+        "latency",
+        passed,
+        p99,
+        limits.max_latency_ms,
+        f"one state takes {p99:.3g} ms at the 99th percentile, "
+        f"{'at most' if passed else 'more than the'} {limits.max_latency_ms:g} ms allowed",
+    )
+
+
+def _fits(settings: Settings, policy: Policy) -> None:
+    header = policy.header
+    if header.spec.version != settings.state_spec.version:
+        raise PolicyError(
+            f"it takes states of specification {header.spec.version}, "
+            f"the settings give {settings.state_spec.version}"
+        )
+    if header.fusion != settings.fusion:
+        raise PolicyError("its heads, β or weight intervals are not those of the settings")
+
+
+def latency_p99_ms(policy: Policy) -> float:
+    """Milliseconds of one state through the policy at the 99th percentile, in this process."""
+    states = np.random.default_rng(0).normal(size=(BLOCK_CALLS, 1, policy.header.spec.width))
+    states = states.astype(np.float32)
+
+    def timed(calls: int) -> np.ndarray:
+        times = np.empty(calls)
+        for i in range(calls):
+            start = time.perf_counter()
+            policy.act(states[i])
+            times[i] = time.perf_counter() - start
+        return times * 1e3
+
+    timed(WARM_UP_CALLS)
+    start, best = time.perf_counter(), np.inf
+    for _ in range(BLOCKS):
+        best = min(best, float(np.percentile(timed(BLOCK_CALLS), 99)))
+        if time.perf_counter() - start > LATENCY_BUDGET_S:  # far too slow: the first block says it
+            break
+    return round(best, 4)
+
+
+def _not_rolled_back(settings: Settings, train: Mapping[str, Any]) -> Rule:
+    """A rerun of a day must not bring back what a person took out of service."""
+    withdrawn = [e for e in history(settings) if e["action"] == "rollback" and e["from"] == train["sha256"]]
+    if not withdrawn:
+        return _rule("not rolled back", True, None, None, "this policy was never rolled back")
+    event = withdrawn[-1]
+    reason = f"this policy was rolled back at {event['ts']}: {event['reason']}"
+    return _rule("not rolled back", False, event["ts"], None, reason)
+
+
+def _smoke(smoke: Smoke, path: Path) -> Rule:
+    answer = smoke(path)
+    ok = bool(answer["ok"])
+    reason = answer.get("reason") or (
+        "the built service answered" if ok else "the built service did not answer"
+    )
+    return _rule("smoke", ok, ok, True, f"smoke request: {reason}")

@@ -1,0 +1,130 @@
+"""The model registry: MLflow on SQLite below the data folder; no server and no network is needed.
+
+One run a (day, policy hash) and one model version a policy hash, so that a rerun finds what the
+first run left and adds nothing.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from training.contract.settings import Settings
+
+EXPERIMENT = "mtf"
+MODEL = "mtf-fusion"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+TAG_CHARACTERS = 5_000  # MLflow refuses longer ones; the whole lineage is an artifact of the run
+BATCH = 1_000  # most metrics MLflow takes in one call
+
+
+def tracking_uri(settings: Settings) -> str:
+    """Of the SQLite file that ``mlflow ui --backend-store-uri`` shows."""
+    return f"sqlite:///{(settings.layout.mlflow / 'mlflow.db').absolute()}"
+
+
+def register(
+    settings: Settings, day: date, train_record: Mapping[str, Any], evaluate_record: Mapping[str, Any]
+) -> str:
+    """Log the day's challenger and register it; returns its model version, the old one on a rerun.
+
+    Parameters are the learner's settings, metrics the training curves and the offline estimates,
+    tags the lineage; the policy file is the artifact that the version points to. The version takes
+    the alias ``challenger``.
+    """
+    client = _client(settings)
+    digest = train_record["sha256"]
+    run = _run(client, settings, day, train_record)
+    if run.info.status != "FINISHED":
+        client.log_batch(
+            run.info.run_id,
+            params=[Param(k, str(v)) for k, v in settings.learner.model_dump().items()],
+            tags=[RunTag(f"lineage.{k}", _text(v)) for k, v in train_record.get("lineage", {}).items()],
+        )
+        metrics = list(_metrics(day, train_record, evaluate_record))
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
+        client.log_dict(run.info.run_id, dict(train_record.get("lineage", {})), "lineage.json")
+        client.log_artifact(run.info.run_id, str(settings.layout.model(day) / "policy.safetensors"))
+        client.set_terminated(run.info.run_id)
+    version = _version(client, digest)
+    if version is None:
+        if not client.search_registered_models(f"name = '{MODEL}'"):
+            client.create_registered_model(MODEL, description="fusion policies, one version a file")
+        version = client.create_model_version(
+            MODEL,
+            f"{run.info.artifact_uri}/policy.safetensors",
+            run_id=run.info.run_id,
+            tags={"sha256": digest, "policy": train_record["version"], "day": day.isoformat()},
+        ).version
+    client.set_registered_model_alias(MODEL, CHALLENGER, version)
+    return str(version)
+
+
+def set_alias(settings: Settings, alias: str, model_version: str) -> None:
+    _client(settings).set_registered_model_alias(MODEL, alias, model_version)
+
+
+def alias_version(settings: Settings, alias: str) -> str | None:
+    """The model version that carries an alias, or None."""
+    models = _client(settings).search_registered_models(f"name = '{MODEL}'")
+    found = models[0].aliases.get(alias) if models else None
+    return None if found is None else str(found)
+
+
+def _client(settings: Settings) -> MlflowClient:
+    settings.layout.mlflow.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri(settings)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _run(client: MlflowClient, settings: Settings, day: date, train_record: Mapping[str, Any]) -> Run:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        artifacts = (settings.layout.mlflow / "artifacts").absolute().as_uri()
+        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    else:
+        experiment_id = experiment.experiment_id
+    digest = train_record["sha256"]
+    found = client.search_runs(
+        [experiment_id], f"tags.`mtf.day` = '{day}' and tags.`mtf.sha256` = '{digest}'", max_results=1
+    )
+    if found:
+        return found[0]
+    tags = {"mtf.day": day.isoformat(), "mtf.sha256": digest, "mtf.policy": train_record["version"]}
+    return client.create_run(experiment_id, tags=tags, run_name=f"{day} {train_record['version']}")
+
+
+def _version(client: MlflowClient, digest: str) -> str | None:
+    found = client.search_model_versions(f"name = '{MODEL}' and tags.sha256 = '{digest}'")
+    return str(found[0].version) if found else None
+
+
+def _metrics(
+    day: date, train_record: Mapping[str, Any], evaluate_record: Mapping[str, Any]
+) -> Iterator[Metric]:
+    """Curves by step and estimates. One timestamp a day: logged twice, they are the same rows."""
+    stamp = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e3)
+    curves = dict(train_record.get("curves", {}))
+    steps = curves.pop("step", None)
+    for name, values in curves.items():
+        for i, value in enumerate(values):
+            if value is not None:
+                yield Metric(f"train.{name}", float(value), stamp, i if steps is None else int(steps[i]))
+    for policy, estimate in evaluate_record["estimates"].items():
+        for name in ("lower", "value", "upper", "bound_share"):
+            if name in estimate:
+                yield Metric(f"{policy}.{name}", float(estimate[name]), stamp, 0)
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return text[:TAG_CHARACTERS]
