@@ -1,0 +1,153 @@
+"""Durable append-only JSON lines: ``<local day>.<worker>.<sequence>.jsonl`` below one folder.
+
+Every process writes files of its own, locked while it lives, so that no two writers share a file and
+a file whose writer died can be told. A line counts when its newline is on disk: a last line without
+one was never acknowledged, is ignored by readers, and is cut by the next process to start.
+"""
+
+import fcntl
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+_log = structlog.get_logger("mtf.serving.decision_log")
+_READ_BACK = 64 * 1024
+
+
+@dataclass
+class _Open:
+    descriptor: int
+    path: Path
+    size: int
+
+
+class DayFiles:
+    """Appends lines to one file a day, a new one when it is full. Not thread-safe: one writer thread.
+
+    A day's file is opened when its first line comes, so replayed traffic may go back and forth
+    between days; the least recently used of more than ``open_days`` is closed.
+    """
+
+    def __init__(
+        self, folder: Path, worker: str, max_bytes: int = 256 * 1024 * 1024, open_days: int = 4
+    ) -> None:
+        self._folder = folder
+        self._worker = f"{worker}-{secrets.token_hex(4)}"
+        self._max_bytes = max_bytes
+        self._open_days = open_days
+        self._files: OrderedDict[str, _Open] = OrderedDict()
+        self._sequence = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        cut_torn_tails(folder)
+
+    def write(self, lines: Iterable[tuple[str, bytes]]) -> None:
+        """Append ``(day, line)`` pairs, each line without its newline, and flush them to disk.
+
+        Raises OSError when the disk refuses; the files then end where they ended before the call, or
+        are left behind with a torn tail that no reader counts.
+        """
+        by_day: dict[str, list[bytes]] = {}
+        for day, line in lines:
+            by_day.setdefault(day, []).append(line)
+        # one day first, whole, then the next: a batch over two days that fails on the second leaves
+        # lines on disk that nobody was told of, which the contract allows (a retry repeats the key)
+        for day, day_lines in by_day.items():
+            self._append(day, b"\n".join(day_lines) + b"\n")
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file.descriptor)
+        self._files.clear()
+
+    def _append(self, day: str, block: bytes) -> None:
+        file = self._file(day)
+        try:
+            _write_all(file.descriptor, block)
+            os.fdatasync(file.descriptor)
+        except OSError:
+            self._abandon(day, file)
+            raise
+        file.size += len(block)
+        if file.size >= self._max_bytes:
+            os.close(self._files.pop(day).descriptor)
+
+    def _file(self, day: str) -> _Open:
+        if day in self._files:
+            self._files.move_to_end(day)
+            return self._files[day]
+        while len(self._files) >= self._open_days:
+            os.close(self._files.popitem(last=False)[1].descriptor)
+        path = self._folder / f"{day}.{self._worker}.{self._sequence:06d}.jsonl"
+        self._sequence += 1
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _sync_folder(self._folder)
+        self._files[day] = _Open(descriptor, path, 0)
+        return self._files[day]
+
+    def _abandon(self, day: str, file: _Open) -> None:
+        """Take back a failed append. After a failed flush the file is not trusted: a new one follows."""
+        del self._files[day]
+        try:
+            os.ftruncate(file.descriptor, file.size)
+        except OSError as error:
+            _log.error("torn tail left behind", file=file.path.name, reason=str(error))
+        finally:
+            os.close(file.descriptor)
+
+
+def cut_torn_tails(folder: Path) -> list[Path]:
+    """Cut every file back to its last newline, except those that a living writer holds.
+
+    Returns the files that were cut.
+    """
+    cut = []
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = os.fstat(descriptor).st_size
+            good = _end_of_last_line(descriptor, size)
+            if good < size:
+                os.ftruncate(descriptor, good)
+                os.fsync(descriptor)
+                cut.append(path)
+                _log.warning("torn tail cut", file=path.name, bytes=size - good)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+    return cut
+
+
+def _end_of_last_line(descriptor: int, size: int) -> int:
+    end = size
+    while end > 0:
+        start = max(0, end - _READ_BACK)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,260 @@
+"""One worker of the service, without HTTP: bodies in, answers out, nothing lost in between."""
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import orjson
+
+from serving import arms, metrics, ranker
+from serving.champion import Champion, ChampionFollower, Source
+from serving.decision_log import DayFiles
+from serving.group_commit import GroupCommit, LogError
+from serving.messages import Parser, RequestError, local_day, timestamp
+from serving.request_index import Entry, RequestIndex
+from serving.state_store import StateStore
+from training.contract.settings import Settings
+
+LINE_VERSION = 1
+_PULSE_S = 1.0
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+class Engine:
+    """Answers requests of one worker process. ``worker`` names its log files.
+
+    :meth:`rank` and :meth:`feedback` take a JSON body and give the JSON answer. They raise
+    :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could not
+    be made durable; whatever they return is on disk.
+    """
+
+    def __init__(self, settings: Settings, worker: str, sources: list[Source] | None = None) -> None:
+        self._settings = settings
+        self._serving = settings.serving
+        self._fusion = settings.fusion
+        self._spec_version = settings.state_spec.version
+        self._offset = settings.calendar.utc_offset_hours
+        self._parser = Parser(settings)
+        self._generator = np.random.default_rng()
+        self._index = RequestIndex(settings.layout.serving / "requests.sqlite", settings.session.gap_minutes)
+        self._decision_files = DayFiles(settings.layout.serving_log / "decisions", worker)
+        self._feedback_files = DayFiles(settings.layout.serving_log / "feedback", worker)
+        self._decisions: GroupCommit[tuple[str, bytes, Entry]] = GroupCommit("decision", self._commit)
+        self._feedback: GroupCommit[tuple[str, bytes]] = GroupCommit("feedback", self._feedback_files.write)
+        self._follower = ChampionFollower(settings, sources, _swapped, _refused)
+        self._follower.start()
+        self._store = StateStore(settings, _store_failed)
+        self._closed = threading.Event()
+        self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)
+        self._pulse.start()
+
+    def close(self) -> None:
+        """Write what waits, then stop every thread."""
+        self._closed.set()
+        self._pulse.join()
+        self._follower.stop()
+        self._store.close()
+        self._decisions.close()
+        self._feedback.close()
+        self._decision_files.close()
+        self._feedback_files.close()
+        self._index.close()
+
+    async def rank(self, body: bytes) -> bytes:
+        started = time.perf_counter()
+        request = self._parser.rank(body)
+        event_ts = request.event_ts or datetime.now(UTC)
+        request_id = request.request_id or uuid.uuid4().hex
+        parsed = time.perf_counter()
+
+        session_id = self._session(request.user_id, request.session_id, event_ts)
+        arm = arms.draw(self._serving.shares, self._serving.salt, request.user_id)
+        state = await self._store.read(request.user_id, session_id, event_ts)
+        read = time.perf_counter()
+
+        champion = self._follower.current
+        decision = ranker.decide(
+            arm,
+            champion.policy if champion else None,
+            state,
+            self._fusion,
+            self._serving,
+            self._generator_for(arm, request_id),
+        )
+        decided = time.perf_counter()
+
+        weights = self._fusion.to_weights(decision.action)
+        scores = self._fusion.score(request.scores, weights)
+        shown = ranker.top(scores, request.k)
+        items = request.items[shown]
+        predictions = request.scores[shown]
+        line = orjson.dumps(
+            {
+                "v": LINE_VERSION,
+                "request_id": request_id,
+                "session_id": session_id,
+                "user_id": request.user_id,
+                "event_ts": timestamp(event_ts),
+                "policy_version": decision.policy_version,
+                "arm": arm,
+                "state": state,
+                "action": decision.action,
+                "action_mean": decision.mean,
+                "log_density": decision.log_density,
+                "fallback": decision.fallback,
+                "state_spec": self._spec_version,
+                "items": items,
+                "scores": {
+                    name: predictions[:, index].tolist()
+                    for index, name in enumerate(self._fusion.names)
+                    if name in request.given
+                },
+            },
+            option=_NUMPY,
+        )
+        fused = time.perf_counter()
+        entry = Entry(request_id, request.user_id, session_id, event_ts.timestamp())
+        await self._decisions.add((local_day(event_ts, self._offset), line, entry))
+        logged = time.perf_counter()
+
+        metrics.ranked.labels(arm, decision.fallback or "none").inc()
+        for stage, seconds in (
+            ("parse", parsed - started),
+            ("state", read - parsed),
+            ("policy", decided - read),
+            ("fuse", fused - decided),
+            ("log", logged - fused),
+        ):
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        return orjson.dumps(
+            {
+                "request_id": request_id,
+                "session_id": session_id,
+                "items": items,
+                "scores": scores[shown],
+                "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
+                "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
+            },
+            option=_NUMPY,
+        )
+
+    async def feedback(self, body: bytes) -> bytes:
+        """Log first, then move the state: a state that did not move is named in the answer."""
+        request = self._parser.feedback(body)
+        event_ts = request.event_ts or datetime.now(UTC)
+        try:
+            served = self._index.find(request.request_id)
+        except sqlite3.Error as error:
+            raise LogError(f"cannot read the request index: {error}") from error
+        if served is not None:
+            user_id, session_id = served
+            if request.user_id not in (None, user_id):
+                raise RequestError(f"request {request.request_id!r} was not made for user {request.user_id}")
+        elif request.user_id is not None:
+            user_id = request.user_id
+            session_id = self._session(user_id, request.session_id, event_ts)
+        else:
+            raise RequestError(
+                f"request {request.request_id!r} is not known here: it was not ranked in the last two days, "
+                "or by another machine. Send user_id and session_id with the feedback.",
+                status=404,
+            )
+        line = orjson.dumps(
+            {
+                "v": LINE_VERSION,
+                "request_id": request.request_id,
+                "user_id": user_id,
+                "event_ts": timestamp(event_ts),
+                "events": request.events,
+            }
+        )
+        await self._feedback.add((local_day(event_ts, self._offset), line))
+        moved = await self._store.feedback(user_id, session_id, request.request_id, event_ts, request.events)
+        metrics.feedback_events.inc(len(request.events))
+        return orjson.dumps(
+            {
+                "request_id": request.request_id,
+                "session_id": session_id,
+                "events": len(request.events),
+                "state_moved": moved,
+            }
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Fit to take traffic: policy or static weights to serve with, and a store once reached.
+
+        A store that fails later does not make a worker unready: static weights serve until it is back.
+        """
+        return self._store.reached
+
+    def status(self) -> dict[str, Any]:
+        """What this worker serves, for people and ``mtf status``."""
+        champion = self._follower.current
+        shares = self._serving.shares
+        return {
+            "state_spec": self._spec_version,
+            "heads": list(self._fusion.names),
+            "champion": None
+            if champion is None
+            else {
+                "version": champion.policy.version,
+                "sha256": champion.policy.sha256,
+                "kind": champion.policy.header.kind,
+                "day": champion.pointer.day,
+                "loaded_ts": timestamp(datetime.fromtimestamp(champion.loaded, UTC)),
+            },
+            "refused": self._follower.refused,
+            "shares": {
+                arms.STATIC: shares.static,
+                arms.RANDOM: shares.random,
+                arms.NOISE: shares.noise,
+                arms.CHAMPION: 1.0 - shares.static - shares.random - shares.noise,
+            },
+            "store": {"reached": self._store.reached, "healthy": self._store.healthy},
+            "log": {"decisions_waiting": self._decisions.queue, "feedback_waiting": self._feedback.queue},
+            "pid": os.getpid(),
+        }
+
+    def _measure(self) -> None:
+        """Keep the gauges up to date: a scrape reaches one worker and reads the files of all."""
+        while not self._closed.wait(_PULSE_S):
+            metrics.store_up.set(float(self._store.healthy))
+            for name, log in (("decision", self._decisions), ("feedback", self._feedback)):
+                metrics.log_queue.labels(name).set(log.queue)
+                metrics.log_lag.labels(name).set(log.lag)
+
+    def _session(self, user_id: int, session_id: str | None, event_ts: datetime) -> str:
+        try:
+            return self._index.session(user_id, session_id, event_ts)
+        except sqlite3.Error as error:
+            raise LogError(f"cannot read the request index: {error}") from error
+
+    def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
+        """Replayed traffic draws the same action for the same request; real traffic never repeats."""
+        if not self._serving.accept_event_ts or arm not in (arms.RANDOM, arms.NOISE):
+            return self._generator
+        digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+        return np.random.default_rng([self._settings.seed, int.from_bytes(digest, "big")])
+
+    def _commit(self, batch: list[tuple[str, bytes, Entry]]) -> None:
+        self._decision_files.write([(day, line) for day, line, _ in batch])
+        self._index.add([entry for _, _, entry in batch])
+
+
+def _swapped(champion: Champion) -> None:
+    metrics.policy_serves(champion.policy.version, champion.policy.sha256, champion.loaded)
+
+
+def _refused(reason: str) -> None:
+    metrics.swaps_refused.inc()
+
+
+def _store_failed(operation: str) -> None:
+    metrics.store_errors.labels(operation).inc()

@@ -1,0 +1,48 @@
+"""Gaussian exploration on the action box [-1, 1]: exact draws and exact log-densities.
+
+Every entry of an action is an independent normal N(μ_i, σ²) truncated to [-1, 1] (KDD 2022, §3, with
+the truncation written down: clipping would put probability mass on the bounds, where no density is).
+Because μ_i lies inside the box, the kept mass is never small and no tail series is needed.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+_STANDARD = NormalDist()
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """``mean`` float[k] in [-1, 1] is μ, the mean before truncation; ``std`` is σ > 0."""
+
+    mean: np.ndarray
+    std: float
+
+    def sample(self, generator: np.random.Generator) -> np.ndarray:
+        """One action float32[k], by inversion: μ + σ·Φ⁻¹(u) with u uniform on (Φ(a), Φ(b))."""
+        uniforms = generator.random(len(self.mean))
+        action = np.empty(len(self.mean), dtype=np.float64)
+        for index, (mu, u) in enumerate(zip(self.mean.tolist(), uniforms.tolist(), strict=True)):
+            low = _STANDARD.cdf((-1.0 - mu) / self.std)
+            high = _STANDARD.cdf((1.0 - mu) / self.std)
+            # u = 0 with the box's end many σ away asks for Φ⁻¹(0): the end itself is meant
+            level = low + u * (high - low)
+            action[index] = mu + self.std * _STANDARD.inv_cdf(level) if 0.0 < level < 1.0 else -1.0
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def log_density(self, action: np.ndarray) -> float:
+        """log p(action) = Σ_i log φ((a_i - μ_i) / σ) - log σ - log(Φ(b_i) - Φ(a_i)); -inf outside."""
+        total = 0.0
+        for mu, a in zip(self.mean.tolist(), np.asarray(action, dtype=np.float64).tolist(), strict=True):
+            if not -1.0 <= a <= 1.0:
+                return -math.inf
+            z = (a - mu) / self.std
+            # Φ(b) - Φ(a) as two erf of the same sign: both ends are on their own side of μ
+            scale = self.std * math.sqrt(2.0)
+            kept = 0.5 * (math.erf((1.0 - mu) / scale) + math.erf((1.0 + mu) / scale))
+            total -= 0.5 * z * z + _LOG_SQRT_2PI + math.log(self.std) + math.log(kept)
+        return total

@@ -1,0 +1,78 @@
+"""Prometheus metrics of one worker, added up over all of them at ``GET /metrics``.
+
+Import only inside a worker: ``prometheus_client`` decides at its own import whether values are shared
+between processes, by the folder that BentoML names in ``PROMETHEUS_MULTIPROC_DIR``.
+"""
+
+import os
+from pathlib import Path
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+content_type = CONTENT_TYPE_LATEST
+
+http_requests = Counter("mtf_http_requests", "Requests by endpoint and status", ["endpoint", "status"])
+http_seconds = Histogram(
+    "mtf_http_seconds", "Time of a request in the service", ["endpoint"], buckets=_SECONDS
+)
+ranked = Counter("mtf_ranked", "Ranked requests by arm and fallback", ["arm", "fallback"])
+feedback_events = Counter("mtf_feedback_events", "Items that feedback was taken for")
+stage_seconds = Histogram(
+    "mtf_stage_seconds", "Parts of a request: parse, state, policy, fuse, log", ["stage"], buckets=_SECONDS
+)
+store_errors = Counter("mtf_store_errors", "Store calls that failed or came too late", ["operation"])
+store_up = Gauge("mtf_store_up", "1 when the store's latest answer was good", multiprocess_mode="livemin")
+log_errors = Counter("mtf_log_errors", "Requests refused because the log could not be written", ["log"])
+log_queue = Gauge("mtf_log_queue", "Lines waiting for the disk", ["log"], multiprocess_mode="livesum")
+log_lag = Gauge("mtf_log_lag_seconds", "Age of the oldest waiting line", ["log"], multiprocess_mode="livemax")
+swaps = Counter("mtf_champion_swaps", "Champions taken")
+swaps_refused = Counter("mtf_champion_refused", "Champions refused; the one before served on")
+policy_info = Gauge(
+    "mtf_policy_info", "1 for the version that serves", ["version", "sha256"], multiprocess_mode="livemax"
+)
+policy_loaded = Gauge(
+    "mtf_policy_loaded_timestamp_seconds", "When the champion was taken", multiprocess_mode="livemin"
+)
+
+_served: set[tuple[str, str]] = set()  # label values are never removed from a shared file, only set to 0
+
+
+def policy_serves(version: str, sha256: str, loaded: float) -> None:
+    """This worker serves another policy from now on."""
+    for labels in _served:
+        policy_info.labels(*labels).set(0.0)
+    _served.add((version, sha256[:12]))
+    policy_info.labels(version, sha256[:12]).set(1.0)
+    policy_loaded.set(loaded)
+    swaps.inc()
+
+
+def forget_dead_workers() -> None:
+    """Remove the live gauges of processes that were killed; their counters keep counting."""
+    folder = os.environ.get(_FOLDER)
+    if folder is None:
+        return
+    for file in Path(folder).glob("gauge_live*_*.db"):
+        if not Path(f"/proc/{file.stem.rsplit('_', 1)[1]}").exists():
+            file.unlink(missing_ok=True)
+
+
+def exposition() -> bytes:
+    """The text format, over every worker."""
+    registry = REGISTRY
+    if _FOLDER in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    return generate_latest(registry)

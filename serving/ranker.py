@@ -1,0 +1,94 @@
+"""Ranking, without input or output: an arm and a state give an action, an action gives an order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving import arms
+from serving.exploration import TruncatedNormal
+from training.contract.errors import PolicyError
+from training.contract.fusion import Fusion
+from training.contract.policy import Policy
+from training.contract.settings import ServingSettings
+
+STATIC_VERSION = "static"
+
+# why static weights were served instead of the arm's own
+NO_POLICY = "no_policy"  # before the first promotion
+STORE = "store"  # the state could not be read in time
+POLICY = "policy"  # the policy gave no usable action
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one request, as it is logged.
+
+    ``action`` and ``mean`` are float32[k] in [-1, 1]; ``mean`` is the centre μ of the distribution
+    that ``action`` was drawn from (before truncation), and ``log_density`` the density of the draw;
+    without a draw ``mean`` is ``action`` and ``log_density`` is None.
+    """
+
+    arm: str
+    policy_version: str
+    action: np.ndarray
+    mean: np.ndarray
+    log_density: float | None = None
+    fallback: str | None = None
+
+
+def decide(
+    arm: str,
+    policy: Policy | None,
+    state: np.ndarray | None,
+    fusion: Fusion,
+    settings: ServingSettings,
+    generator: np.random.Generator,
+) -> Decision:
+    """The action of an arm for one state float32[d], or None when the store gave no state.
+
+    The champion falls back to static weights without a policy or a state. The noise arm then draws
+    around the static action; the random arm needs neither. Both name a missing state as their
+    fallback because a transition cannot be learnt from without it.
+    """
+    k = len(fusion.heads)
+    missing = STORE if state is None else None
+    static = fusion.static_action
+    if arm == arms.STATIC:
+        return Decision(arm, STATIC_VERSION, static, static, fallback=missing)
+    if arm == arms.RANDOM:
+        drawn = TruncatedNormal(np.zeros(k, dtype=np.float32), settings.random_std)
+        return _drawn(arm, STATIC_VERSION, drawn, generator, missing)
+
+    mean, version, fallback = static, STATIC_VERSION, missing
+    if policy is None:
+        fallback = NO_POLICY if arm == arms.CHAMPION else missing
+    elif state is not None:
+        try:
+            mean, version = policy.act(state[None, :])[0], policy.version
+        except PolicyError:
+            fallback = POLICY
+    if arm == arms.NOISE:
+        return _drawn(arm, version, TruncatedNormal(mean, settings.noise_std), generator, fallback)
+    return Decision(arm, version, mean, mean, fallback=fallback)
+
+
+def _drawn(
+    arm: str,
+    version: str,
+    distribution: TruncatedNormal,
+    generator: np.random.Generator,
+    fallback: str | None,
+) -> Decision:
+    action = distribution.sample(generator)
+    density = distribution.log_density(action)
+    return Decision(arm, version, action, distribution.mean, density, fallback)
+
+
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the ``k`` best of scores [n], best first; ties keep the candidates' order."""
+    n = len(scores)
+    if k < n // 4:  # selecting first is worth it only when most are dropped
+        bound = np.partition(scores, n - k)[n - k]
+        kept = np.flatnonzero(scores >= bound)
+        return kept[np.argsort(-scores[kept], kind="stable")][:k]
+    return np.argsort(-scores, kind="stable")[:k]

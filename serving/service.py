@@ -1,0 +1,104 @@
+"""The BentoML service: ``bentoml serve serving.service:RankService``, or ``bentoml serve <tag>``.
+
+The endpoints are a Starlette application mounted in the service, so that a body is parsed once, as
+columns; start-up, workers, liveness, readiness and the Bento are BentoML's. Settings come from
+``$MTF_SETTINGS``, else from the file packed in the Bento, else from ``mtf.yaml``.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import bentoml
+import structlog
+from bentoml._internal.context import server_context
+
+from serving.app import create_app
+from serving.champion import Source
+from training.contract.errors import SettingsError
+from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
+
+TOKEN_VARIABLE = "MTF_TOKEN"  # noqa: S105
+PACKED = Path(__file__).resolve().parent.parent / "packed"
+PACKED_SETTINGS = PACKED / "settings.yaml"
+PACKED_CHAMPION = PACKED / "champion.json"
+REQUEST_SECONDS = 10.0  # BentoML answers 504 after this
+# one policy is a few small products: threads inside of them only fight with the other workers
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def settings_in_use() -> Settings:
+    if SETTINGS_VARIABLE not in os.environ and PACKED_SETTINGS.exists():
+        return load_settings(PACKED_SETTINGS)
+    return load_settings()
+
+
+def token() -> str:
+    """The bearer token of ``/feedback``. Raises :class:`SettingsError` when none is set."""
+    value = os.environ.get(TOKEN_VARIABLE, "")
+    if len(value) < 8:
+        raise SettingsError(
+            f"${TOKEN_VARIABLE} must hold a token of at least 8 characters: /feedback changes state and is "
+            f"refused without it. Set one, for example: export {TOKEN_VARIABLE}=$(openssl rand -hex 16)"
+        )
+    return value
+
+
+_settings = settings_in_use()
+_app = create_app(_settings)
+
+
+@bentoml.service(
+    name="mtf_rank",
+    workers=_settings.serving.workers,
+    traffic={"timeout": REQUEST_SECONDS},
+    # ours are at /metrics: BentoML's own would keep one series for every path anyone asks for
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+    envs=[{"name": name, "value": "1"} for name in _ONE_THREAD],
+)
+@bentoml.asgi_app(_app, path="/")
+class RankService:
+    """Ranks candidates by fused multi-task predictions; see ``/docs.json``."""
+
+    @bentoml.on_deployment
+    def check() -> None:  # type: ignore[misc]  # BentoML calls it without an instance
+        """Before the first worker: a start that cannot succeed ends here, with its reason."""
+        token()
+
+    def __init__(self) -> None:
+        from serving import metrics
+        from serving.engine import Engine
+
+        _configure_logs()
+        metrics.forget_dead_workers()
+        worker = f"w{server_context.worker_index or 0}"
+        sources = [
+            Source(_settings.layout.champion, _settings.data),
+            Source(PACKED_CHAMPION, PACKED),
+        ]
+        _app.state.token = token()
+        _app.state.engine = Engine(_settings, worker, sources)
+
+    async def __is_ready__(self) -> bool:
+        return _app.state.engine.ready
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        _app.state.engine.close()
+
+
+def _configure_logs() -> None:
+    """One JSON object a line on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
