@@ -115,15 +115,17 @@ class BatchRLMTFActor:
 
     The n latents are drawn once, at export, and stored with the weights (``latents`` [n, z]), so
     that a served action can be computed again offline. Q is the first critic, as in the BCQ
-    reference. ``state_mean`` and ``state_scale`` standardise the state.
+    reference. ``state_mean`` and ``state_scale`` standardise the state; the result is clipped to
+    ±``state_clip``, so that a value never seen in training cannot throw the networks off.
     """
 
     tensors: Mapping[str, np.ndarray]
     rho: float
+    state_clip: float = float("inf")
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         t = self.tensors
-        s = (states - t["state_mean"]) / t["state_scale"]
+        s = np.clip((states - t["state_mean"]) / t["state_scale"], -self.state_clip, self.state_clip)
         count, n = len(s), len(t["latents"])
         s_n = np.repeat(s, n, axis=0)
         z_n = np.tile(t["latents"], (count, 1))
@@ -141,7 +143,8 @@ def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[st
         if kind == "constant":
             return ConstantActor(tensors["action"])
         if kind == "batchrl_mtf":
-            return BatchRLMTFActor(dict(tensors), float(options["rho"]))
+            clip = float(options.get("state_clip", float("inf")))
+            return BatchRLMTFActor(dict(tensors), float(options["rho"]), clip)
     except KeyError as error:
         raise PolicyError(f"the {kind} policy lacks {error}") from error
     raise PolicyError(f"unknown kind of policy {kind!r}")

@@ -1,0 +1,172 @@
+"""A small log with a known answer, for the tests of trajectories, learner and judge."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from training.contract.settings import (
+    EvaluationSettings,
+    HeadSettings,
+    LearnerSettings,
+    Settings,
+    SignalSettings,
+    StateSettings,
+)
+
+DAY = date(2026, 1, 7)
+SPEC_COLUMNS = {
+    "state": pa.list_(pa.float32()),
+    "action": pa.list_(pa.float32()),
+    "action_mean": pa.list_(pa.float32()),
+    "next_state": pa.list_(pa.float32()),
+    "event_ts": pa.timestamp("us", "UTC"),
+    "log_density": pa.float64(),
+}
+
+Behaviour = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def uniform(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-1.0, 1.0, (len(states), 2)).astype(np.float32)
+
+
+@dataclass
+class ToyWorld:
+    """Sessions of users whose satisfaction x wears off when a request grabs clicks (a_0 > 0).
+
+    State: (x, taste, 0, …). Reward r = 2 x + 0.5 a_0 − (a_1 − taste)²: the best single step has
+    a_0 = 1, and the best session a_0 = −1, for x' = clip(x − 0.25 a_0, 0, 1). A session ends after a
+    request with probability ``stop``.
+    """
+
+    settings: Settings
+    stop: float = 0.15
+    days: list[date] = field(default_factory=lambda: [DAY - timedelta(days=1), DAY])
+
+    def start(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        states = np.zeros((count, self.settings.state_spec.width), dtype=np.float32)
+        states[:, 0] = 0.5
+        states[:, 1] = rng.uniform(-0.8, 0.8, count)
+        return states
+
+    def reward(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return 2.0 * states[:, 0] + 0.5 * actions[:, 0] - (actions[:, 1] - states[:, 1]) ** 2
+
+    def move(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        after = states.copy()
+        after[:, 0] = np.clip(states[:, 0] - 0.25 * actions[:, 0], 0.0, 1.0)
+        return after
+
+    def value(self, act: Behaviour, gamma: float, sessions: int = 4_000, seed: int = 1) -> float:
+        """True mean discounted return of a session."""
+        rng = np.random.default_rng(seed)
+        states, total, alive = self.start(sessions, rng), np.zeros(sessions), np.ones(sessions)
+        for step in range(120):
+            actions = act(states, rng)
+            total += alive * gamma**step * self.reward(states, actions)
+            states = self.move(states, actions)
+            alive *= rng.random(sessions) >= self.stop
+        return float(total.mean())
+
+    def rows(
+        self, day: date, sessions: int, behaviours: dict[str, Behaviour], seed: int = 0
+    ) -> list[dict[str, object]]:
+        """Rows of ``fct_transitions``; session i belongs to the i-th arm, in turn."""
+        rng = np.random.default_rng([seed, day.toordinal()])
+        arms = list(behaviours)
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=8)
+        out: list[dict[str, object]] = []
+        for number in range(sessions):
+            arm = arms[number % len(arms)]
+            state, name, step, done = self.start(1, rng), f"{day.isoformat()}-{number:05d}", 0, False
+            while not done:
+                action = behaviours[arm](state, rng)
+                after = self.move(state, action)
+                done = bool(rng.random() < self.stop)
+                out.append(
+                    {
+                        "request_id": f"{name}-{step:03d}",
+                        "session_id": name,
+                        "user_id": number,
+                        "event_ts": start + timedelta(seconds=10 * number, milliseconds=100 * step),
+                        "step": step,
+                        "arm": arm,
+                        "policy_version": "toy",
+                        "fallback": None,
+                        "state": state[0].tolist(),
+                        "action": action[0].tolist(),
+                        "action_mean": action[0].tolist(),
+                        "log_density": None,
+                        "reward": float(self.reward(state, action)[0]),
+                        "next_state": None if done else after[0].tolist(),
+                        "done": done,
+                        "truncated": False,
+                        "next_request_id": None if done else f"{name}-{step + 1:03d}",
+                        "state_spec": self.settings.state_spec.version,
+                        "dt": day.isoformat(),
+                    }
+                )
+                state, step = after, step + 1
+        return out
+
+    def write(self, day: date, rows: list[dict[str, object]]) -> Path:
+        path = self.settings.layout.mart("fct_transitions") / f"dt={day.isoformat()}" / "part-0.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = list(rows[0])
+        columns = {n: pa.array([row[n] for row in rows], SPEC_COLUMNS.get(n)) for n in names}
+        pq.write_table(pa.table(columns), path)
+        return path
+
+    def log(self, sessions: int, behaviours: dict[str, Behaviour] | None = None, seed: int = 0) -> None:
+        """Write every day's export."""
+        for day in self.days:
+            self.write(
+                day, self.rows(day, sessions, behaviours or {"random": uniform, "noise": uniform}, seed)
+            )
+
+
+def toy_settings(data: Path, **sections: object) -> Settings:
+    """Two heads, one signal, small networks."""
+    learner = {
+        "steps": 60,
+        "batch_size": 64,
+        "candidates": 5,
+        "serving_candidates": 20,
+        "generator_hidden": (32, 32),
+        "perturbation_hidden": (32, 32),
+        "critic_hidden": (32, 32),
+        "checkpoint_every": 25,
+        "threads": 1,
+    } | sections.pop("learner", {})
+    evaluation = {"hidden": (32, 32), "steps": 200, "batch_size": 128, "replicates": 3} | sections.pop(
+        "evaluation", {}
+    )
+    return Settings(
+        data=data,
+        heads=(
+            HeadSettings(name="click", static=1.0, high=2.0),
+            HeadSettings(name="like", static=0.5),
+        ),
+        signals=(SignalSettings(name="click", column="is_click", weight=1.0),),
+        state=StateSettings(profile=()),
+        learner=LearnerSettings(**learner),
+        evaluation=EvaluationSettings(**evaluation),
+        **sections,
+    )
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Callable[..., ToyWorld]:
+    """A function of settings sections that gives a :class:`ToyWorld` in an empty data folder."""
+
+    def make(**sections: object) -> ToyWorld:
+        folder = sections.pop("folder", "data")
+        return ToyWorld(toy_settings(tmp_path / folder, **sections))
+
+    return make

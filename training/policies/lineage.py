@@ -1,0 +1,75 @@
+"""Where a policy comes from: data, settings, code. Equal lineage on one machine means an equal policy."""
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.contract.settings import Settings
+from training.trajectories import Trajectories
+
+_SECTIONS = ("seed", "heads", "signals", "reward", "state", "session", "learner")
+# they change how long a run takes or how often it saves, and nothing of its result
+_WITHOUT_EFFECT = {"learner": {"checkpoint_every", "threads"}}
+
+
+def settings_hash(settings: Settings) -> str:
+    """SHA-256 of the sections that what is learnt depends on."""
+    values = settings.model_dump(mode="json", include=set(_SECTIONS), exclude=_WITHOUT_EFFECT)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def code_version() -> str:
+    """The git commit of this code where it lies in its repository, else the package's version."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return importlib.metadata.version("mtf")
+
+
+def code_sha256() -> str:
+    """Of the sources that turn transitions into weights: a changed learner must not resume an old one."""
+    here = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in [*sorted(here.glob("*.py")), here.parent / "trajectories.py"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def describe(
+    settings: Settings, day: date, seed: int, data: Trajectories, warm_start: dict[str, str] | None
+) -> dict[str, Any]:
+    """The lineage that goes into the policy file, the record and the registry."""
+    return {
+        "day": day.isoformat(),
+        "partitions": data.partitions,
+        "data_sha256": data.sha256(),
+        "train": {"transitions": len(data.train), "arms": data.train.arm_counts()},
+        "test": {"transitions": len(data.test), "arms": data.test.arm_counts()},
+        "left_out": data.left_out,
+        "warnings": list(data.warnings),
+        "state_spec": data.state_spec,
+        "settings_sha256": settings_hash(settings),
+        "algorithm": settings.learner.algorithm,
+        "seed": seed,
+        "warm_start": warm_start,
+        "code": code_version(),
+        "code_sha256": code_sha256(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def fingerprint(lineage: dict[str, Any]) -> str:
+    """Key of a training run: what its result depends on, and nothing else of the lineage."""
+    keys = ("day", "data_sha256", "settings_sha256", "seed", "warm_start", "code_sha256", "torch", "threads")
+    return hashlib.sha256(json.dumps([lineage[key] for key in keys], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""ReLU networks on a state and something beside it: an action, or the generator's latent."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A state entry is clipped to this many training deviations, here and in the exported actor: a category
+# or a count never seen in training must not throw the networks far out of their data.
+STATE_CLIP = 10.0
+_LEAST_DEVIATION = 1e-2
+
+
+def standardisation(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale, each float32[d], of states [N, d]; a constant feature gets scale 1.
+
+    The deviation has a floor, so that a flag that is set for one user in 100,000 does not become a
+    value of 300.
+    """
+    mean = states.double().mean(dim=0)
+    deviation = states.double().std(dim=0, unbiased=False)
+    scale = torch.where(deviation < 1e-6, 1.0, deviation.clamp(min=_LEAST_DEVIATION))
+    return mean.float(), scale.float()
+
+
+def standardise(states: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return ((states - mean) / scale).clamp(-STATE_CLIP, STATE_CLIP)
+
+
+class StateMLP(nn.Module):
+    """MLP of the concatenation (s, x), for one x or several x of each state.
+
+    The first layer is linear in (s, x), so its part of s is computed once a state and added to the
+    part of each x: n candidates do not repeat the (wider) state n times.
+    """
+
+    def __init__(self, state: int, beside: int, hidden: Sequence[int], out: int) -> None:
+        super().__init__()
+        widths = [state + beside, *hidden, out]
+        self.state_width = state
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, s: Tensor, x: Tensor) -> Tensor:
+        """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out]."""
+        first, *rest = self.layers
+        of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
+        of_beside = F.linear(x, first.weight[:, self.state_width :])
+        h = of_beside + (of_state if x.dim() == 2 else of_state[:, None, :])
+        for layer in rest:
+            h = layer(h.relu_())
+        return h
+
+
+class EnsembleMLP(nn.Module):
+    """E independent MLPs of (s, x), computed together by batched matrix products.
+
+    Initialised as ``nn.Linear`` is: U(−1/√fan_in, 1/√fan_in).
+    """
+
+    def __init__(self, members: int, state: int, beside: int, hidden: Sequence[int], out: int) -> None:
+        super().__init__()
+        widths = [state + beside, *hidden, out]
+        self.state_width = state
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for a, b in zip(widths, widths[1:], strict=False):
+            bound = 1.0 / math.sqrt(a)
+            self.weights.append(torch.empty(members, a, b).uniform_(-bound, bound))
+            self.biases.append(torch.empty(members, 1, b).uniform_(-bound, bound))
+
+    def forward(self, s: Tensor, *beside: Tensor) -> tuple[Tensor, ...]:
+        """s [E, B, d] and each x [E, B, w] to one [E, B, out] for each x."""
+        first, *weights = self.weights
+        bias, *biases = self.biases
+        of_state = torch.baddbmm(bias, s, first[:, : self.state_width])
+        h = torch.cat([torch.baddbmm(of_state, x, first[:, self.state_width :]) for x in beside], dim=1)
+        for weight, b in zip(weights, biases, strict=True):
+            h = torch.baddbmm(b, h.relu_(), weight)
+        return h.chunk(len(beside), dim=1)

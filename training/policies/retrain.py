@@ -1,0 +1,182 @@
+"""The daily retrain: load, train, checkpoint, export. The same for every algorithm."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+import torch
+
+from training import trajectories
+from training.contract.errors import MtfError
+from training.contract.files import write_json_atomic
+from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.policy import PolicyHeader, save_policy
+from training.contract.settings import Settings
+from training.policies import batchrl_mtf, checkpoint, lineage
+
+ALGORITHMS = {"batchrl_mtf": batchrl_mtf.BatchRLMTF}
+CURVES = {"batchrl_mtf": batchrl_mtf.CURVES}
+_POINTS = 100  # of a training curve
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def train(settings: Settings, day: date, progress: Progress | None = None) -> dict[str, Any]:
+    """Train the challenger of ``day`` and write it below ``layout.model(day)``.
+
+    Files: ``policy.safetensors`` (for serving), ``learner.safetensors`` (the whole learner, from which
+    a warm start goes on), ``curves.json``, and ``checkpoint.safetensors`` while it runs. A run that
+    was killed goes on from its last checkpoint and ends with the same bits; one that had ended, with
+    nothing changed since, is exported again from its learner. ``progress(step, steps, metrics)`` is
+    called about a hundred times.
+
+    Returns the record: ``steps``, ``transitions``, ``policy`` (path relative to the data folder),
+    ``sha256``, ``version``, ``curves``, ``warnings``, ``lineage``. Raises
+    :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
+    :class:`MtfError` when training diverges.
+    """
+    layout, learner_settings = settings.layout, settings.learner
+    folder, steps = layout.model(day), learner_settings.steps
+    data = trajectories.load(settings, day)
+    seed = _seed(settings.seed, day)
+    with _reproducible(learner_settings.threads):
+        warnings = list(data.warnings)
+        weights, warm_start = None, None
+        if learner_settings.warm_start:
+            weights, warm_start, warning = _champion_weights(settings, day)
+            warnings += [warning] if warning else []
+        about = lineage.describe(settings, day, seed, data, warm_start)
+        fingerprint = lineage.fingerprint(about)
+        version = f"{day.isoformat()}-{fingerprint[:8]}"
+
+        learner = ALGORITHMS[learner_settings.algorithm](learner_settings, data.train, seed)
+        names = CURVES[learner_settings.algorithm]
+        curves: dict[str, list[float]] = {name: [] for name in ("step", *names)}
+        window = torch.zeros(len(names))  # sums since the last point of the curves
+        if weights is not None:
+            learner.load_weights(weights)
+        for path in (folder / "learner.safetensors", folder / "checkpoint.safetensors"):
+            saved = checkpoint.read(path)
+            if saved is not None and saved[1]["fingerprint"] == fingerprint:
+                learner.load_state(saved[0])
+                window, curves = saved[0]["window"], saved[1]["curves"]
+                break
+
+        def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+            return learner.state() | {"window": window}, {
+                "fingerprint": fingerprint,
+                "kind": learner.kind,
+                "networks": _networks(settings),
+                "version": version,
+                "curves": curves,
+            }
+
+        every = max(1, steps // _POINTS)
+        while learner.step_count < steps:
+            window = window + learner.step()
+            done = learner.step_count
+            if done % every == 0 or done == steps:
+                since = done - (curves["step"][-1] if curves["step"] else 0)
+                point = dict(zip(names, (window / since).tolist(), strict=True))
+                _refuse_divergence(point, done)
+                for name, value in ({"step": done} | point).items():
+                    curves[name].append(value)
+                window = torch.zeros(len(names))
+                if progress is not None:
+                    progress(done, steps, point)
+            if done % learner_settings.checkpoint_every == 0 and done < steps:
+                checkpoint.save(folder / "checkpoint.safetensors", *state())
+
+        checkpoint.save(folder / "learner.safetensors", *state())
+        tensors, options = learner.export()
+    header = PolicyHeader(
+        learner.kind, version, settings.state_spec, settings.fusion, options, about | {"steps": steps}
+    )
+    path = folder / "policy.safetensors"
+    digest = save_policy(path, header, tensors)
+    write_json_atomic(folder / "curves.json", curves)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return {
+        "steps": steps,
+        "transitions": len(data.train),
+        "policy": path.relative_to(layout.root).as_posix(),
+        "sha256": digest,
+        "version": version,
+        "curves": curves,
+        "warnings": warnings,
+        "lineage": about,
+    }
+
+
+def _seed(seed: int, day: date) -> int:
+    """A seed for the day: days must not share their noise, and a rerun must repeat it."""
+    return int.from_bytes(hashlib.sha256(f"learner/{seed}/{day.isoformat()}".encode()).digest()[:6], "big")
+
+
+def _networks(settings: Settings) -> dict[str, Any]:
+    """What has to be equal for one learner's weights to fit another."""
+    widths = ("generator_hidden", "perturbation_hidden", "critic_hidden", "latent_size")
+    return {
+        "kind": settings.learner.algorithm,
+        "state_spec": settings.state_spec.version,
+        "heads": [head.name for head in settings.heads],
+        **settings.learner.model_dump(mode="json", include=set(widths)),
+    }
+
+
+@contextmanager
+def _reproducible(threads: int) -> Iterator[None]:
+    """Deterministic kernels and a fixed number of threads; both are put back."""
+    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
+        torch.set_num_threads(before)
+
+
+def _refuse_divergence(point: dict[str, float], step: int) -> None:
+    bad = [name for name, value in point.items() if not torch.isfinite(torch.tensor(value))]
+    if bad:
+        raise MtfError(
+            f"training diverged: {bad[0]} is not a number at step {step}. Lower learner.critic_lr or "
+            f"learner.generator_lr, and look at the rewards of the training data."
+        )
+
+
+def _champion_weights(
+    settings: Settings, day: date
+) -> tuple[dict[str, torch.Tensor] | None, dict[str, str] | None, str | None]:
+    """Learner state of the champion from before ``day``, its description, or why there is none.
+
+    A rerun of a day whose policy was promoted since must start where the first run did: pointers of
+    ``day`` and later are passed over for what they replaced.
+    """
+    pointer = read_champion(settings.layout.champion)
+    while pointer is not None and pointer.day >= day.isoformat():
+        pointer = ChampionPointer(**pointer.previous) if pointer.previous else None
+    if pointer is None:
+        return None, None, "warm start: no champion from before this day; started fresh"
+    path = (settings.layout.root / pointer.policy).parent / "learner.safetensors"
+    saved = checkpoint.read(path)
+    if saved is None or saved[1]["version"] != pointer.version:
+        return None, None, f"warm start: {path} does not hold the champion {pointer.version}; started fresh"
+    tensors, about = saved
+    wanted = _networks(settings)
+    differing = [name for name, value in wanted.items() if about["networks"].get(name) != value]
+    if differing:
+        name = differing[0]
+        return (
+            None,
+            None,
+            (
+                f"warm start: {name} of the champion {pointer.version} is {about['networks'].get(name)}, of the "
+                f"settings {wanted[name]}; started fresh"
+            ),
+        )
+    return tensors, {"version": pointer.version, "fingerprint": about["fingerprint"]}, None
