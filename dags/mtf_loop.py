@@ -16,10 +16,10 @@ from training.contract.settings import load_settings
 settings = load_settings()
 offset = pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
 
+# no start date: the first scheduled run is the next night's, and earlier days are backfilled by hand
 common = {
     "catchup": False,
     "max_active_runs": 1,
-    "start_date": pendulum.datetime(2020, 1, 1, tz=offset),
     "deadline": deadline(settings),
     "tags": ["mtf"],
 }

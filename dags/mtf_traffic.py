@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import pendulum
 from airflow.sdk import DAG, get_current_context, task
 
 from dags.tasks import day_of
@@ -11,7 +10,6 @@ from training.contract.settings import load_settings
 with DAG(
     dag_id="mtf_traffic",
     schedule=None,
-    start_date=pendulum.datetime(2020, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
     tags=["mtf", "demo"],

@@ -1,0 +1,79 @@
+"""`mtf` teaches, writes settings that load, and says what is wrong without a stack trace."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dags.command_line.main import app
+from dags.command_line.settings_file import render
+from training.contract.settings import Settings, load_settings
+
+COMMANDS = (
+    *("init", "ingest", "day", "train", "evaluate", "promote", "rollback", "serve"),
+    *("simulate", "status", "report", "up", "down", "demo"),
+)
+
+
+def test_help_lists_every_command():
+    text = CliRunner().invoke(app, ["--help"]).output
+    for command in COMMANDS:
+        assert f" {command} " in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output) > 200
+
+
+def test_init_writes_settings_that_give_the_defaults_back(tmp_path: Path):
+    path = tmp_path / "mtf.yaml"
+    assert CliRunner().invoke(app, ["init", str(path)]).exit_code == 0
+    assert load_settings(path) == Settings(data=tmp_path / "data")
+    assert "(paper)" in path.read_text()
+
+
+def test_init_takes_the_users_own_heads(tmp_path: Path):
+    path = tmp_path / "mtf.yaml"
+    CliRunner().invoke(app, ["init", str(path), "--heads", "click, share"])
+    assert [head.name for head in load_settings(path).heads] == ["click", "share"]
+
+
+def test_rendered_settings_keep_changed_values(tmp_path: Path):
+    changed = Settings(seed=99, learner={"steps": 12}, serving={"shares": {"static": 0.5}})
+    path = tmp_path / "mtf.yaml"
+    path.write_text(render(changed))
+    assert load_settings(path) == changed.model_copy(update={"data": tmp_path / "data"})
+
+
+def run_mtf(*arguments: str, settings: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "mtf"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "MTF_SETTINGS": str(settings)},
+    )
+
+
+def test_a_wrong_setting_ends_with_its_line_and_no_stack_trace(tmp_path: Path):
+    path = tmp_path / "mtf.yaml"
+    path.write_text("seed: 1\nlearner:\n  stepz: 3\n")
+    result = run_mtf("status", settings=path)
+    assert result.returncode == 2
+    assert f"{path}:3: learner.stepz: unknown setting" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
+    path = tmp_path / "mtf.yaml"
+    path.write_text("seed: 1\n")
+    result = run_mtf("day", "--date", "2026-01-05", settings=path)
+    assert result.returncode == 1
+    assert "there is no log of 2026-01-05" in result.stderr
+    assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
