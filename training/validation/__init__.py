@@ -1,0 +1,9 @@
+"""Validation: Great Expectations suites as code, Data Docs of every run, quarantine of bad rows.
+
+Each function returns the stage's record (plain JSON) and raises nothing for bad data: the caller
+stops the day when ``record["success"]`` is false.
+"""
+
+from training.validation.stages import validate_landed, validate_training_set, validate_transitions
+
+__all__ = ["validate_landed", "validate_training_set", "validate_transitions"]

@@ -1,0 +1,169 @@
+"""What lies in a day's partition: its files, batches made of its rows, measures, bad rows.
+
+DuckDB reads the Parquet files; nothing here knows Great Expectations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.contract.files import write_atomic
+from training.validation.checks import Check, Field
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """One file of a partition; ``error`` says why it cannot be read, and is None when it can."""
+
+    path: Path
+    error: str | None
+    rows: int
+    types: Mapping[str, str]
+
+
+def parquet_files(folders: Sequence[Path]) -> list[Path]:
+    """Parquet files of some partitions, in order; names starting with a dot are not landed yet."""
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*.parquet"))
+        if not path.name.startswith(".")
+    ]
+
+
+def inspect(paths: Sequence[Path], every_page: bool = False) -> list[ParquetFile]:
+    """Read the footer of each file, or all of it, noting what is wrong instead of raising."""
+    return [_inspect(path, every_page) for path in paths]
+
+
+def _inspect(path: Path, every_page: bool) -> ParquetFile:
+    try:
+        with pq.ParquetFile(path) as file:
+            if every_page:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group)
+            types = {entry.name: type_name(entry.type) for entry in file.schema_arrow}
+            return ParquetFile(path, None, file.metadata.num_rows, types)
+    except (OSError, pa.ArrowException) as error:
+        return ParquetFile(path, f"{type(error).__name__}: {error}".strip()[:300], 0, {})
+
+
+def type_name(arrow: pa.DataType) -> str:
+    """The contract's name of an Arrow type: ``timestamp[us, UTC]``, ``list<float>``, ``string``."""
+    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
+        return f"list<{type_name(arrow.value_type)}>"
+    if pa.types.is_timestamp(arrow) and arrow.tz:
+        return f"timestamp[{arrow.unit}, {arrow.tz}]"
+    if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
+        return "string"
+    if pa.types.is_dictionary(arrow):
+        return type_name(arrow.value_type)
+    return str(arrow)
+
+
+def manifest(files: Sequence[ParquetFile], root: Path) -> pd.DataFrame:
+    """A batch of one row a file: path, readable, error, rows, and the type of each column it holds."""
+    names = list(dict.fromkeys(name for file in files for name in file.types))
+    rows = [
+        {
+            "path": str(file.path.relative_to(root)),
+            "readable": "yes" if file.error is None else "no",
+            "error": file.error,
+            "rows": file.rows,
+        }
+        | {name: None if file.error else file.types.get(name, "missing") for name in names}
+        for file in files
+    ]
+    return pd.DataFrame(rows, columns=["path", "readable", "error", "rows", *names])
+
+
+class Partition:
+    """The readable files of one table and one or more days, as one DuckDB relation.
+
+    Every method raises ``duckdb.Error`` when a page of a file is broken.
+    """
+
+    def __init__(self, files: Sequence[ParquetFile]) -> None:
+        good = [file for file in files if file.error is None]
+        self.columns = set.intersection(*(set(file.types) for file in good)) if good else set()
+        self._paths = [str(file.path) for file in good]
+        self._connection = duckdb.connect()
+        self._connection.execute("SET TimeZone = 'UTC'")
+
+    @property
+    def empty(self) -> bool:
+        return not self._paths
+
+    def _from(self) -> str:
+        listed = ", ".join("'" + path.replace("'", "''") + "'" for path in self._paths)
+        return f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
+
+    def batch(self, fields: Sequence[Field]) -> pd.DataFrame:
+        """The rows, with the given fields as columns."""
+        selected = ", ".join(f'{entry.sql} AS "{entry.name}"' for entry in fields)
+        return self._connection.execute(f"SELECT {selected} FROM {self._from()}").df()  # noqa: S608
+
+    def measures(self, expressions: Mapping[str, str]) -> dict[str, Any]:
+        """One value for each SQL aggregate."""
+        if not expressions:
+            return {}
+        selected = ", ".join(expressions.values())
+        row = self._connection.execute(f"SELECT {selected} FROM {self._from()}").fetchone()  # noqa: S608
+        return dict(zip(expressions, row, strict=True))
+
+    def repeated(self, key: Sequence[str]) -> int:
+        """Rows beyond the first of their key.
+
+        Counted on 64-bit hashes; only where these say that some repeat are the keys compared.
+        """
+        hashed = f"count(*) - count(DISTINCT hash({', '.join(key)}))"
+        exact = f"count(*) - count(DISTINCT ({', '.join(key)}))"
+        if self.measures({"repeated": hashed})["repeated"] == 0:
+            return 0
+        return self.measures({"repeated": exact})["repeated"]
+
+    def unmatched(self, other: "Partition", column: str) -> int:
+        """Rows whose ``column`` has no equal in the other partition."""
+        query = (
+            f"SELECT count(*) FROM {self._from()} AS mine "  # noqa: S608
+            f"ANTI JOIN {other._from()} AS theirs ON mine.{column} = theirs.{column}"
+        )
+        return self._connection.execute(query).fetchone()[0]
+
+    def write_bad_rows(
+        self, path: Path, checks: Sequence[Check], key: Sequence[str], limit: int, repeated: str | None
+    ) -> int:
+        """Write the rows that break any of the checks, with a ``reason`` column; returns how many.
+
+        ``repeated`` is the reason given to every copy of a repeated key, or None when none repeats.
+        At most ``limit`` rows are written, the first by key.
+        """
+        source = self._from()
+        cases = [f"CASE WHEN {check.bad} THEN {_quoted(check.text)} END" for check in checks if check.bad]
+        keys = ", ".join(f'"{column}"' for column in key)
+        if repeated:
+            source = f"(SELECT *, count(*) OVER (PARTITION BY {keys}) AS _copies FROM {source})"  # noqa: S608
+            cases.append(f"CASE WHEN _copies > 1 THEN {_quoted(repeated)} END")
+        if not cases:
+            return 0
+        # a check's text says what must hold, so its negation is what is wrong with the row
+        reason = f"'expected: ' || nullif(concat_ws('; ', {', '.join(cases)}), '')"
+        excluded = "EXCLUDE (_copies)" if repeated else ""
+        query = (
+            f"SELECT * {excluded}, {reason} AS reason FROM {source} "  # noqa: S608
+            f"WHERE reason IS NOT NULL ORDER BY {keys} LIMIT {limit}"
+        )
+        table = self._connection.execute(query).to_arrow_table()
+        if table.num_rows:
+            write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+        return table.num_rows
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

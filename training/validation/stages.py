@@ -1,0 +1,498 @@
+"""The three validations of a day: what was landed, its transitions, the training set of its window."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from training.contract.files import read_json
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.records import read_record
+from training.contract.settings import Settings
+from training.validation import rules as table_rules
+from training.validation.checks import Check, Suite, measure
+from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
+from training.validation.rules import EXPLORING_ARMS, TRAINING_SET, TRANSITIONS, Rules
+
+MART = "fct_transitions"
+PARTS = ("files", "rows", "day")
+
+# Share of the decisions with a state that must have become transitions.
+LEAST_TRANSITION_SHARE = 0.99
+# Below this share of the window's transitions in the current state specification, most of it is lost.
+LEAST_SPEC_SHARE = 0.9
+# Decisions without a single landed impression: their feedback is missing, and their reward 0.
+MOST_UNMATCHED_SHARE = 0.01
+
+
+def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
+    """Check the day's landed impressions, and its decisions and users where there are any.
+
+    The record: ``success`` (nothing critical failed), ``suites`` by name (``success``,
+    ``evaluated``, ``failed``, ``page``), ``not_judged``, ``measures`` by table, ``quarantined`` (bad
+    rows kept by table) and ``data_docs`` (index page), paths relative to the data folder.
+    """
+    layout = settings.layout
+    found = [_landed(settings, day, table_rules.impressions(settings, day), required=True)]
+    served_lately = [d for d in layout.days(DECISIONS) if day - timedelta(days=7) <= d < day]
+    if layout.partition(DECISIONS, day).is_dir() or served_lately:
+        rules = table_rules.decisions(settings, day)
+        found.append(_landed(settings, day, rules, required=bool(served_lately)))
+        _match_requests(found[0], found[1])
+    if layout.partition(USERS, day).is_dir():
+        found.append(_landed(settings, day, table_rules.users(settings, day), required=False))
+    return _finish(settings, day, (IMPRESSIONS, DECISIONS, USERS), found)
+
+
+def validate_transitions(settings: Settings, day: date) -> dict[str, Any]:
+    """Check the day's export of ``fct_transitions``; the record is that of :func:`validate_landed`.
+
+    A day whose decisions carry no state (or that has none) needs no transitions.
+    """
+    layout = settings.layout
+    decided = Partition(inspect(parquet_files([layout.partition(DECISIONS, day)])))
+    expected = 0
+    if not decided.empty and "state" in decided.columns:
+        expected = decided.measures({"n": "count(state)"})["n"]
+    rules = table_rules.transitions(settings)
+    mart = layout.mart(MART)
+    recent = _recent(settings, day, _days(mart), "validate_transitions")
+    folder = mart / f"dt={day.isoformat()}"
+    table = _Table(settings, day, rules, [folder], {d: [mart / f"dt={d.isoformat()}"] for d in recent})
+    if expected or parquet_files([folder]):
+        table.check(required=expected > 0)
+    else:
+        table.skip("no decision of the day carries a state, so there are no transitions")
+    if expected and table.judged:
+        share = table.rows / expected
+        table.measures["share_of_decisions"] = share
+        table.day_checks.append(
+            measure(
+                "share_of_decisions",
+                f"each of the {expected} decisions with a state is one transition",
+                LEAST_TRANSITION_SHARE,
+                1.0,
+                source="request_id",
+            )
+        )
+    return _finish(settings, day, (TRANSITIONS,), [table])
+
+
+def validate_training_set(settings: Settings, day: date) -> dict[str, Any]:
+    """Check the transitions of the learner's window, together; the record is as above."""
+    mart = settings.layout.mart(MART)
+    window = [day - timedelta(days=back) for back in reversed(range(settings.learner.window_days))]
+    rules = table_rules.transitions(settings, TRAINING_SET)
+    table = _Table(settings, day, rules, [mart / f"dt={d.isoformat()}" for d in window], {})
+    table.check(required=True)
+    if table.judged:
+        _training_measures(settings, table)
+    return _finish(settings, day, (TRAINING_SET,), [table])
+
+
+def _landed(settings: Settings, day: date, rules: Rules, required: bool) -> "_Table":
+    layout = settings.layout
+    recent = _recent(settings, day, layout.days(rules.table), "validate_landed")
+    table = _Table(
+        settings,
+        day,
+        rules,
+        [layout.partition(rules.table, day)],
+        {d: [layout.partition(rules.table, d)] for d in recent},
+    )
+    table.check(required)
+    if table.judged:
+        _landing_note(table)
+    return table
+
+
+def _landing_note(table: "_Table") -> None:
+    """Compare with the rows that landing wrote down: files changed since are worth a look."""
+    note = table.folders[0] / "_landed.json"
+    rows = read_json(note).get("rows") if note.exists() else None
+    if isinstance(rows, int):
+        table.measures["rows_since_landing"] = table.rows - rows
+        text = f"the partition still holds the {rows} rows that were landed"
+        table.day_checks.append(measure("rows_since_landing", text, 0, 0, "warning"))
+
+
+def _days(folder: Path) -> list[date]:
+    return sorted(date.fromisoformat(path.name.removeprefix("dt=")) for path in folder.glob("dt=*"))
+
+
+def _recent(settings: Settings, day: date, days: Sequence[date], stage: str) -> list[date]:
+    """The last days before this one that did not fail their own validation."""
+    before = [d for d in days if d < day]
+    sound = [
+        d
+        for d in before
+        if (read_record(settings.layout, d, stage) or {"success": True}).get("success", True)
+    ]
+    return sound[-settings.validation.recent_days :]
+
+
+@dataclass
+class _Table:
+    """One table's way through validation: what was found, and the suites it makes."""
+
+    settings: Settings
+    day: date
+    rules: Rules
+    folders: list[Path]
+    recent_folders: Mapping[date, list[Path]]
+    files: list[ParquetFile] = field(default_factory=list)
+    partition: Partition | None = None
+    rows: int = 0
+    suites: list[Suite] = field(default_factory=list)
+    measures: dict[str, Any] = field(default_factory=dict)
+    day_checks: list[Check] = field(default_factory=list)
+    not_judged: list[dict[str, str]] = field(default_factory=list)
+    repeated: int = 0
+    row_checks: list[Check] = field(default_factory=list)
+
+    @property
+    def judged(self) -> bool:
+        """Whether rows could be read, so that the day's measures mean something."""
+        return self.partition is not None
+
+    @property
+    def subject(self) -> str:
+        return f"{self.rules.table} of {self.day}"
+
+    def skip(self, why: str) -> None:
+        self._leave_out("files", "everything", why)
+
+    def _leave_out(self, part: str, what: str, why: str) -> None:
+        self.not_judged.append({"suite": f"{self.rules.table}_{part}", "what": what, "why": why})
+
+    def check(self, required: bool) -> None:
+        """Make the suites. A page that cannot be read counts as an unreadable file."""
+        paths = parquet_files(self.folders)
+        self.files = inspect(paths)
+        sound = self._sound_columns()
+        if not any(file.error for file in self.files):
+            try:
+                self._check_rows(sound)
+            except duckdb.Error:
+                self.files = inspect(paths, every_page=True)
+                if not any(file.error for file in self.files):
+                    raise
+                self.partition = None
+        if any(file.error for file in self.files):
+            self._leave_out("rows", "rows and measures of the day", "a file cannot be read")
+        elif not paths:
+            self._leave_out("rows", "rows and measures of the day", "there is no file")
+        self.suites.insert(0, self._files_suite(required))
+
+    def _sound_columns(self) -> set[str]:
+        """Columns that every file has, with a type that they may have."""
+        return {
+            name
+            for name, types in self.rules.types.items()
+            if all(file.types.get(name) in types for file in self.files)
+        }
+
+    def _files_suite(self, required: bool) -> Suite:
+        frame = manifest(self.files, self.settings.layout.root)
+        checks = []
+        if required:
+            checks.append(
+                Check(
+                    "ExpectTableRowCountToBeBetween",
+                    None,
+                    {"min_value": 1},
+                    f"there are Parquet files of {self.subject}",
+                )
+            )
+        broken = "; ".join(f"{file.path.name}: {file.error}" for file in self.files if file.error)
+        checks.append(
+            Check(
+                "ExpectColumnDistinctValuesToBeInSet",
+                "readable",
+                {"value_set": ["yes"]},
+                "every file can be read" + (f" ({broken})" if broken else ""),
+            )
+        )
+        for name, types in self.rules.types.items():
+            if not any(file.error is None for file in self.files):
+                break
+            text = f"every file has a column {name} of type {' or '.join(types)}"
+            if name in frame:
+                arguments = {"value_set": list(types)}
+                checks.append(
+                    Check("ExpectColumnDistinctValuesToBeInSet", name, arguments, text, source=name)
+                )
+            else:
+                checks.append(Check("ExpectColumnToExist", name, {}, text, source=name))
+        about = f"Files of {self.subject}: one row a file, with the type of each of its columns."
+        return Suite(f"{self.rules.table}_files", frame, checks, about)
+
+    def _check_rows(self, sound: set[str]) -> None:
+        rules = self.rules
+        partition = Partition(self.files)
+        if partition.empty:
+            return
+        missing = sorted(set(rules.types) - sound)
+        if missing:
+            self._leave_out(
+                "rows", "checks that need " + ", ".join(missing), "the column is missing or has another type"
+            )
+        fields = [entry for entry in rules.fields if sound.issuperset(entry.needs)]
+        self.rows = sum(file.rows for file in self.files)
+        self.measures["rows"] = self.rows
+        if self.rows and fields:
+            frame = partition.batch(fields)
+            self.row_checks = self._judged_row_checks(partition, frame)
+            about = f"Rows of {self.subject}. Strings and times are reduced to whether they are there."
+            self.suites.append(Suite(f"{rules.table}_rows", frame, self.row_checks, about))
+        if rules.table in (IMPRESSIONS, TRAINING_SET):
+            self.day_checks.append(measure("rows", f"there are {rules.table}", 1))
+        if sound.issuperset(rules.key):
+            self.repeated = partition.repeated(rules.key)
+            self.measures["repeated_rows"] = self.repeated
+            self.day_checks.append(measure("repeated_rows", self.key_text, 0, 0, source=", ".join(rules.key)))
+        self._against_recent(partition, sound)
+        self._predictions(partition, sound)
+        self.partition = partition
+
+    @property
+    def key_text(self) -> str:
+        return f"no two rows have the same {', '.join(self.rules.key)}"
+
+    def _judged_row_checks(self, partition: Partition, frame: pd.DataFrame) -> list[Check]:
+        empty = {name for name in frame.columns if not frame[name].notna().any()}
+        checks = [
+            check
+            for check in self.rules.checks
+            if check.column in frame and not (check.is_bound and check.column in empty)
+        ]
+        bounded = {check.column for check in self.rules.checks if check.is_bound}
+        if empty & bounded:
+            self._leave_out("rows", "bounds of " + ", ".join(sorted(empty & bounded)), "no row has a value")
+        counts = partition.measures(
+            {str(i): f"count(*) FILTER (WHERE {check.bad})" for i, check in enumerate(checks)}
+        )
+        return [check.with_bad_rows(counts[str(i)]) for i, check in enumerate(checks)]
+
+    def _against_recent(self, partition: Partition, sound: set[str]) -> None:
+        """Volume and rates against the recent days' median and mean."""
+        if self.rules.table in (USERS, TRAINING_SET):
+            return  # a day's new users follow no rhythm; a window is no day
+        limits, days = self.settings.validation, []
+        for folders in self.recent_folders.values():
+            files = [file for file in inspect(parquet_files(folders)) if file.error is None]
+            past = Partition(files)
+            if not past.empty and sum(file.rows for file in files):
+                known = {n: sql for n, sql in self.rules.rates.items() if n in past.columns}
+                days.append((sum(file.rows for file in files), past.measures(known)))
+        if not days:
+            self._leave_out("day", "volume and rates", "there is no recent day to hold them against")
+            return
+        median = statistics.median(rows for rows, _ in days)
+        self.measures["recent_median_rows"] = median
+        self.measures["rows_to_recent_median"] = self.rows / median
+        self.day_checks.append(
+            measure(
+                "rows_to_recent_median",
+                f"{self.rows} rows are between {limits.min_volume_ratio:g} and {limits.max_volume_ratio:g} "
+                f"times the median of the last {len(days)} days, {median:g}",
+                limits.min_volume_ratio,
+                limits.max_volume_ratio,
+                source="rows",
+            )
+        )
+        rates = partition.measures({n: sql for n, sql in self.rules.rates.items() if n in sound})
+        rare = []
+        for name, rate in rates.items():
+            past_rates = [(rows, known[name]) for rows, known in days if known.get(name) is not None]
+            weight = sum(rows for rows, _ in past_rates)
+            mean = sum(rows * value for rows, value in past_rates) / weight if weight else 0.0
+            self.measures[name] = rate
+            if rate is None or mean == 0.0:
+                continue
+            if name in self.rules.signals and mean * self.rows < limits.min_rate_count:
+                rare.append(name)
+                continue
+            self._rate_check(name, rate, mean, len(days))
+        if rare:
+            self._leave_out(
+                "day", "rates of " + ", ".join(rare), f"fewer than {limits.min_rate_count} positives expected"
+            )
+
+    def _rate_check(self, name: str, rate: float, mean: float, days: int) -> None:
+        limit = self.settings.validation.max_rate_change
+        self.measures[f"{name}_change"] = (rate - mean) / abs(mean)
+        text = (
+            f"the mean of {name} is within {limit:.0%} of that of the last {days} days "
+            f"({rate:.4g} against {mean:.4g})"
+        )
+        self.day_checks.append(measure(f"{name}_change", text, -limit, limit, "warning", name))
+        if name in self.rules.signals:
+            self.measures[f"{name}_rate"] = rate
+            text = f"{name} occurs at all (on {mean:.2%} of the rows of the last {days} days)"
+            self.day_checks.append(measure(f"{name}_rate", text, 0.0, source=name, strict_min=True))
+
+    def _predictions(self, partition: Partition, sound: set[str]) -> None:
+        """A head is predicted for every row or (logs that carry none, yet) for no row."""
+        names = [name for name in self.rules.predictions if name in sound]
+        if not self.rows or not names:
+            return
+        shares = partition.measures({n: f'1.0 - count("{n}") / count(*)' for n in names})
+        for name, share in shares.items():
+            if share == 1.0:
+                continue  # said already: its bounds are left out because no row has a value
+            column = f"{name}_null_share"
+            self.measures[column] = share
+            text = f"{name} is there in every row or in none"
+            self.day_checks.append(measure(column, text, 0, 0, "warning", name))
+
+    def finished_suites(self) -> list[Suite]:
+        if not self.day_checks:
+            return self.suites
+        values = {check.column: self.measures[check.column] for check in self.day_checks}
+        frame = pd.DataFrame([values]).astype(float)
+        about = f"Measures of {self.subject}: one row."
+        return [*self.suites, Suite(f"{self.rules.table}_day", frame, self.day_checks, about)]
+
+    def quarantine(self) -> int:
+        """Write the rows that break a critical check beside the lake; returns how many were kept.
+
+        A run that finds none removes what an earlier run of the day had put there.
+        """
+        path = self.settings.layout.quarantine(self.rules.table, self.day) / "validation.parquet"
+        path.unlink(missing_ok=True)
+        broken = [check for check in self.row_checks if check.bad_rows and check.severity == "critical"]
+        if self.partition is None or not (broken or self.repeated):
+            return 0
+        key = [column for column in self.rules.key if column in self.partition.columns]
+        reason = self.key_text if self.repeated else None
+        limit = self.settings.validation.quarantine_rows
+        return self.partition.write_bad_rows(path, broken, key, limit, reason)
+
+
+def _match_requests(shown: _Table, decided: _Table) -> None:
+    """Decisions of the day whose request has no impression."""
+    if shown.partition is None or decided.partition is None or not decided.rows:
+        return
+    if not ({"request_id"} <= shown.partition.columns and {"request_id"} <= decided.partition.columns):
+        return
+    share = decided.partition.unmatched(shown.partition, "request_id") / decided.rows
+    decided.measures["share_without_impressions"] = share
+    text = f"at most {MOST_UNMATCHED_SHARE:.0%} of the decisions have no impression"
+    decided.day_checks.append(
+        measure("share_without_impressions", text, 0, MOST_UNMATCHED_SHARE, "warning", "request_id")
+    )
+
+
+def _training_measures(settings: Settings, table: _Table) -> None:
+    version = settings.state_spec.version
+    columns = table.partition.columns
+    wanted: dict[str, tuple[str, str]] = {
+        "current_transitions": ("state_spec", f"count(*) FILTER (WHERE state_spec = '{version}')"),
+        "reward_std": ("reward", "coalesce(stddev_pop(CASE WHEN isfinite(reward) THEN reward END), 0)"),
+    }
+    wanted |= {
+        f"{arm}_transitions": ("arm", f"count(*) FILTER (WHERE arm = '{arm}')") for arm in EXPLORING_ARMS
+    }
+    table.measures |= table.partition.measures({n: sql for n, (c, sql) in wanted.items() if c in columns})
+    found = table.measures
+    if "current_transitions" in found:
+        minimum = settings.validation.min_transitions
+        share = found["current_transitions"] / table.rows if table.rows else 0.0
+        found["current_spec_share"] = share
+        table.day_checks += [
+            measure(
+                "current_transitions",
+                f"there are at least {minimum} transitions of the current state specification {version}",
+                minimum,
+                source="state_spec",
+            ),
+            measure(
+                "current_spec_share",
+                f"at least {LEAST_SPEC_SHARE:.0%} of the transitions are of the current state specification",
+                LEAST_SPEC_SHARE,
+                severity="warning",
+                source="state_spec",
+            ),
+        ]
+    if "reward_std" in found and table.rows:
+        text = "rewards differ: a constant reward teaches nothing"
+        table.day_checks.append(measure("reward_std", text, 0.0, source="reward", strict_min=True))
+    if settings.learner.mixed_exploration and "arm" in columns:
+        table.day_checks += [
+            measure(
+                f"{arm}_transitions", f"there are transitions of the {arm} group", 1, None, "warning", "arm"
+            )
+            for arm in EXPLORING_ARMS
+        ]
+
+
+def _finish(settings: Settings, day: date, tables: Sequence[str], found: Sequence[_Table]) -> dict[str, Any]:
+    from training.validation import data_docs
+
+    layout = settings.layout
+    stale = [f"{table}_{part}" for table in tables for part in PARTS]
+    suites = [suite for table in found for suite in table.finished_suites()]
+    subjects = {suite.name: table for table in found for suite in table.finished_suites()}
+    outcomes = data_docs.run(layout.validation, day, suites, stale)
+    described = {outcome.suite.name: _describe(outcome, subjects[outcome.suite.name]) for outcome in outcomes}
+    for table in set(tables) - {one.rules.table for one in found}:
+        (layout.quarantine(table, day) / "validation.parquet").unlink(missing_ok=True)
+    kept = {table.rules.table: table.quarantine() for table in found}
+    return {
+        "success": all(suite["success"] for suite in described.values()),
+        "suites": described,
+        "quarantined": {table: rows for table, rows in kept.items() if rows},
+        "not_judged": [entry for table in found for entry in table.not_judged],
+        "measures": {table.rules.table: _plain(table.measures) for table in found},
+        "data_docs": f"{layout.validation.name}/data_docs/index.html",
+    }
+
+
+def _describe(outcome: Any, table: _Table) -> dict[str, Any]:
+    failed = [
+        {
+            "expectation": one.check.expectation,
+            "column": one.check.source or one.check.column,
+            "severity": one.check.severity,
+            "observed": _plain(one.observed),
+            "unexpected_count": one.check.bad_rows,
+            "message": _message(table, one),
+        }
+        for one in outcome.outcomes
+        if not one.success
+    ]
+    return {
+        "success": not any(entry["severity"] == "critical" for entry in failed),
+        "evaluated": len(outcome.outcomes),
+        "failed": sorted(failed, key=lambda entry: entry["severity"] != "critical"),
+        "page": outcome.page,
+    }
+
+
+def _message(table: _Table, one: Any) -> str:
+    if one.check.expectation == "ExpectColumnToExist":
+        return f"{table.subject}: the column {one.check.column} is missing"
+    observed = _plain(one.observed)
+    shown = f"{observed:.6g}" if isinstance(observed, float) else observed
+    rows = "" if one.check.bad_rows is None else f", {one.check.bad_rows} of {table.rows} rows break it"
+    return f"{table.subject}: expected that {one.check.text}; found {shown}{rows}"
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can say it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not a finite number"
+    return value
