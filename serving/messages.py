@@ -63,6 +63,8 @@ class Parser:
     def __init__(self, settings: Settings) -> None:
         self._serving = settings.serving
         self._fusion: Fusion = settings.fusion
+        self._places = {name: place for place, name in enumerate(self._fusion.names)}
+        self._maxima = np.array([head.maximum for head in self._fusion.heads])
         self._signals = tuple(signal.column for signal in settings.signals)
         self._event_fields = frozenset(("item_id", "play_time_ms", "duration_ms", *self._signals))
 
@@ -146,15 +148,23 @@ class Parser:
             raise RequestError("candidates.scores must be an object of one list a head")
         for name, column in columns.items():
             if type(column) is not list:
-                raise RequestError(f"candidates.scores.{name} must be a list of numbers")
+                raise RequestError(f"candidates.scores.{name[:80]} must be a list of numbers")
             if not _NUMBERS.issuperset(map(type, column)):
                 row = next(i for i, value in enumerate(column) if type(value) not in _NUMBERS)
-                raise RequestError(f"candidates.scores.{name}[{row}] must be a number")
-        try:
-            matrix = self._fusion.matrix(columns, count)
-        except DataError as error:
+                raise RequestError(f"candidates.scores.{name[:80]}[{row}] must be a number")
+        given = tuple(name for name in self._fusion.names if name in columns)
+        if len(given) == len(columns) and all(len(column) == count for column in columns.values()):
+            matrix = np.zeros((count, len(self._fusion.names)))
+            where = [self._places[name] for name in given]
+            matrix[:, where] = np.array([columns[name] for name in given], dtype=np.float64).T.reshape(
+                count, -1
+            )
+            if ((matrix >= 0.0) & (matrix <= self._maxima)).all():
+                return matrix, given
+        try:  # something is wrong: the formula itself says what, head by head
+            return self._fusion.matrix(columns, count), given
+        except (DataError, OverflowError) as error:
             raise RequestError(f"candidates: {error}") from error
-        return matrix, tuple(name for name in self._fusion.names if name in columns)
 
     def _event(self, event: Any, index: int) -> dict[str, int]:
         where = f"events[{index}]."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,26 +34,26 @@ class Fusion:
 
     heads: tuple[Head, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(head.name for head in self.heads)
 
-    @property
+    @cached_property
     def low(self) -> np.ndarray:
-        return np.array([head.low for head in self.heads])
+        return _constant([head.low for head in self.heads])
 
-    @property
+    @cached_property
     def high(self) -> np.ndarray:
-        return np.array([head.high for head in self.heads])
+        return _constant([head.high for head in self.heads])
 
-    @property
+    @cached_property
     def beta(self) -> np.ndarray:
-        return np.array([head.beta for head in self.heads])
+        return _constant([head.beta for head in self.heads])
 
-    @property
+    @cached_property
     def static_action(self) -> np.ndarray:
         """float32[k]: the hand-tuned weights as an action."""
-        return self.to_action(np.array([head.static for head in self.heads])).astype(np.float32)
+        return _constant(self.to_action(np.array([head.static for head in self.heads])), np.float32)
 
     def to_weights(self, action: np.ndarray) -> np.ndarray:
         """Action in [-1, 1], shape [..., k], to weights α in their intervals."""
@@ -95,3 +96,10 @@ class Fusion:
                 )
             matrix[:, index] = column
         return matrix
+
+
+def _constant(values: Sequence[float] | np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """An array kept for every later request, so nobody may write to it."""
+    array = np.array(values, dtype=dtype)
+    array.flags.writeable = False
+    return array

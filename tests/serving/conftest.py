@@ -1,0 +1,149 @@
+"""Settings, policy files and a real server for the service's tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from serving import bento
+from serving.client import Client
+from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.policy import PolicyHeader, save_policy
+from training.contract.settings import Settings, load_settings
+
+TOKEN = "a-token-of-the-tests"  # noqa: S105
+REPOSITORY = Path(__file__).parents[2]
+
+MakePolicy = Callable[..., ChampionPointer]
+
+
+def settings_file(folder: Path, **serving: object) -> Path:
+    """Default settings with a data folder below ``folder``."""
+    path = folder / "mtf.yaml"
+    path.write_text(yaml.safe_dump({"data": str(folder / "data"), "serving": serving}))
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(settings_file(tmp_path))
+
+
+def constant(settings: Settings, version: str, value: float, **changes: object) -> ChampionPointer:
+    """A policy file with the same action entry for every head, and a pointer to it (not written)."""
+    action = np.full(len(settings.heads), value)
+    header = PolicyHeader(
+        **{
+            "kind": "constant",
+            "version": version,
+            "spec": settings.state_spec,
+            "fusion": settings.fusion,
+            **changes,
+        }
+    )
+    path = settings.layout.models / f"{version}.safetensors"
+    digest = save_policy(path, header, {"action": action[: len(header.fusion.heads)]})
+    return ChampionPointer(
+        policy=str(path.relative_to(settings.data)),
+        sha256=digest,
+        version=version,
+        day="2026-01-05",
+        model_version="1",
+        promoted_ts=datetime(2026, 1, 6, tzinfo=UTC).isoformat(),
+    )
+
+
+@pytest.fixture(name="constant")
+def constant_fixture() -> MakePolicy:
+    return constant
+
+
+class Server:
+    """``bentoml serve`` in a process group of its own, on one data folder over all its lives."""
+
+    def __init__(self, folder: Path, **serving: object) -> None:
+        self.port = bento._free_port()
+        self.folder = folder
+        self.path = settings_file(folder, follow_seconds=0.1, **serving)
+        self.settings = load_settings(self.path)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "serve.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, seconds: float = 90.0) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    *[sys.executable, "-m", "bentoml", "serve", "serving.service:RankService"],
+                    *["--host", "127.0.0.1", "--port", str(self.port)],
+                ],
+                cwd=REPOSITORY,
+                env=os.environ
+                | {
+                    "MTF_SETTINGS": str(self.path),
+                    "MTF_TOKEN": TOKEN,
+                    "BENTOML_HOME": str(self.folder / "bentoml"),
+                    "BENTOML_DO_NOT_TRACK": "True",
+                },
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        with self.client() as client:
+            client.wait_ready(seconds)
+
+    def client(self, timeout: float = 20.0) -> Client:
+        return Client(self.url, TOKEN, timeout)
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor and all workers at once."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def promote(self, pointer: ChampionPointer, seconds: float = 10.0) -> None:
+        """Point at a policy and wait until it serves."""
+        write_champion(self.settings.layout.champion, pointer)
+        deadline = time.monotonic() + seconds
+        with self.client() as client:
+            while (client.status()["champion"] or {}).get("sha256") != pointer.sha256:
+                assert time.monotonic() < deadline, client.status()
+                time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from training import features
+
+    server = Server(
+        tmp_path_factory.mktemp("service"),
+        accept_event_ts=True,
+        max_candidates=200,
+        max_body_bytes=64 * 1024,
+        # the tests' own machine may be busy: a slow read must not become a fallback here
+        state_budget_ms=2_000.0,
+        shares={"static": 0.1, "random": 0.1, "noise": 0.1},
+    )
+    features.apply(server.settings)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving import ranker
+from serving.exploration import TruncatedNormal
+from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy
+from training.contract.settings import Settings
+
+SETTINGS = Settings()
+FUSION = SETTINGS.fusion
+K = len(FUSION.heads)
+STATE = np.zeros(SETTINGS.state_spec.width, dtype=np.float32)
+POLICY = constant_policy(SETTINGS.state_spec, FUSION, np.full(K, 0.5), "v1")
+BROKEN = Policy(
+    PolicyHeader("constant", "bad", SETTINGS.state_spec, FUSION), "", ConstantActor(np.full(K, np.nan))
+)
+
+
+def decide(arm, policy=POLICY, state=STATE, seed=1):
+    return ranker.decide(arm, policy, state, FUSION, SETTINGS.serving, np.random.default_rng(seed))
+
+
+def test_champion_serves_the_policy_without_a_density():
+    decision = decide("champion")
+    assert (decision.policy_version, decision.fallback, decision.log_density) == ("v1", None, None)
+    assert np.array_equal(decision.action, np.full(K, 0.5, dtype=np.float32))
+    assert np.array_equal(decision.action, decision.mean)
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "fallback"),
+    [
+        (None, STATE, "no_policy"),
+        (None, None, "no_policy"),
+        (POLICY, None, "store"),
+        (BROKEN, STATE, "policy"),
+    ],
+)
+def test_champion_falls_back_to_static_and_says_why(policy, state, fallback):
+    decision = decide("champion", policy, state)
+    assert (decision.policy_version, decision.fallback) == ("static", fallback)
+    assert np.array_equal(decision.action, FUSION.static_action)
+
+
+def test_static_arm_never_asks_the_policy():
+    decision = decide("static", BROKEN)
+    assert (decision.policy_version, decision.fallback) == ("static", None)
+    assert np.array_equal(decision.action, FUSION.static_action)
+
+
+def test_random_arm_is_centred_on_nothing_learnt():
+    decision = decide("random")
+    assert (decision.policy_version, decision.fallback) == ("static", None)
+    assert np.array_equal(decision.mean, np.zeros(K))
+    expected = TruncatedNormal(np.zeros(K), SETTINGS.serving.random_std).log_density(decision.action)
+    assert decision.log_density == expected
+
+
+def test_noise_arm_is_centred_on_the_policy():
+    decision = decide("noise")
+    assert decision.policy_version == "v1"
+    assert np.array_equal(decision.mean, np.full(K, 0.5, dtype=np.float32))
+    expected = TruncatedNormal(decision.mean, SETTINGS.serving.noise_std).log_density(decision.action)
+    assert decision.log_density == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "fallback"), [(None, STATE, None), (POLICY, None, "store"), (BROKEN, STATE, "policy")]
+)
+def test_noise_without_a_policy_explores_around_static(policy, state, fallback):
+    decision = decide("noise", policy, state)
+    assert (decision.policy_version, decision.fallback) == ("static", fallback)
+    assert np.array_equal(decision.mean, FUSION.static_action)
+    assert np.isfinite(decision.log_density)
+
+
+@pytest.mark.parametrize("arm", ["static", "random"])
+def test_a_missing_state_is_named_for_arms_that_do_not_need_one(arm):
+    assert decide(arm, POLICY, None).fallback == "store"
+
+
+def test_densities_follow_the_settings():
+    wide = SETTINGS.serving.model_copy(update={"noise_std": 0.9})
+    drawn = ranker.decide("noise", POLICY, STATE, FUSION, wide, np.random.default_rng(0))
+    assert drawn.log_density == TruncatedNormal(drawn.mean, 0.9).log_density(drawn.action)
+
+
+@given(
+    scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=60),
+    k=st.integers(1, 80),
+)
+def test_top_is_a_stable_sort(scores, k):
+    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+    assert ranker.top(np.array(scores), k).tolist() == expected
