@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +63,8 @@ class StateFeature:
 def _numbers(column: np.ndarray) -> np.ndarray:
     if column.dtype == object:
         column = np.array([np.nan if v is None else v for v in column])
-    return np.nan_to_num(np.asarray(column, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    numbers = np.asarray(column, dtype=np.float64)
+    return np.where(np.isfinite(numbers), numbers, 0.0)  # nan_to_num costs ten times as much on one row
 
 
 def _signed_log1p(values: np.ndarray) -> np.ndarray:
@@ -170,6 +172,11 @@ def session_columns(signals: Sequence[str]) -> list[str]:
         *[f"last_{signal}_count" for signal in signals],
         "last_play_s",
     ]
+
+
+def context_values(event_ts: datetime, utc_offset_hours: int) -> dict[str, float]:
+    """Raw context columns of a request: the local hour of day, 0 to 23."""
+    return {"hour": float((event_ts.astimezone(UTC) + timedelta(hours=utc_offset_hours)).hour)}
 
 
 def default_features(signals: Sequence[str]) -> list[StateFeature]:

@@ -1,0 +1,380 @@
+"""Feature values: register their definitions, materialise a day, read them as of an instant.
+
+Point in time: a profile or history row is usable from its ``event_timestamp`` on, but it reaches the
+online store when its day is materialised, at the local midnight that ends the day. A request on day
+D is therefore answered with the rows up to D's local midnight, and :func:`historical` reads them as
+of that midnight; it reads the session as of the request itself, because feedback moves it at once.
+"""
+
+import contextlib
+import io
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from training.contract.errors import DataError
+from training.contract.files import write_atomic, write_text_atomic
+from training.contract.layout import DECISIONS
+from training.contract.session import is_current
+from training.contract.settings import Settings
+from training.contract.state import context_values, history_columns, session_columns
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore, FeatureView
+
+PROJECT = "mtf"
+# never materialised: its online row is pushed by the service and is at least as new as the batch row
+PUSHED = "user_session"
+# a rerun also takes what late rows changed this long before the day
+LOOK_BACK = timedelta(days=1)
+EMPTY_DAY = date(1970, 1, 1)
+BATCH_ROWS = 1_000  # users a write: feedback waits for one such write, not for the whole day's
+ABSOLUTE_TOLERANCE = RELATIVE_TOLERANCE = 1e-4
+WORST = 10
+
+
+def apply(settings: Settings) -> dict[str, Any]:
+    """Register every definition of ``feature_repo`` and make the online store ready to be read.
+
+    Idempotent. It writes ``feature_store.yaml``, the one configuration that Feast's own command line
+    and the service read too, and an empty partition for each mart, so that features can be read
+    before the first day was transformed. A view whose columns changed is materialised anew.
+    Returns ``{"project", "service", "views": {name: columns}}``.
+    """
+    from feast import FeatureStore
+
+    from feature_repo import data_sources, entities, feature_services, features
+
+    folder = settings.layout.feast.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "feature_store.yaml", yaml.safe_dump(_configuration(settings, folder)))
+    _drop_broken(folder / "registry.db")
+    store = FeatureStore(repo_path=str(folder))
+    views = features.views(settings)
+    service = feature_services.state(settings)
+    for view in views:
+        _write_empty_partition(settings, view)
+    registered = {view.name: view for view in store.list_feature_views()}
+    for view in views:
+        known = registered.get(view.name)
+        if known is not None and _columns(known) != _columns(view):
+            # forgets how far it was materialised: the new columns are wanted for all days
+            store.registry.delete_feature_view(view.name, PROJECT, commit=False)
+    with _quiet():
+        store.apply([entities.user, data_sources.session_push(settings), *views, service])
+    if settings.store.online == "sqlite":
+        _write_ahead_log(folder / "online.db")
+    return {
+        "project": PROJECT,
+        "service": service.name,
+        "views": {view.name: _columns(view) for view in views},
+    }
+
+
+def materialise(settings: Settings, day: date) -> dict[str, Any]:
+    """Bring profiles and histories up to the end of local day ``day`` into the online store.
+
+    The window starts at what was materialised last, less :data:`LOOK_BACK`; it ends with the day, or
+    with a later day that was materialised before, so that running an earlier day again corrects what
+    its rows changed and never puts an old row over a newer one. ``user_session`` is left alone.
+    Returns ``{"until", "views": {name: {"rows", "users"}}}``, the day's own rows. Raises
+    :class:`DataError` naming the mart that cannot be read.
+    """
+    store = _store(settings)
+    start, end = day_start(settings, day), day_start(settings, day + timedelta(days=1))
+    record: dict[str, Any] = {"until": end.isoformat(), "views": {}}
+    for view in _batch_views(settings, store):
+        done = view.most_recent_end_time
+        first = datetime.fromtimestamp(0, UTC) if done is None else min(done, start) - LOOK_BACK
+        with _readable(view), _quiet():
+            store.materialize(first, end if done is None else max(end, done), feature_views=[view.name])
+            record["views"][view.name] = _count(view, start, end)
+    return record
+
+
+def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
+    """Raw features of (``user_id``, ``event_timestamp``) rows, as a request at that instant saw them.
+
+    ``event_timestamp`` must be timezone-aware. Returns the rows in the order given, with their own
+    columns, every profile, history and session input of the state specification, ``sess_session_id``
+    and ``sess_last_ts``; null where nothing was known. No value is later than the row's timestamp.
+    """
+    for column in ("user_id", "event_timestamp"):
+        if column not in entity_df:
+            raise DataError(f"the entity rows lack the column {column}")
+    if entity_df["event_timestamp"].dt.tz is None:
+        raise DataError("event_timestamp of the entity rows has no time zone")
+    store = _store(settings)
+    service = _service(settings, store)
+    references = [f"{p.name}:{f.name}" for p in service.feature_view_projections for f in p.features]
+    session = [name for name in references if name.startswith(f"{PUSHED}:")]
+    batch = [name for name in references if name not in session]
+    instants = entity_df["event_timestamp"].dt.tz_convert("UTC").dt.as_unit("us")
+    offset = pd.Timedelta(hours=settings.calendar.utc_offset_hours)
+    midnights = ((instants + offset).dt.floor("D") - offset).dt.as_unit("us")
+    parts = [entity_df.reset_index(drop=True)]
+    for times, names in ((midnights, batch), (instants, session)):
+        rows = pd.DataFrame(
+            {
+                "user_id": entity_df["user_id"].to_numpy(np.int64),
+                "event_timestamp": times.array,
+                "row": np.arange(len(entity_df)),
+            }
+        )
+        parts.append(_point_in_time(store, rows, names))
+    return pd.concat(parts, axis=1)
+
+
+def parity(settings: Settings, day: date) -> dict[str, Any]:
+    """Compare served states of ``day`` with the states that Feast gives for the same instants.
+
+    A sample of ``gate.parity_sample`` decisions with a state of the current specification, drawn by a
+    hash of the request id, so the same on every run. Returns ``{"compared", "mismatched", "share",
+    "entries": {entry name: rows that differ}, "worst": [{"request_id", "user_id", "entry", "served",
+    "offline"}, …]}``; ``worst`` holds each differing request's largest difference.
+    """
+    spec = settings.state_spec
+    decisions = _sample(settings, day)
+    record: dict[str, Any] = {
+        "state_spec": spec.version,
+        "compared": len(decisions),
+        "mismatched": 0,
+        "share": 0.0,
+        "entries": {},
+        "worst": [],
+    }
+    if decisions.empty:
+        return record
+    misshapen = [request for request, state in _pairs(decisions) if len(state) != spec.width]
+    if misshapen:
+        raise DataError(
+            f"decision {misshapen[0]} of {day} has a state of another width than its specification "
+            f"{spec.version}, which has {spec.width} entries ({len(misshapen)} such decisions)"
+        )
+    served = np.stack(decisions["state"].to_list()).astype(np.float32)
+    offline = offline_states(settings, decisions)
+    difference = np.abs(served - offline)
+    allowed = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(offline)
+    wrong = ~(difference <= allowed)  # True for NaN
+    rows = np.flatnonzero(wrong.any(axis=1))
+    names = spec.entry_names
+    entries = Counter(
+        {name: int(count) for name, count in zip(names, wrong.sum(axis=0), strict=True) if count}
+    )
+    worst = sorted(
+        ((row, int(np.argmax(np.nan_to_num(difference[row], nan=np.inf)))) for row in rows),
+        key=lambda place: (-float(np.nan_to_num(difference[place], nan=np.inf)), place),
+    )
+    record["mismatched"] = len(rows)
+    record["share"] = len(rows) / len(decisions)
+    record["entries"] = dict(entries.most_common(WORST))
+    record["worst"] = [
+        {
+            "request_id": str(decisions["request_id"].iloc[row]),
+            "user_id": int(decisions["user_id"].iloc[row]),
+            "entry": names[entry],
+            "served": _plain(served[row, entry]),
+            "offline": _plain(offline[row, entry]),
+        }
+        for row, entry in worst[:WORST]
+    ]
+    return record
+
+
+def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
+    """States float32[n, d] of requests (``user_id``, ``session_id``, ``event_ts``) from the warehouse."""
+    raw = historical(
+        settings,
+        decisions[["user_id", "session_id", "event_ts"]].rename(columns={"event_ts": "event_timestamp"}),
+    )
+    gap = timedelta(minutes=settings.session.gap_minutes)
+    sessions = raw[["sess_session_id", "sess_last_ts"]].astype(object)
+    current = np.array(
+        [
+            is_current(
+                {"sess_session_id": stored, "sess_last_ts": None if pd.isna(last) else last.to_pydatetime()},
+                session_id,
+                event_ts.to_pydatetime(),
+                gap,
+            )
+            for stored, last, session_id, event_ts in zip(
+                sessions["sess_session_id"],
+                sessions["sess_last_ts"],
+                raw["session_id"],
+                raw["event_timestamp"],
+                strict=True,
+            )
+        ]
+    )
+    columns: dict[str, np.ndarray] = {}
+    for profile in settings.state.profile:
+        values = raw[profile.column]
+        columns[profile.column] = (
+            values.astype(object).where(values.notna(), None).to_numpy()
+            if profile.kind == "categorical"
+            else values.to_numpy(np.float64, na_value=np.nan)
+        )
+    for name in history_columns(settings.signal_names):
+        columns[name] = raw[name].to_numpy(np.float64, na_value=np.nan)
+    for name in session_columns(settings.signal_names):
+        columns[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
+    columns["hour"] = np.array(
+        [
+            context_values(ts.to_pydatetime(), settings.calendar.utc_offset_hours)["hour"]
+            for ts in raw["event_timestamp"]
+        ]
+    )
+    return settings.state_spec.assemble(columns)
+
+
+def day_start(settings: Settings, day: date) -> datetime:
+    """The instant at which local day ``day`` begins, in UTC."""
+    return datetime.combine(day, time(), UTC) - timedelta(hours=settings.calendar.utc_offset_hours)
+
+
+def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
+    online: dict[str, Any] = {"type": "sqlite", "path": str(folder / "online.db")}
+    if settings.store.online == "redis":
+        # skip_dedup: a row corrected by late data keeps its timestamp and must still be written;
+        # going backwards is prevented by the window of materialise() and by the session rules
+        online = {"type": "redis", "connection_string": settings.store.redis_url, "skip_dedup": True}
+    return {
+        "project": PROJECT,
+        "provider": "local",
+        "registry": {
+            "path": str(folder / "registry.db"),
+            "cache_ttl_seconds": 0,  # loaded once a process: no reload on the way of a request
+        },
+        "offline_store": {"type": "duckdb"},
+        "online_store": online,
+        "entity_key_serialization_version": 3,
+        # without it every row of the window is written, in no order
+        "materialization": {"pull_latest_features": True, "online_write_batch_size": BATCH_ROWS},
+    }
+
+
+def _store(settings: Settings) -> "FeatureStore":
+    from feast import FeatureStore
+
+    folder = settings.layout.feast.absolute()
+    if not (folder / "feature_store.yaml").exists():
+        raise DataError(f"{folder} holds no feature store yet: training.features.apply makes it")
+    return FeatureStore(repo_path=str(folder))
+
+
+def _batch_views(settings: Settings, store: "FeatureStore") -> list["FeatureView"]:
+    service = _service(settings, store)
+    return [store.get_feature_view(p.name) for p in service.feature_view_projections if p.name != PUSHED]
+
+
+def _service(settings: Settings, store: "FeatureStore") -> "FeatureService":
+    return store.get_feature_service(f"state_{settings.state_spec.version}")
+
+
+def _drop_broken(registry: Path) -> None:
+    """Remove a registry that a kill left half-written: it is made again from the definitions."""
+    from feast.protos.feast.core.Registry_pb2 import Registry
+    from google.protobuf.message import DecodeError
+
+    if registry.exists():
+        try:
+            Registry.FromString(registry.read_bytes())
+        except DecodeError:
+            registry.unlink()
+
+
+def _write_ahead_log(database: Path) -> None:
+    """Let the service read while a day is being written; the mode stays with the file."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _columns(view: "FeatureView") -> dict[str, str]:
+    return {field.name: str(field.dtype) for field in view.features}
+
+
+def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
+    """A partition without rows, first in the order of days, that fixes the mart's column types."""
+    from feast.types import Float64, Int64, String, UnixTimestamp
+
+    instant = pa.timestamp("us", "UTC")
+    types = {Float64: pa.float64(), Int64: pa.int64(), String: pa.string(), UnixTimestamp: instant}
+    source = view.batch_source
+    schema = pa.schema(
+        [
+            pa.field("user_id", pa.int64()),
+            pa.field(source.timestamp_field, instant),
+            *[pa.field(field.name, types[field.dtype]) for field in view.features],
+        ]
+    )
+    path = settings.layout.mart(source.name) / f"dt={EMPTY_DAY.isoformat()}" / "part-0.parquet"
+    if not path.exists() or pq.read_schema(path) != schema:
+        write_atomic(path, lambda temporary: pq.write_table(schema.empty_table(), temporary))
+
+
+def _point_in_time(store: "FeatureStore", rows: pd.DataFrame, references: list[str]) -> pd.DataFrame:
+    """Features of ``rows``, in the order of their ``row`` numbers, without the keys."""
+    views = {reference.split(":")[0] for reference in references}
+    with contextlib.ExitStack() as stack:
+        for name in sorted(views):
+            stack.enter_context(_readable(store.get_feature_view(name)))
+        found = store.get_historical_features(entity_df=rows, features=references).to_df()
+    return found.sort_values("row", ignore_index=True).drop(columns=list(rows.columns))
+
+
+def _sample(settings: Settings, day: date) -> pd.DataFrame:
+    """Decisions with a current state: request_id, session_id, user_id, event_ts, state."""
+    files = settings.layout.partition(DECISIONS, day)
+    if not (files / "part-0.parquet").exists():
+        return pd.DataFrame()
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection.execute(
+            "SELECT request_id, session_id, user_id, event_ts, state FROM read_parquet(?)"
+            " WHERE state IS NOT NULL AND state_spec = ? ORDER BY md5(request_id), request_id LIMIT ?",
+            [str(files / "part-0.parquet"), settings.state_spec.version, settings.gate.parity_sample],
+        ).df()
+
+
+def _pairs(decisions: pd.DataFrame) -> Iterable[tuple[str, np.ndarray]]:
+    return zip(decisions["request_id"], decisions["state"], strict=True)
+
+
+def _count(view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
+    source = view.batch_source
+    with duckdb.connect() as connection:
+        rows, users = connection.execute(
+            f"SELECT count(*), count(DISTINCT user_id) FROM read_parquet(?)"  # noqa: S608
+            f" WHERE {source.timestamp_field} > ? AND {source.timestamp_field} <= ?",
+            [source.path, start, end],
+        ).fetchone()
+    return {"rows": rows, "users": users}
+
+
+@contextlib.contextmanager
+def _readable(view: "FeatureView"):
+    try:
+        yield
+    except duckdb.Error as error:
+        raise DataError(
+            f"cannot read the export of {view.batch_source.name} ({view.batch_source.path}): {error}"
+        ) from error
+
+
+def _quiet():
+    """Feast prints what it does; a stage's account of itself is its record."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def _plain(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
