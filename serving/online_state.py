@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,8 +146,12 @@ class OnlineState:
         if not path.exists():
             raise StoreError(f"there is no feature store yet: {path} is written by the first `mtf day`")
         configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
-        # the copy of the registry may be taken while a day is being materialised
-        configuration["registry"]["serve_features_while_materializing"] = True
+        registry = configuration["registry"]
+        if not Path(registry["path"]).exists():  # Feast would write an empty one
+            raise StoreError(f"the feature registry {registry['path']} is missing: run `mtf day` again")
+        # "thread" never looks at the file again, which a materialisation rewrites in place; and the
+        # copy may have been taken in the middle of one
+        registry.update(cache_mode="thread", serve_features_while_materializing=True)
         online = configuration["online_store"]
         if online["type"] != self._settings.store.online:
             raise StoreError(

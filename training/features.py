@@ -69,7 +69,7 @@ def apply(settings: Settings) -> dict[str, Any]:
         known = registered.get(view.name)
         if known is not None and _columns(known) != _columns(view):
             # forgets how far it was materialised: the new columns are wanted for all days
-            store.registry.delete_feature_view(view.name, PROJECT, commit=False)
+            store.registry.delete_feature_view(view.name, PROJECT)
     with _quiet():
         store.apply([entities.user, data_sources.session_push(settings), *views, service])
     if settings.store.online == "sqlite":
@@ -253,7 +253,7 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
         "provider": "local",
         "registry": {
             "path": str(folder / "registry.db"),
-            "cache_ttl_seconds": 0,  # loaded once a process: no reload on the way of a request
+            "cache_ttl_seconds": 0,  # never expires
         },
         "offline_store": {"type": "duckdb"},
         "online_store": online,
