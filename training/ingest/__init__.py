@@ -1,0 +1,23 @@
+"""Ingest: bring logs into the lake, a day at a time, under the contracts of ``training.contract``.
+
+Adapters: :mod:`service_log` (the service's own log), :mod:`kuairand` (its official CSVs) and
+:mod:`template` (Parquet or CSV files of your own, and the place to start an adapter from). All of them
+land through :mod:`landing`, which keeps a day atomic, idempotent and versioned.
+"""
+
+from training.ingest.kuairand import land_kuairand, video_features
+from training.ingest.landing import changed_days, land, landed, with_predictions
+from training.ingest.service_log import has_service_log, land_service_log
+from training.ingest.template import land_files
+
+__all__ = [
+    "changed_days",
+    "has_service_log",
+    "land",
+    "land_files",
+    "land_kuairand",
+    "land_service_log",
+    "landed",
+    "video_features",
+    "with_predictions",
+]

@@ -1,0 +1,276 @@
+"""Landing: one partition a table and day, replaced as a whole or not at all.
+
+Equal rows give equal bytes, whatever order they came in; the note beside them (``_landed.json``)
+holds their hash and a revision that grows when a day's content changes after it was first landed.
+"""
+
+# ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
+
+import fcntl
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from training.contract.columns import CONTRACT_VERSION
+from training.contract.errors import DataError
+from training.contract.files import (
+    read_json,
+    recover_folder,
+    replaced_folder,
+    sha256,
+    write_atomic,
+    write_json_atomic,
+)
+from training.contract.layout import IMPRESSIONS, TABLES, USERS, Layout
+from training.contract.records import read_record, recorded_days
+from training.contract.settings import Settings
+from training.ingest.schema import TableSpec, check_day, conform, table_spec
+
+PART = "part-0.parquet"
+NOTE = "_landed.json"
+
+
+def land(settings: Settings, table: str, day: date, rows: pa.Table, source: str) -> dict[str, Any]:
+    """Make ``rows`` the content of one day of ``impressions``, ``decisions`` or ``users``.
+
+    Exact duplicate rows are removed and counted. Rows that share a key but differ are all kept: which
+    of them is right is not for landing to say, and validation stops the day. Landing the same rows
+    again, in any order, writes nothing.
+
+    Returns the partition's note: table, day, rows, sha256 (of the Parquet file), source,
+    contract_version, revision, duplicates_removed; and ``changed``: whether an earlier landing held
+    other content. Raises :class:`DataError` as :func:`training.ingest.schema.conform` does, and for
+    an impression or decision whose time is outside the local day.
+    """
+    with landing_lock(settings.layout):
+        return write_partition(settings, table, day, rows, source)
+
+
+def write_partition(
+    settings: Settings,
+    table: str,
+    day: date,
+    rows: pa.Table,
+    source: str,
+    deliveries: Sequence[str] = (),
+) -> dict[str, Any]:
+    """:func:`land` for a caller that holds the lock.
+
+    ``deliveries`` names the parts of the source that the rows came from, so that landing the day
+    again reads all of them: rows that came late with another day's delivery are not lost by it.
+    """
+    spec = table_spec(settings, table)
+    where = f"{table} of {day} from {source}"
+    rows = conform(spec, rows, where)
+    if table != USERS:
+        check_day(settings, day, rows[spec.time], where)
+    ordered, duplicates = _canonical(spec, rows)
+    partition = settings.layout.partition(table, day)
+    recover_folder(partition)
+    before = read_note(partition)
+    content = _parquet(ordered)
+    digest = hashlib.sha256(content).hexdigest()
+    changed = before is not None and before["sha256"] != digest
+    note = {
+        "table": table,
+        "day": day.isoformat(),
+        "rows": ordered.num_rows,
+        "sha256": digest,
+        "source": source,
+        "contract_version": CONTRACT_VERSION,
+        "revision": (before["revision"] if before else 0) + (before is None or changed),
+        "duplicates_removed": duplicates,
+        "deliveries": sorted(set(deliveries)),
+    }
+    if not _holds(partition, digest):
+        with replaced_folder(partition) as fresh:
+            write_atomic(fresh / PART, lambda temporary: temporary.write_bytes(content))
+            write_json_atomic(fresh / NOTE, note)
+    elif note != before:  # the same rows, told by more deliveries or with other duplicates
+        write_json_atomic(partition / NOTE, note)
+    return {**note, "changed": changed}
+
+
+def landed(settings: Settings, day: date) -> dict[str, Any]:
+    """The record of a day that is already in the lake, from its partitions' notes."""
+    notes = []
+    for table in TABLES:
+        partition = settings.layout.partition(table, day)
+        recover_folder(partition)
+        if (note := read_note(partition)) is not None:
+            notes.append({**note, "changed": False})
+    return summary(day, notes)
+
+
+def changed_days(settings: Settings) -> list[date]:
+    """Days whose landed content is newer than what their last daily run landed, oldest first.
+
+    Late rows change a day after its run; the day is in this list until it is run again.
+    """
+    found = []
+    for day in recorded_days(settings.layout):
+        record = read_record(settings.layout, day, "land") or {}
+        for table, seen in record.get("tables", {}).items():
+            note = read_note(settings.layout.partition(table, day))
+            if note is not None and note["revision"] > seen.get("revision", note["revision"]):
+                found.append(day)
+                break
+    return found
+
+
+def with_predictions(settings: Settings, day: date, predictions: pa.Table) -> dict[str, Any]:
+    """Fill the ``p_<head>`` columns of a landed day, and land it again.
+
+    ``predictions`` holds request_id, item_id and any of the ``p_<head>`` columns, one row an
+    impression; an impression without a row keeps what it had. Returns what :func:`land` returns.
+    Raises :class:`DataError` when the day is not landed, a column is unknown, or a key is repeated.
+    """
+    with landing_lock(settings.layout):
+        partition = settings.layout.partition(IMPRESSIONS, day)
+        recover_folder(partition)
+        note = read_note(partition)
+        if note is None:
+            raise DataError(f"impressions of {day} are not landed: there is nothing to predict")
+        known = {f"p_{head.name}" for head in settings.heads}
+        given = [name for name in predictions.column_names if name not in ("request_id", "item_id")]
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise DataError(
+                f"predictions of {day}: {unknown or 'no column'}; expected some of {sorted(known)}"
+            )
+        with connect() as connection:
+            connection.register("predictions", predictions)
+            repeated = fetch_row(
+                connection, "select count(*) - count(distinct (request_id, item_id)) from predictions"
+            )[0]
+            if repeated:
+                raise DataError(f"predictions of {day}: {repeated} rows repeat a (request_id, item_id)")
+            connection.register("landed", read_partition(partition))
+            filled = connection.sql(fill_predictions("landed", "predictions", given)).to_arrow_table()
+        return write_partition(settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"])
+
+
+def fill_predictions(landed_rows: str, predictions: str, columns: Sequence[str]) -> str:
+    """SQL: ``landed_rows`` with the given columns taken from ``predictions`` where it has them."""
+    filled = ", ".join(f'coalesce(p."{name}", l."{name}") as "{name}"' for name in columns)
+    return (
+        f"select l.* replace ({filled}) from {landed_rows} l "
+        f"left join {predictions} p on l.request_id = p.request_id and l.item_id = p.item_id"
+    )
+
+
+def summary(day: date, notes: Sequence[dict[str, Any]], **counts: dict[str, int]) -> dict[str, Any]:
+    """The record of a landing: per table the rows of ``day``, every day touched and what changed.
+
+    ``counts`` adds, by table, what else an adapter counted.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for note in notes:
+        entry = tables.setdefault(
+            note["table"], {"rows": 0, "days": [], "changed_days": [], "duplicates_removed": 0}
+        )
+        entry["days"].append(note["day"])
+        if note["changed"]:
+            entry["changed_days"].append(note["day"])
+        if note["day"] == day.isoformat():
+            entry["rows"] = note["rows"]
+            entry["duplicates_removed"] += note["duplicates_removed"]
+            entry |= {name: note[name] for name in ("sha256", "revision", "source", "contract_version")}
+    for table, extra in counts.items():
+        if table in tables:
+            tables[table] |= extra
+    for entry in tables.values():
+        entry["days"], entry["changed_days"] = sorted(entry["days"]), sorted(entry["changed_days"])
+    return {"day": day.isoformat(), "tables": tables}
+
+
+def read_note(partition: Path) -> dict[str, Any] | None:
+    """The note beside a landed partition; None when the day was never landed (or not by this code)."""
+    path = partition / NOTE
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}; land the day again after removing it") from error
+
+
+def read_partition(partition: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A landed partition's rows; :class:`DataError` naming the file when it cannot be read."""
+    return read_parquet(partition / PART, columns)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file; :class:`DataError` naming it when it is missing, truncated or not Parquet."""
+    try:
+        return pq.ParquetFile(path).read(None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: unreadable Parquet: {str(error).splitlines()[0]}") from error
+
+
+def connect(database: Path | str = ":memory:") -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection whose timestamps are UTC."""
+    connection = duckdb.connect(str(database))
+    connection.execute("set timezone = 'UTC'")
+    connection.execute("set enable_progress_bar = false")
+    return connection
+
+
+def fetch_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The one row of a query. (``fetchone`` would leave the connection busy with an open result.)"""
+    return connection.execute(query).fetchall()[0]
+
+
+@contextmanager
+def landing_lock(layout: Layout) -> Iterator[None]:
+    """One landing at a time: late rows make a day's landing read and replace other days too."""
+    lake = layout.root / "lake"
+    lake.mkdir(parents=True, exist_ok=True)
+    with (lake / ".landing.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _canonical(spec: TableSpec, rows: pa.Table) -> tuple[pa.Table, int]:
+    """Rows in the table's order without exact duplicates, and how many of these there were."""
+    order = ", ".join(f'"{name}"' for name in spec.order)
+    with connect() as connection:
+        connection.register("rows", rows)
+        ordered = connection.sql(f"select * from rows order by {order}").to_arrow_table()
+        if _has_ties(ordered, spec.order):  # then every column has a say in the order
+            ordered = connection.sql(
+                f"select * from (select distinct * from rows) order by {order}, all"
+            ).to_arrow_table()
+    return ordered.cast(spec.schema), rows.num_rows - ordered.num_rows
+
+
+def _has_ties(ordered: pa.Table, columns: Sequence[str]) -> bool:
+    if ordered.num_rows < 2:
+        return False
+    tied = None
+    for name in columns:
+        column = ordered[name].combine_chunks()
+        same = pc.fill_null(pc.equal(column[1:], column[:-1]), True)
+        tied = same if tied is None else pc.and_(tied, same)
+    return pc.any(tied).as_py()
+
+
+def _parquet(rows: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.combine_chunks(), sink, compression="zstd", row_group_size=256 * 1024)
+    return sink.getvalue()
+
+
+def _holds(partition: Path, digest: str) -> bool:
+    """Whether the partition is whole, nothing more, and its rows are those of ``digest``."""
+    if not partition.is_dir() or {path.name for path in partition.iterdir()} != {PART, NOTE}:
+        return False
+    return sha256(partition / PART) == digest

@@ -1,0 +1,146 @@
+"""The contracts as Arrow schemas, and the one place where foreign columns are made to fit them."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.contract.columns import decision_columns, impression_columns, user_columns
+from training.contract.errors import DataError
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.settings import Settings
+
+TIMESTAMP = pa.timestamp("us", "UTC")
+DAY_US = 86_400_000_000
+
+_ARROW = {
+    "string": pa.string(),
+    "int8": pa.int8(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "timestamp[us, UTC]": TIMESTAMP,
+    "list<float>": pa.list_(pa.float32()),
+}
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A contract: its columns, the ones that must be there, its key, and the order rows lie in."""
+
+    schema: pa.Schema
+    required: tuple[str, ...]
+    key: tuple[str, ...]
+    time: str
+    order: tuple[str, ...]
+
+
+def table_spec(settings: Settings, table: str) -> TableSpec:
+    """The contract of ``impressions``, ``decisions`` or ``users`` under these settings.
+
+    Every field is nullable in the file: a null in a required column is for validation to judge and
+    to quarantine, row by row, not a reason to land nothing.
+    """
+    columns, key, time, order = {
+        IMPRESSIONS: (
+            impression_columns(settings),
+            ("request_id", "item_id"),
+            "event_ts",
+            ("event_ts", "request_id", "position", "item_id"),
+        ),
+        DECISIONS: (decision_columns(), ("request_id",), "event_ts", ("event_ts", "request_id")),
+        USERS: (user_columns(settings), ("user_id",), "updated_ts", ("user_id", "updated_ts")),
+    }[table]
+    return TableSpec(
+        schema=pa.schema([(column.name, _ARROW[column.type]) for column in columns]),
+        required=tuple(column.name for column in columns if column.required),
+        key=key,
+        time=time,
+        order=order,
+    )
+
+
+def conform(spec: TableSpec, rows: pa.Table, where: str) -> pa.Table:
+    """``rows`` with the contract's columns, in its order and types; other columns are left out.
+
+    A missing optional column becomes nulls. Times may be timestamps (without a zone: UTC), ISO-8601
+    text with an offset, or integers of unix milliseconds. ``where`` names the file or table in errors:
+    :class:`DataError` for a missing required column, or the first value that does not fit its type.
+    """
+    missing = [name for name in spec.required if name not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{where}: missing column {', '.join(missing)}; it has {', '.join(rows.column_names) or 'none'}"
+        )
+    columns = []
+    for column in spec.schema:
+        if column.name in rows.column_names:
+            columns.append(_fit(rows[column.name], column, where))
+        else:
+            columns.append(pa.nulls(rows.num_rows, column.type))
+    return pa.table(columns, schema=spec.schema)
+
+
+def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArray:
+    try:
+        return _cast(values, column.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        row = _first_bad(values, column.type)
+        value = values[row].as_py()
+        raise DataError(
+            f"{where}: column {column.name}, row {row + 1}: {value!r} ({values.type}) is not {column.type}"
+        ) from error
+
+
+def _cast(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    if target == TIMESTAMP and pa.types.is_string(values.type) and _all_digits(values):
+        values = values.cast(pa.int64())
+    if target == TIMESTAMP and pa.types.is_integer(values.type):
+        values = values.cast(pa.int64()).cast(pa.timestamp("ms", "UTC"))
+    # sub-microsecond parts are dropped (pandas writes nanoseconds); anything else lossy is refused
+    options = pc.CastOptions(target_type=target, allow_time_truncate=True)
+    return pc.cast(values, options=options)
+
+
+def _all_digits(values: pa.ChunkedArray) -> bool:
+    return pc.all(pc.match_substring_regex(values, r"^[0-9]+$")).as_py() is True
+
+
+def _first_bad(values: pa.ChunkedArray, target: pa.DataType) -> int:
+    """Index of the first value that does not cast, by halving."""
+    low, high = 0, len(values)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            _cast(values.slice(low, middle - low), target)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def day_start(settings: Settings, day: date) -> datetime:
+    """The UTC instant at which a local day starts."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return midnight - timedelta(hours=settings.calendar.utc_offset_hours)
+
+
+def local_day_sql(settings: Settings, column: str) -> str:
+    """SQL of the local day of a UTC timestamp column: a connection's time zone must be UTC."""
+    return f"({column}::timestamp + interval ({settings.calendar.utc_offset_hours}) hour)::date"
+
+
+def check_day(settings: Settings, day: date, times: pa.ChunkedArray, where: str) -> None:
+    """Raise :class:`DataError` naming the first row whose time is null or not within the local day."""
+    start = int(day_start(settings, day).timestamp()) * 1_000_000
+    us = times.cast(pa.int64())
+    inside = pc.fill_null(pc.and_(pc.greater_equal(us, start), pc.less(us, start + DAY_US)), False)
+    row = pc.index(inside, False).as_py()
+    if row >= 0:
+        raise DataError(
+            f"{where}: row {row + 1} has the time {times[row].as_py()}, which is not in the local day {day} "
+            f"(UTC{settings.calendar.utc_offset_hours:+d})"
+        )

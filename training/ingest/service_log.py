@@ -1,0 +1,414 @@
+"""The service's own log: decisions and feedback, JSON lines, joined into impressions and decisions.
+
+A day's files are named by the local day of their lines, so a day is landed from its own decision
+files and from the feedback files of the day and of the ``LATE_DAYS`` after it. Feedback that comes
+after midnight changes the day of its request: landing the day it arrived on updates that earlier day.
+
+Of several pieces of feedback for one (request, item) the last by time counts; at one instant, the
+larger play time, then the larger of the other columns. That choice does not depend on the order of
+lines, files or landings, so any order ends at the same lake.
+"""
+
+# ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import duckdb
+import pyarrow as pa
+
+from training.contract.errors import DataError
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.settings import Settings
+from training.ingest.landing import (
+    connect,
+    fetch_row,
+    landing_lock,
+    read_note,
+    read_partition,
+    summary,
+    write_partition,
+)
+from training.ingest.schema import local_day_sql
+
+SOURCE = "service"
+LINE_VERSION = 1
+LATE_DAYS = 2  # the service knows a request for two days; later feedback is counted, not landed
+_LIVE_SECONDS = 60.0  # a file written to more recently than this may grow while it is read
+_KEY = ("request_id", "user_id", "item_id")
+
+
+def has_service_log(settings: Settings, day: date) -> bool:
+    """Whether the service has decision files of that local day."""
+    return bool(_files(settings, "decisions", day))
+
+
+def land_service_log(settings: Settings, day: date) -> dict[str, Any]:
+    """Land the day's impressions and decisions, and late rows in the days they belong to.
+
+    The record adds, for impressions, ``torn_lines`` (unfinished last lines, left out),
+    ``late_feedback`` (requests of earlier days that this day's files told more of) and
+    ``orphan_feedback`` (events of this day's files whose request and item are in no landed
+    impression); for decisions ``repeated_requests`` (decisions that another one for the same request
+    and user followed: a retry; the last counts).
+
+    Raises :class:`DataError` for a day without a logged decision, and for a line that is not a
+    decision or feedback, naming file, line and field.
+    """
+    with landing_lock(settings.layout):
+        notes, counts, other_days = _land_day(settings, day, {day})
+        for other in other_days:
+            _refuse_other_source(settings, day, other)
+            notes += _land_day(settings, other, {day, other})[0]
+        late, late_requests, orphans = _land_late_feedback(settings, day)
+        notes += late
+        users = read_note(settings.layout.partition(USERS, day))
+        if users is not None:
+            notes.append({**users, "changed": False})
+    return summary(
+        day,
+        notes,
+        impressions={
+            "torn_lines": counts["torn_lines"],
+            "late_feedback": late_requests,
+            "orphan_feedback": orphans,
+        },
+        decisions={"repeated_requests": counts["repeated_requests"]},
+    )
+
+
+def _land_day(
+    settings: Settings, day: date, deliveries: set[date]
+) -> tuple[list[dict[str, Any]], dict[str, int], list[date]]:
+    """Land one day from the files of ``deliveries`` and of those it was landed from before.
+
+    Returns the partitions' notes, counts, and the other days that these files hold decisions of.
+    """
+    before = read_note(settings.layout.partition(DECISIONS, day))
+    if before is not None and before["source"] == SOURCE:
+        deliveries = deliveries | {date.fromisoformat(name) for name in before["deliveries"]}
+    followed = {one + timedelta(days=late) for one in {*deliveries, day} for late in range(LATE_DAYS + 1)}
+    with _open_log(settings) as log:
+        torn = log.load("decisions", deliveries) + log.load("feedback", followed)
+        days = [row[0] for row in log.connection.execute("select distinct day from decisions").fetchall()]
+        if day not in days:
+            raise DataError(f"the service logged no decision on {day}: see {settings.layout.serving_log}")
+        repeated = log.keep_last_decisions(day)
+        decisions = log.decisions()
+        impressions = log.impressions(log.shown_items(), "feedback")
+    names = [one.isoformat() for one in deliveries]
+    notes = [
+        write_partition(settings, IMPRESSIONS, day, impressions, SOURCE, names),
+        write_partition(settings, DECISIONS, day, decisions, SOURCE, names),
+    ]
+    counts = {"torn_lines": torn, "repeated_requests": repeated}
+    return notes, counts, sorted(other for other in days if other != day)
+
+
+def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, Any]], int, int]:
+    """Bring the feedback in the files of ``day`` to the landed days before it.
+
+    Returns the notes of those days, the number of their requests that it belongs to, and the number
+    of events that belong to no landed impression of the day or before.
+    """
+    notes, late_requests = [], 0
+    with _open_log(settings) as log:
+        log.load("feedback", {day})
+        connection = log.connection
+        (orphans,) = fetch_row(connection, "select count(*) from feedback")
+        for back in range(LATE_DAYS + 1):
+            earlier = day - timedelta(days=back)
+            partition = settings.layout.partition(IMPRESSIONS, earlier)
+            note = read_note(partition)
+            if note is None or note["source"] != SOURCE:
+                continue
+            connection.register("landed_keys", read_partition(partition, _KEY))
+            connection.execute(
+                "create or replace table known as "
+                f"from feedback semi join landed_keys using ({', '.join(_KEY)})"
+            )
+            requests, events = fetch_row(connection, "select count(distinct request_id), count(*) from known")
+            orphans -= events
+            if back and events:
+                connection.register("landed", read_partition(partition))
+                told = ", ".join(log.told)
+                connection.execute(
+                    "create or replace table all_feedback as from known union all by name "
+                    f"select {', '.join(_KEY)}, feedback_ts, {told} "
+                    "from landed where feedback_ts is not null"
+                )
+                shown = f"(select * exclude (feedback_ts, {told}) from landed)"
+                rows = log.impressions(shown, "all_feedback")
+                notes.append(
+                    write_partition(settings, IMPRESSIONS, earlier, rows, SOURCE, note["deliveries"])
+                )
+                late_requests += requests
+    return notes, late_requests, orphans
+
+
+def _refuse_other_source(settings: Settings, day: date, other: date) -> None:
+    note = read_note(settings.layout.partition(DECISIONS, other))
+    note = note or read_note(settings.layout.partition(IMPRESSIONS, other))
+    if note is not None and note["source"] != SOURCE:
+        raise DataError(
+            f"the service's log of {day} holds decisions of {other}, which was landed from "
+            f"{note['source']}: landing them would replace that day"
+        )
+
+
+class _Log:
+    """Lines of some days as DuckDB tables: ``decisions``, one row a line, ``feedback``, one an event."""
+
+    def __init__(self, settings: Settings, connection: duckdb.DuckDBPyConnection, scratch: Path) -> None:
+        self.settings = settings
+        self.connection = connection
+        self._scratch = scratch
+        self._heads = [head.name for head in settings.heads]
+        self.told = ["play_time_ms", "duration_ms", *(signal.column for signal in settings.signals)]
+
+    def load(self, kind: str, days: Iterable[date]) -> int:
+        """Read the files of those days into the table ``kind``; returns the number of torn last lines."""
+        paths = [path for day in sorted(days) for path in _files(self.settings, kind, day)]
+        pairs = [_whole_lines(path, self._scratch / kind) for path in paths]
+        columns = self._columns(kind)
+        sound, select = self._decision_sql() if kind == "decisions" else self._feedback_sql()
+        try:
+            self.connection.execute(
+                f"create or replace temp table lines ({', '.join(f'{n} {t}' for n, t in columns.items())})"
+            )
+            if paths:
+                types = "{" + ", ".join(f"{name}: '{type_}'" for name, type_ in columns.items()) + "}"
+                self.connection.execute(
+                    "insert into lines from read_json(?, format = 'newline_delimited', "
+                    f"columns = {types}, maximum_object_size = 67108864)",
+                    [[str(whole) for whole, _ in pairs]],
+                )
+            (unsound,) = fetch_row(
+                self.connection, f"select count(*) from lines where not coalesce({sound}, false)"
+            )
+            if unsound:
+                raise duckdb.DataError(f"{unsound} lines break the format of {kind}")
+            self.connection.execute(f"create or replace temp table {kind} as {select}")
+        except duckdb.Error as error:
+            for path, (whole, _) in zip(paths, pairs, strict=True):
+                _name_bad_line(kind, path, whole)
+            raise DataError(f"{self.settings.layout.serving_log / kind}: {error}") from error
+        self.connection.execute("drop table lines")
+        return sum(torn for _, torn in pairs)
+
+    def keep_last_decisions(self, day: date) -> int:
+        """Keep the decisions of one day, the last of each (request, user); returns how many others fell."""
+        self.connection.execute("delete from decisions where day <> ?", [day])
+        total, requests = fetch_row(
+            self.connection, "select count(*), count(distinct (request_id, user_id)) from decisions"
+        )
+        if total > requests:
+            self.connection.execute(
+                "create or replace temp table decisions as from decisions "
+                "qualify row_number() over (partition by request_id, user_id "
+                "order by event_ts desc, policy_version, arm, session_id, action, items, state, scores) = 1"
+            )
+        return total - requests
+
+    def decisions(self) -> pa.Table:
+        return self.connection.sql("select * exclude (v, items, scores, day) from decisions").to_arrow_table()
+
+    def shown_items(self) -> str:
+        """SQL of the decisions' items, one row each: an impression but for its feedback."""
+        predictions = ", ".join(f'unnest(scores."{head}") as "p_{head}"' for head in self._heads)
+        return (
+            "(select request_id, session_id, user_id, event_ts, unnest(items) as item_id, "
+            f"unnest(range(len(items)))::integer as position, {predictions} from decisions)"
+        )
+
+    def impressions(self, shown: str, feedback: str) -> pa.Table:
+        """Shown items joined with the last feedback of each; without feedback: zeros, and no time."""
+        fields = ", ".join(f'"{name}" := "{name}"' for name in ("feedback_ts", *self.told))
+        told = ", ".join(f'coalesce(f.last."{name}", 0) as "{name}"' for name in self.told)
+        key = ", ".join(_KEY)
+        return self.connection.sql(
+            f"with f as (select {key}, max(struct_pack({fields})) as last from {feedback} group by all) "
+            f"select s.*, f.last.feedback_ts as feedback_ts, {told} "
+            f"from {shown} s left join f using ({key})"
+        ).to_arrow_table()
+
+    def _columns(self, kind: str) -> dict[str, str]:
+        if kind == "feedback":
+            event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
+            return {**_FEEDBACK_COLUMNS, "events": f"STRUCT({event})[]"}
+        scores = ", ".join(f'"{head}" FLOAT[]' for head in self._heads)
+        return {**_DECISION_COLUMNS, "scores": f"STRUCT({scores})"}
+
+    def _decision_sql(self) -> tuple[str, str]:
+        lengths = "".join(f' and coalesce(len(scores."{head}") = len(items), true)' for head in self._heads)
+        day = local_day_sql(self.settings, "event_ts")
+        return _SOUND_DECISION + lengths, f"select *, {day} as day from lines"
+
+    def _feedback_sql(self) -> tuple[str, str]:
+        told = ", ".join(f'coalesce(event."{name}", 0) as "{name}"' for name in self.told)
+        return _SOUND_FEEDBACK, (
+            f"select request_id, user_id, event.item_id as item_id, feedback_ts, {told} from "
+            "(select request_id, user_id, event_ts as feedback_ts, unnest(events) as event from lines)"
+        )
+
+
+# a line's fields and their types: for DuckDB, and for saying in a person's terms what is wrong with one
+_DECISION_COLUMNS = {
+    "v": "INTEGER",
+    "request_id": "VARCHAR",
+    "session_id": "VARCHAR",
+    "user_id": "BIGINT",
+    "event_ts": "TIMESTAMPTZ",
+    "policy_version": "VARCHAR",
+    "arm": "VARCHAR",
+    "state": "FLOAT[]",
+    "action": "FLOAT[]",
+    "action_mean": "FLOAT[]",
+    "log_density": "DOUBLE",
+    "fallback": "VARCHAR",
+    "state_spec": "VARCHAR",
+    "items": "BIGINT[]",
+}
+_FEEDBACK_COLUMNS = {
+    "v": "INTEGER",
+    "request_id": "VARCHAR",
+    "user_id": "BIGINT",
+    "event_ts": "TIMESTAMPTZ",
+}
+_OPTIONAL = {"session_id", "state", "log_density", "fallback"}
+_SOUND_DECISION = (
+    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
+    "and policy_version is not null and arm is not null and action is not null "
+    "and action_mean is not null and state_spec is not null and items is not null "
+    "and not list_contains([x is null for x in items], true)"
+)
+_SOUND_FEEDBACK = (
+    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
+    "and events is not null and not list_contains([x.item_id is null for x in events], true)"
+)
+
+
+@contextmanager
+def _open_log(settings: Settings) -> Iterator[_Log]:
+    with tempfile.TemporaryDirectory(prefix="mtf-landing-") as scratch, connect() as connection:
+        yield _Log(settings, connection, Path(scratch))
+
+
+def _files(settings: Settings, kind: str, day: date) -> list[Path]:
+    return sorted((settings.layout.serving_log / kind).glob(f"{day.isoformat()}.*.jsonl"))
+
+
+def _whole_lines(path: Path, scratch: Path) -> tuple[Path, bool]:
+    """A file that ends with a newline and holds still: ``path``, or a copy of its whole lines.
+
+    A last line without its newline was never acknowledged (a kill, a full disk): it is left out, and
+    the second value says so.
+    """
+    stat = path.stat()
+    with path.open("rb") as file:
+        end = _end_of_last_line(file, stat.st_size)
+        torn = end < stat.st_size
+        if not torn and time.time() - stat.st_mtime > _LIVE_SECONDS:
+            return path, False
+        scratch.mkdir(exist_ok=True)
+        copy = scratch / path.name
+        with copy.open("wb") as target:
+            file.seek(0)
+            while end > 0:
+                block = file.read(min(end, 1 << 20))
+                target.write(block)
+                end -= len(block)
+    return copy, torn
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _name_bad_line(kind: str, path: Path, whole: Path) -> None:
+    """Raise :class:`DataError` naming the first line of a file that is not a line of its kind."""
+    with whole.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            fault = _fault(kind, raw)
+            if fault is not None:
+                raise DataError(f"{path}, line {number}: {fault}")
+
+
+def _fault(kind: str, raw: bytes) -> str | None:
+    try:
+        line = json.loads(raw)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not isinstance(line, dict):
+        return "not a JSON object"
+    if line.get("v") != LINE_VERSION:
+        return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSION}"
+    for name, type_ in (_DECISION_COLUMNS if kind == "decisions" else _FEEDBACK_COLUMNS).items():
+        fault = _value_fault(line.get(name), type_, optional=name in _OPTIONAL)
+        if fault is not None:
+            return f"{name} {fault}"
+    return _scores_fault(line) if kind == "decisions" else _events_fault(line)
+
+
+def _value_fault(value: Any, type_: str, optional: bool) -> str | None:
+    if value is None:
+        return None if optional else "is missing"
+    expected = {"VARCHAR": str, "TIMESTAMPTZ": str, "DOUBLE": (int, float)}
+    wanted = list if type_.endswith("[]") else expected.get(type_, int)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        return f"is {value!r:.80}, expected {type_}"
+    if type_ == "TIMESTAMPTZ":
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            return f"is {value!r:.80}, expected an ISO-8601 time"
+    if wanted is list:
+        entry_type = type_.removesuffix("[]").replace("FLOAT", "DOUBLE")
+        for index, entry in enumerate(value):
+            fault = _value_fault(entry, entry_type, optional=False)
+            if fault is not None:
+                return f"[{index}] {fault}"
+    return None
+
+
+def _scores_fault(line: Mapping[str, Any]) -> str | None:
+    scores = line.get("scores") or {}
+    if not isinstance(scores, dict):
+        return f"scores is {scores!r:.80}, expected an object of one list a head"
+    for head, values in scores.items():
+        fault = _value_fault(values, "FLOAT[]", optional=True)
+        if fault is None and values is not None and len(values) != len(line["items"]):
+            fault = f"has {len(values)} values for {len(line['items'])} items"
+        if fault is not None:
+            return f"scores.{head} {fault}"
+    return None
+
+
+def _events_fault(line: Mapping[str, Any]) -> str | None:
+    events = line.get("events")
+    if not isinstance(events, list):
+        return f"events is {events!r:.80}, expected a list"
+    for index, event in enumerate(events):
+        if not isinstance(event, dict):
+            return f"events[{index}] is {event!r:.80}, expected an object"
+        for name, value in event.items():
+            fault = _value_fault(value, "BIGINT", optional=name != "item_id")
+            if fault is not None:
+                return f"events[{index}].{name} {fault}"
+        if "item_id" not in event:
+            return f"events[{index}].item_id is missing"
+    return None
