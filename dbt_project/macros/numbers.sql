@@ -1,0 +1,21 @@
+{# Sums of doubles depend on the order of their terms, which a parallel engine does not fix. What is
+   summed over rows is therefore an integer or a decimal, so that a rerun gives the same bytes. #}
+
+{% macro seconds(milliseconds) -%}
+    cast({{ milliseconds }} as double) / cast(1000 as double)
+{%- endmacro %}
+
+{# A fraction in [0, 1] that can be summed exactly. #}
+{% macro exact_fraction(value) -%}
+    cast({{ value }} as decimal(18, 12))
+{%- endmacro %}
+
+{# A reward that can be summed, and its square summed, exactly: to one millionth. #}
+{% macro exact_reward(value) -%}
+    cast({{ value }} as decimal(18, 6))
+{%- endmacro %}
+
+{# a / b, or 0 where b is 0 #}
+{% macro ratio(numerator, denominator) -%}
+    coalesce(cast({{ numerator }} as double) / nullif(cast({{ denominator }} as double), 0), 0)
+{%- endmacro %}

@@ -1,0 +1,182 @@
+-- The same rules as training.contract.session applies to what the service pushes: feedback in the order
+-- of its arrival, sums that start again with another session id or after an idle gap. Times are held
+-- against the last one in whole seconds, as the online store keeps them.
+
+with feedback as (
+
+    select
+        requests.user_id,
+        sessions.session_id,
+        coalesce(requests.served_session_id, sessions.session_id) as sess_session_id,
+        requests.request_id,
+        coalesce(requests.feedback_ts, requests.event_ts) as event_timestamp,
+        requests.impressions,
+        {%- for signal in var('signals') %}
+        requests.{{ signal.name }}_count,
+        {%- endfor %}
+        requests.play_ms,
+        cast(null as bigint) as known_requests,
+        cast(null as bigint) as known_impressions,
+        {%- for signal in var('signals') %}
+        cast(null as bigint) as known_{{ signal.name }}_count,
+        {%- endfor %}
+        cast(null as bigint) as known_play_ms,
+        requests.dt
+    from {{ ref('int_requests') }} as requests
+    inner join {{ ref('int_session_requests') }} as sessions
+        on
+            requests.request_id = sessions.request_id
+            and requests.dt = sessions.dt
+    where
+        requests.has_feedback
+        and {{ in_window('requests.dt') }}
+        and {{ in_window('sessions.dt') }}
+
+),
+
+{% if is_incremental() %}
+-- sessions that reach into the window: their sums so far are carried on
+carried as (
+
+    select
+        user_id,
+        session_id,
+        sess_session_id,
+        request_id,
+        event_timestamp,
+        last_impressions as impressions,
+        {%- for signal in var('signals') %}
+        last_{{ signal.name }}_count as {{ signal.name }}_count,
+        {%- endfor %}
+        cast(round(last_play_s * 1000) as bigint) as play_ms,
+        sess_requests as known_requests,
+        sess_impressions as known_impressions,
+        {%- for signal in var('signals') %}
+        sess_{{ signal.name }}_count as known_{{ signal.name }}_count,
+        {%- endfor %}
+        cast(round(sess_play_s * 1000) as bigint) as known_play_ms,
+        dt
+    from {{ this }}
+    where
+        dt < cast('{{ var("first_day") }}' as date)
+        and {{ around_window('dt') }}
+
+),
+{% endif %}
+
+events as (
+
+    select * from feedback
+    {% if is_incremental() %}
+    union all
+    select * from carried
+    {% endif %}
+
+),
+
+timed as (
+
+    select
+        *,
+        {{ microseconds('event_timestamp') }} as event_us,
+        lag({{ microseconds('event_timestamp') }}) over (
+            partition by user_id order by event_timestamp, request_id
+        ) as previous_us,
+        lag(sess_session_id) over (
+            partition by user_id order by event_timestamp, request_id
+        ) as previous_session_id
+    from events
+
+),
+
+cut as (
+
+    select
+        *,
+        case
+            when
+                sess_session_id = previous_session_id
+                and event_us - (previous_us - previous_us % 1000000) <= {{ gap_microseconds() }}
+                then 0
+            else 1
+        end as starts
+    from timed
+
+),
+
+numbered as (
+
+    select
+        *,
+        sum(starts) over (
+            partition by user_id
+            order by event_timestamp, request_id
+            rows between unbounded preceding and current row
+        ) as segment
+    from cut
+
+),
+
+-- what a row adds: itself, or, where a carried session begins here, all that was summed up to it
+added as (
+
+    select
+        *,
+        case when starts = 1 then coalesce(known_requests, 1) else 1 end as more_requests,
+        case when starts = 1 then coalesce(known_impressions, impressions) else impressions end as more_impressions,
+        {%- for signal in var('signals') %}
+        case
+            when starts = 1 then coalesce(known_{{ signal.name }}_count, {{ signal.name }}_count)
+            else {{ signal.name }}_count
+        end as more_{{ signal.name }}_count,
+        {%- endfor %}
+        case when starts = 1 then coalesce(known_play_ms, play_ms) else play_ms end as more_play_ms
+    from numbered
+
+),
+
+summed as (
+
+    select
+        user_id,
+        session_id,
+        request_id,
+        event_timestamp,
+        {{ running_sum('more_requests') }} as sess_requests,
+        {{ running_sum('more_impressions') }} as sess_impressions,
+        {%- for signal in var('signals') %}
+        {{ running_sum('more_' ~ signal.name ~ '_count') }} as sess_{{ signal.name }}_count,
+        {%- endfor %}
+        {{ running_sum('more_play_ms') }} as sess_play_ms,
+        impressions as last_impressions,
+        {%- for signal in var('signals') %}
+        {{ signal.name }}_count as last_{{ signal.name }}_count,
+        {%- endfor %}
+        play_ms as last_play_ms,
+        sess_session_id,
+        dt
+    from added
+
+)
+
+select
+    user_id,
+    session_id,
+    request_id,
+    event_timestamp,
+    sess_requests,
+    sess_impressions,
+    {%- for signal in var('signals') %}
+    sess_{{ signal.name }}_count,
+    {%- endfor %}
+    {{ seconds('sess_play_ms') }} as sess_play_s,
+    last_impressions,
+    {%- for signal in var('signals') %}
+    last_{{ signal.name }}_count,
+    {%- endfor %}
+    {{ seconds('last_play_ms') }} as last_play_s,
+    sess_session_id,
+    event_timestamp as sess_last_ts,
+    dt
+from summed
+where {{ in_window('dt') }}

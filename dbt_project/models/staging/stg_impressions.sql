@@ -1,0 +1,36 @@
+{%- set columns = {
+    'request_id': 'string', 'session_id': 'string', 'user_id': 'bigint', 'item_id': 'bigint',
+    'event_ts': instant_type(), 'feedback_ts': instant_type(), 'position': 'int',
+    'play_time_ms': 'bigint', 'duration_ms': 'bigint',
+} -%}
+{%- for signal in var('signals') -%}
+    {%- do columns.update({signal.column: 'int'}) -%}
+{%- endfor -%}
+
+with source as (
+
+    select * from {{ lake('impressions', columns) }}
+
+),
+
+renamed as (
+
+    select
+        request_id,
+        session_id as served_session_id,
+        user_id,
+        item_id,
+        event_ts,
+        feedback_ts,
+        position as shown_position,
+        {%- for signal in var('signals') %}
+        cast({{ adapter.quote(signal.column) }} as int) as signal_{{ signal.name }},
+        {%- endfor %}
+        play_time_ms as play_ms,
+        duration_ms,
+        dt
+    from source
+
+)
+
+select * from renamed

@@ -1,0 +1,471 @@
+"""The daily dbt run: landed logs to sessions, transitions, user history and policy metrics.
+
+dbt runs as one process over a copy of ``dbt_project`` below the data folder, so that nothing is ever
+written to the source tree. The copy differs in one file, ``models/_from_settings.yml``: the properties
+(descriptions, tests, enforced contracts) of the models whose columns are named by the settings' signals
+and profile, because dbt's YAML cannot make columns out of variables. :func:`properties` writes it; the
+committed one is that of the default settings, and a test keeps it so.
+
+Which days a run replaces: the day itself, the days before it that it can still change
+(:data:`LOOK_BACK_DAYS`), and every day whose landed content is not what was last transformed, with all
+transformed days after it, since users' histories build on it. What was transformed is written down in
+``warehouse/transformed.json`` after a run that passed all its tests; until then the next run does it again.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import yaml
+
+from training.contract.errors import DataError
+from training.contract.files import read_json, replaced_folder, sha256, write_atomic, write_json_atomic
+from training.contract.layout import IMPRESSIONS, TABLES
+from training.contract.settings import Settings
+from training.contract.state import history_columns, session_columns
+
+PROJECT = Path(__file__).parents[1] / "dbt_project"
+GENERATED = "models/_from_settings.yml"
+# Transformed days before the day of the run that its rows can still change: a session's last request
+# becomes terminal, or gets its s', once the log has gone on, and users of the day before have come
+# back. Two and not one, because a day's log may end within an idle gap of its start.
+LOOK_BACK_DAYS = 2
+# mart: columns that fix the order of an export's rows
+MARTS = {
+    "fct_transitions": ("event_ts", "request_id"),
+    "fct_user_history": ("user_id",),
+    "fct_session_state": ("event_timestamp", "request_id"),
+    "dim_users": ("user_id",),
+    "fct_policy_daily": ("arm", "policy_version"),
+}
+_INSTANT = "{{ 'timestamp' if target.type == 'spark' else 'timestamptz' }}"
+_PROFILE_TYPES = {"numeric": "double", "log": "double", "flag": "bigint", "categorical": "string"}
+
+
+def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, Any]:
+    """Build and test all models for ``day``, then export the marts of every day that was replaced.
+
+    ``full_refresh`` builds every landed day up to ``day`` (or to the last one transformed) anew; a
+    change of the settings that models depend on does the same. Returns ``models`` (status, and rows of
+    a table), ``tests`` (counts), ``exported`` (days and rows of each mart) and ``reprocessed_days``.
+    Raises :class:`DataError` when no impressions of ``day`` are landed or naming the dbt tests that
+    failed and what they found, and :class:`RuntimeError` when dbt itself could not do its work.
+    """
+    layout = settings.layout
+    if day not in layout.days(IMPRESSIONS):
+        raise DataError(f"no impressions of {day} are landed: {layout.partition(IMPRESSIONS, day)} is absent")
+    models = _model_variables(settings)
+    done = _transformed(settings)
+    full_refresh = full_refresh or done["variables"] != models or not layout.warehouse.exists()
+    landed = _landed(settings)
+    before = {} if full_refresh else done["days"]
+    first, last = _window(landed, before, day)
+    if full_refresh and done["days"]:
+        last = max(last, date.fromisoformat(max(done["days"])))
+
+    variables = {
+        **models,
+        "first_day": first.isoformat(),
+        "last_day": last.isoformat(),
+        "horizon_day": max([last.isoformat(), *before]),
+        "landed": [table for table in TABLES if any(layout.table(table).glob("dt=*/*.parquet"))],
+    }
+    flags = ["--full-refresh"] if full_refresh else []
+    results = _dbt(
+        settings, "build", variables, [*flags, "--exclude-resource-type", "unit_test", "saved_query"]
+    )
+    record = {
+        "models": _models(settings, results),
+        "tests": _tests(results),
+        "exported": _export(settings, first, last),
+        "reprocessed_days": [d for d in sorted(landed) if first.isoformat() <= d <= last.isoformat()],
+    }
+    days = {d: content for d, content in before.items() if not first.isoformat() <= d <= last.isoformat()}
+    days |= {d: landed[d] for d in record["reprocessed_days"]}
+    write_json_atomic(_transformed_path(settings), {"variables": models, "days": days})
+    return record
+
+
+def docs(settings: Settings) -> Path:
+    """Generate dbt's documentation of the warehouse as it is; returns one self-contained HTML page."""
+    variables = {
+        **_model_variables(settings),
+        "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
+    }
+    _dbt(settings, "docs", variables, ["generate", "--static"])
+    return settings.layout.dbt_target / "static_index.html"
+
+
+# --- which days
+
+
+def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date]:
+    """First and last day to replace, given landed and transformed content by day."""
+    changed = [d for d in landed if d <= day.isoformat() and landed[d] != before.get(d)]
+    changed += [d for d in before if landed.get(d) != before[d]]
+    first = min([day.isoformat(), *changed])
+    last = max([day.isoformat(), *before]) if changed else day.isoformat()
+    earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
+    return date.fromisoformat(min([first, *earlier])), date.fromisoformat(last)
+
+
+def _landed(settings: Settings) -> dict[str, dict[str, str]]:
+    """Content of every landed partition: day → table → digest."""
+    found: dict[str, dict[str, str]] = {}
+    for table in TABLES:
+        for day in settings.layout.days(table):
+            digest = _content(settings.layout.partition(table, day))
+            if digest:
+                found.setdefault(day.isoformat(), {})[table] = digest
+    return found
+
+
+def _content(partition: Path) -> str:
+    marker = partition / "_landed.json"
+    if marker.exists():
+        return read_json(marker)["sha256"]
+    return " ".join(sha256(path) for path in sorted(partition.glob("*.parquet")))
+
+
+def _transformed_path(settings: Settings) -> Path:
+    return settings.layout.warehouse.parent / "transformed.json"
+
+
+def _transformed(settings: Settings) -> dict[str, Any]:
+    path = _transformed_path(settings)
+    return read_json(path) if path.exists() else {"variables": None, "days": {}}
+
+
+# --- dbt
+
+
+def _model_variables(settings: Settings) -> dict[str, Any]:
+    """The variables that models depend on; those of a single run are added by :func:`run`."""
+    return {
+        "utc_offset_hours": settings.calendar.utc_offset_hours,
+        "session_gap_minutes": settings.session.gap_minutes,
+        "history_length": settings.state.history_length,
+        "play_time_weight": settings.reward.play_time_weight,
+        "play_time_cap_ms": round(settings.reward.play_time_cap_s * 1000),
+        "integrity_weight": settings.reward.integrity_weight,
+        "signals": [signal.model_dump() for signal in settings.signals],
+        "profile": [{"column": p.column, "type": _PROFILE_TYPES[p.kind]} for p in settings.state.profile],
+    }
+
+
+def _dbt(
+    settings: Settings, command: str, variables: dict[str, Any], arguments: list[str]
+) -> list[dict[str, Any]]:
+    """One dbt process; its results, whether they are good or not.
+
+    Raises :class:`DataError` for failed tests and constraints, :class:`RuntimeError` for the rest.
+    """
+    target = settings.layout.dbt_target
+    project = target / "project"
+    with replaced_folder(project) as fresh:
+        shutil.copytree(PROJECT, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "logs"))
+        (fresh / GENERATED).write_text(properties(settings), encoding="utf-8")
+    results = target / "run_results.json"
+    results.unlink(missing_ok=True)
+    verb, *rest = [command, *arguments]
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", verb, *rest),
+            *("--project-dir", str(project), "--profiles-dir", str(project)),
+            *("--target-path", str(target), "--log-path", str(target / "logs")),
+            *("--vars", json.dumps(variables)),
+        ],
+        env={
+            **os.environ,
+            "MTF_LAKE": str(settings.layout.root.resolve() / "lake"),
+            "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
+            "DBT_TARGET": "duckdb",
+            "DO_NOT_TRACK": "1",
+        },
+        cwd=target,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcome = read_json(results)["results"] if results.exists() else []
+    _raise_faults(outcome)
+    if process.returncode != 0:
+        raise RuntimeError(f"dbt {command} failed ({process.returncode}):\n{process.stdout[-4000:]}")
+    return outcome
+
+
+def _raise_faults(results: list[dict[str, Any]]) -> None:
+    failed = [r for r in results if r["status"] == "fail"]
+    errors = [r for r in results if r["status"] in ("error", "runtime error")]
+    broken = [r for r in errors if "Constraint Error" in (r["message"] or "")]
+    if failed or broken:
+        lines = [f"{_name(r)}: {_one_line(r['message'])}" for r in (*failed, *broken)]
+        raise DataError("dbt refused the data: " + "; ".join(lines))
+    if errors:
+        raise RuntimeError(
+            "dbt failed: " + "; ".join(f"{_name(r)}: {_one_line(r['message'])}" for r in errors)
+        )
+
+
+def _one_line(message: str | None) -> str:
+    return " ".join((message or "").split())
+
+
+def _name(result: dict[str, Any]) -> str:
+    return result["unique_id"].split(".")[2]
+
+
+def _models(settings: Settings, results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Status of each model, and the rows that its table now holds (none for a view)."""
+    models = {_name(r): {"status": r["status"]} for r in results if r["unique_id"].startswith("model.")}
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        tables = connection.sql(
+            "select table_name from information_schema.tables where table_type = 'BASE TABLE'"
+        ).fetchall()
+        for (name,) in tables:
+            if name in models:
+                rows = connection.sql(f"select count(*) from main.{name}").fetchall()  # noqa: S608
+                models[name]["rows"] = rows[0][0]
+    return {name: {"rows": None, **model} for name, model in sorted(models.items())}
+
+
+def _tests(results: list[dict[str, Any]]) -> dict[str, int]:
+    statuses = [r["status"] for r in results if r["unique_id"].startswith("test.")]
+    return {
+        "passed": statuses.count("pass"),
+        "failed": statuses.count("fail"),
+        "warned": statuses.count("warn"),
+    }
+
+
+# --- exports
+
+
+def _export(settings: Settings, first: date, last: date) -> dict[str, dict[str, Any]]:
+    """Write each mart's days from ``first`` to ``last``, and remove exports of days without rows."""
+    exported = {}
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        for mart, key in MARTS.items():
+            counts = connection.execute(
+                f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
+                [first, last],
+            ).fetchall()
+            for day, _ in counts:
+                _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
+            kept = {day for day, _ in counts}
+            for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
+                day = date.fromisoformat(path.parent.name.removeprefix("dt="))
+                if first <= day <= last and day not in kept:
+                    shutil.rmtree(path.parent)
+            exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}
+    return exported
+
+
+def _copy(
+    connection: duckdb.DuckDBPyConnection, mart: str, key: tuple[str, ...], day: date, path: Path
+) -> None:
+    def write(temporary: Path) -> None:
+        connection.execute(
+            f"copy (select * from main.{mart} where dt = date '{day}' order by {', '.join(key)}) "  # noqa: S608
+            f"to '{str(temporary).replace(chr(39), chr(39) * 2)}' (format parquet, compression zstd)"
+        )
+
+    write_atomic(path, write)
+
+
+# --- properties of the models whose columns the settings name
+
+
+def properties(settings: Settings) -> str:
+    """``models/_from_settings.yml`` for these settings: grain, columns, keys, contracts."""
+    signals, profile = settings.signal_names, settings.state.profile
+    feedback = [_column(f"signal_{s.name}", f"0 or 1, the log's {s.column}") for s in settings.signals]
+    counts = [_column(f"{s}_count", f"shown items with {s}") for s in signals]
+    dt = _column("dt", "local day of the request", "date", "not_null")
+    user_id = _column("user_id", "who was shown the list", "bigint", "not_null")
+    models = [
+        _model(
+            "stg_impressions",
+            "One row per shown item, as landed. The upstream predictions (p_*) are left in the lake: no "
+            "mart needs them.",
+            [
+                _column("request_id", "ranking request that showed the item", tests="not_null"),
+                _column("served_session_id", "session id as the log gives it, or null"),
+                _column("user_id", "who was shown the item", tests="not_null"),
+                _column("item_id", "what was shown", tests="not_null"),
+                _column("event_ts", "when the request was answered", tests="not_null"),
+                _column("feedback_ts", "when its feedback arrived, or null"),
+                _column("shown_position", "0 is the top of the list"),
+                *feedback,
+                _column("play_ms", "milliseconds played", tests="not_null"),
+                _column("duration_ms", "length of the item in milliseconds, 0 where unknown"),
+                dt,
+            ],
+            key=["request_id", "item_id"],
+        ),
+        _model(
+            "stg_users",
+            "One row per user and day on which his profile was new or changed, as landed.",
+            [
+                _column("user_id", "whose profile", tests="not_null"),
+                _column("updated_ts", "from when on it holds", tests="not_null"),
+                *[_column(p.column, f"profile column, {p.kind}") for p in profile],
+                _column("dt", "local day it was landed for", tests="not_null"),
+            ],
+        ),
+        _model(
+            "int_requests",
+            "One row per ranking request: its decision where one was logged, and the sums of the feedback "
+            "on what it showed.",
+            [
+                _column("request_id", "key", tests=["not_null", "unique"]),
+                _column("user_id", "who asked", tests="not_null"),
+                _column("served_session_id", "session id as the log gives it, or null"),
+                _column("event_ts", "when it was answered", tests="not_null"),
+                _column("feedback_ts", "when its latest feedback arrived, or null"),
+                _column("arm", "arm that served it; unknown without a decision log"),
+                _column("policy_version", "policy that served it; unknown without a decision log"),
+                _column("has_decision", "a decision was logged"),
+                _column("has_feedback", "feedback has arrived; always true without a decision log"),
+                _column("impressions", "shown items"),
+                *counts,
+                _column("play_ms", "milliseconds played"),
+                _column("known_durations", "shown items whose duration is known"),
+                _column("completion", "sum of min(play / duration, 1) over these"),
+                _column("positive_interactions", "shown items with at least one positive interaction"),
+                _column("plays", "shown items that were played at all"),
+                _column("positive_plays", "plays with at least one positive interaction"),
+                _column("reward", "eq. (2) with the settings' weights", tests="not_null"),
+                dt,
+            ],
+        ),
+        _model(
+            "fct_user_history",
+            f"One row per user and day on which he was shown anything: his last "
+            f"{settings.state.history_length} impressions up to the end of that day, point in time.",
+            [
+                user_id,
+                _column(
+                    "event_timestamp",
+                    "local midnight that ends the day: usable from then on",
+                    _INSTANT,
+                    "not_null",
+                ),
+                _column("created_timestamp", "the same instant, so that reruns agree", _INSTANT),
+                *[
+                    _column(name, _HISTORY.get(name, _rate(name)), _history_type(name), "not_null")
+                    for name in history_columns(signals)
+                ],
+                _column("hist_last_ts", "last impression of the window", _INSTANT),
+                _column("dt", "the day whose end the row describes", "date", "not_null"),
+            ],
+            key=["user_id", "dt"],
+            contract=True,
+        ),
+        _model(
+            "fct_session_state",
+            "One row per request with feedback: sums over the user's session in the order in which "
+            "feedback arrived, this request included. Cut as the service cuts them: by session id, and "
+            "by an idle gap between feedback.",
+            [
+                user_id,
+                _column("session_id", "session of int_session_requests", "string", "not_null"),
+                _column("request_id", "key: whose feedback it was", "string", ["not_null", "unique"]),
+                _column("event_timestamp", "when the feedback arrived", _INSTANT, "not_null"),
+                *[
+                    _column(
+                        name,
+                        _session(name),
+                        "double" if name.endswith("_play_s") else "bigint",
+                        "not_null",
+                    )
+                    for name in session_columns(signals)
+                ],
+                _column("sess_session_id", "session id that requests carry", "string", "not_null"),
+                _column("sess_last_ts", "latest feedback, this one", _INSTANT, "not_null"),
+                dt,
+            ],
+            contract=True,
+        ),
+        _model(
+            "dim_users",
+            "One row per user and day on which his profile was new or changed.",
+            [
+                _column("user_id", "whose profile", "bigint", "not_null"),
+                _column("event_timestamp", "from when on it holds", _INSTANT, "not_null"),
+                *[_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]) for p in profile],
+                _column("dt", "local day it was landed for", "date", "not_null"),
+            ],
+            key=["user_id", "dt"],
+            contract=True,
+        ),
+    ]
+    head = (
+        "# Written by training.transform.properties: columns that depend on the settings. This copy is that\n"
+        "# of the default settings; to renew it: python -m training.transform > dbt_project/" + GENERATED
+    )
+    body = yaml.safe_dump({"models": models}, sort_keys=False, width=108, allow_unicode=True)
+    return f"{head}\nversion: 2\n{body}"
+
+
+_HISTORY = {
+    "hist_count": "impressions in the window",
+    "hist_play_s": "mean seconds played of an impression",
+    "hist_completion": "mean of min(play / duration, 1) where the duration is known, else 0",
+    "hist_sessions": "sessions that the window spans",
+    "hist_session_length": "impressions of the window per such session",
+    "hist_days_since_last": "whole days from the last impression to event_timestamp",
+}
+
+
+def _rate(name: str) -> str:
+    return f"share of the window's impressions with {name.removeprefix('hist_').removesuffix('_rate')}"
+
+
+def _history_type(name: str) -> str:
+    return "bigint" if name in ("hist_count", "hist_sessions", "hist_days_since_last") else "double"
+
+
+def _session(name: str) -> str:
+    """Words for a column such as sess_like_count or last_play_s."""
+    scope, _, what = name.partition("_")
+    words = {"requests": "requests with feedback", "impressions": "shown items", "play_s": "seconds played"}
+    what = words.get(what, f"shown items with {what.removesuffix('_count')}")
+    return f"{what}, {'session so far' if scope == 'sess' else 'this request'}"
+
+
+def _column(
+    name: str, description: str, data_type: str | None = None, tests: str | list[str] | None = None
+) -> dict[str, Any]:
+    column: dict[str, Any] = {"name": name, "description": description}
+    if data_type:
+        column["data_type"] = data_type
+    if tests:
+        column["data_tests"] = [tests] if isinstance(tests, str) else tests
+    return column
+
+
+def _model(
+    name: str,
+    description: str,
+    columns: list[dict[str, Any]],
+    key: list[str] | None = None,
+    contract: bool = False,
+) -> dict[str, Any]:
+    model: dict[str, Any] = {"name": name, "description": description}
+    if contract:
+        model["config"] = {"contract": {"enforced": True}}
+    if key:
+        model["data_tests"] = [{"unique_together": {"arguments": {"columns": key}}}]
+    return {**model, "columns": columns}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(properties(Settings()))
