@@ -175,13 +175,13 @@ def load(settings: Settings, day: date) -> Trajectories:
 def _read_day(settings: Settings, path: Path) -> dict[str, np.ndarray]:
     """One day's export as numpy columns, checked, sorted by (event_ts, request_id)."""
     try:
+        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
+        if missing:
+            raise DataError(f"{path} lacks the column {missing[0]} of {MART}")
         # partitioning=None: the folder's dt= is also a column of the file
         table = pq.read_table(path, columns=list(COLUMNS), partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable export of {MART}: {error}") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} lacks the column {missing[0]} of {MART}")
     table = table.sort_by([("event_ts", "ascending"), ("request_id", "ascending")]).combine_chunks()
     # rows of another specification are left out by load; their state has another width
     current = pc.equal(table["state_spec"], settings.state_spec.version)

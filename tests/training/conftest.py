@@ -40,8 +40,9 @@ def uniform(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class ToyWorld:
     """Sessions of users whose satisfaction x wears off when a request grabs clicks (a_0 > 0).
 
-    State: (x, taste, 0, …). Reward r = 2 x + 0.5 a_0 − (a_1 − taste)²: the best single step has
-    a_0 = 1, and the best session a_0 = −1, for x' = clip(x − 0.25 a_0, 0, 1). A session ends after a
+    State: (x, taste, 0, …). Reward r = 4 x + 0.5 a_0 − (a_1 − taste)², x' = 0.7 x + 0.15 (1 − a_0): the
+    best single step has a_0 = 1, and the best session a_0 = −1 throughout (a unit of a_0 gains 0.5 now
+    and loses 0.6 γ' / (1 − 0.7 γ') = 1.11 later, for γ' = 0.95 (1 − stop)). A session ends after a
     request with probability ``stop``.
     """
 
@@ -56,22 +57,21 @@ class ToyWorld:
         return states
 
     def reward(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        return 2.0 * states[:, 0] + 0.5 * actions[:, 0] - (actions[:, 1] - states[:, 1]) ** 2
+        return 4.0 * states[:, 0] + 0.5 * actions[:, 0] - (actions[:, 1] - states[:, 1]) ** 2
 
     def move(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         after = states.copy()
-        after[:, 0] = np.clip(states[:, 0] - 0.25 * actions[:, 0], 0.0, 1.0)
+        after[:, 0] = 0.7 * states[:, 0] + 0.15 * (1.0 - actions[:, 0])
         return after
 
     def value(self, act: Behaviour, gamma: float, sessions: int = 4_000, seed: int = 1) -> float:
-        """True mean discounted return of a session."""
+        """True mean discounted return of a session (the stopping is averaged exactly)."""
         rng = np.random.default_rng(seed)
-        states, total, alive = self.start(sessions, rng), np.zeros(sessions), np.ones(sessions)
-        for step in range(120):
+        states, total = self.start(sessions, rng), np.zeros(sessions)
+        for step in range(80):  # γ (1 − stop) to this power is nothing
             actions = act(states, rng)
-            total += alive * gamma**step * self.reward(states, actions)
+            total += (gamma * (1.0 - self.stop)) ** step * self.reward(states, actions)
             states = self.move(states, actions)
-            alive *= rng.random(sessions) >= self.stop
         return float(total.mean())
 
     def rows(
@@ -161,12 +161,13 @@ def toy_settings(data: Path, **sections: object) -> Settings:
     )
 
 
+@pytest.fixture(scope="session")
+def make_toy() -> Callable[..., ToyWorld]:
+    """A function of a data folder and settings sections that gives a :class:`ToyWorld`."""
+    return lambda folder, **sections: ToyWorld(toy_settings(folder, **sections))
+
+
 @pytest.fixture
-def toy(tmp_path: Path) -> Callable[..., ToyWorld]:
-    """A function of settings sections that gives a :class:`ToyWorld` in an empty data folder."""
-
-    def make(**sections: object) -> ToyWorld:
-        folder = sections.pop("folder", "data")
-        return ToyWorld(toy_settings(tmp_path / folder, **sections))
-
-    return make
+def toy(tmp_path: Path, make_toy: Callable[..., ToyWorld]) -> Callable[..., ToyWorld]:
+    """The same in the test's own folder, named by ``folder``."""
+    return lambda folder="data", **sections: make_toy(tmp_path / folder, **sections)

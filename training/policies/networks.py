@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class StateMLP(nn.Module):
         super().__init__()
         widths = [state + beside, *hidden, out]
         self.state_width = state
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, s: Tensor, x: Tensor) -> Tensor:
         """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out]."""
@@ -64,7 +65,7 @@ class EnsembleMLP(nn.Module):
         widths = [state + beside, *hidden, out]
         self.state_width = state
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             bound = 1.0 / math.sqrt(a)
             self.weights.append(torch.empty(members, a, b).uniform_(-bound, bound))
             self.biases.append(torch.empty(members, 1, b).uniform_(-bound, bound))

@@ -175,8 +175,8 @@ def _champion_weights(
             None,
             None,
             (
-                f"warm start: {name} of the champion {pointer.version} is {about['networks'].get(name)}, of the "
-                f"settings {wanted[name]}; started fresh"
+                f"warm start: {name} of the champion {pointer.version} is {about['networks'].get(name)}, "
+                f"that of the settings {wanted[name]}; started fresh"
             ),
         )
     return tensors, {"version": pointer.version, "fingerprint": about["fingerprint"]}, None

@@ -1,0 +1,195 @@
+"""The algorithm against its paper: each formula computed again, plainly, on the same weights."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.contract.policy import BatchRLMTFActor
+from training.contract.settings import LearnerSettings
+from training.policies.batchrl_mtf import CURVES, BatchRLMTF
+from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
+from training.trajectories import Transitions
+
+D, K, N = 5, 3, 200
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def transitions(seed: int = 0, dones: float = 0.2) -> Transitions:
+    g = torch.Generator().manual_seed(seed)
+    return Transitions(
+        states=torch.randn(N, D, generator=g) * 3.0 + 1.0,
+        actions=torch.rand(N, K, generator=g) * 2.0 - 1.0,
+        rewards=torch.randn(N, generator=g),
+        next_states=torch.randn(N, D, generator=g),
+        next_actions=torch.zeros(N, K),
+        dones=(torch.rand(N, generator=g) < dones).float(),
+        action_means=torch.zeros(N, K),
+        log_densities=torch.zeros(N, dtype=torch.float64),
+        sessions=torch.arange(N),
+        steps=torch.zeros(N, dtype=torch.int64),
+        arms=torch.zeros(N, dtype=torch.int64),
+        arm_names=("random",),
+    )
+
+
+def settings(**values) -> LearnerSettings:
+    small = {
+        "batch_size": 16,
+        "candidates": 4,
+        "serving_candidates": 7,
+        "generator_hidden": (11, 9),
+        "perturbation_hidden": (8,),
+        "critic_hidden": (10, 12),
+    }
+    return LearnerSettings(**small | values)
+
+
+def plain(net: StateMLP, s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The same network on repeated, concatenated inputs."""
+    h = torch.cat([s, x], dim=-1)
+    for index, layer in enumerate(net.layers):
+        h = layer(F.relu(h) if index else h)
+    return h
+
+
+def test_splitting_the_first_layer_changes_nothing():
+    net = StateMLP(D, K, (8, 6), 2)
+    s, x = torch.randn(4, D), torch.randn(4, 3, K)
+    torch.testing.assert_close(net(s, x), plain(net, s[:, None].expand(-1, 3, -1), x))
+    torch.testing.assert_close(net(s, x[:, 0]), plain(net, s, x[:, 0]))
+
+
+def test_an_ensemble_is_its_members():
+    ensemble = EnsembleMLP(3, D, K, (8, 6), 1)
+    s, x, other = torch.randn(3, 4, D), torch.randn(3, 4, K), torch.randn(3, 4, K)
+    both = ensemble(s, x, other)
+    for member in range(3):
+        for out, beside in zip(both, (x, other), strict=True):
+            h = torch.cat([s[member], beside[member]], dim=1)
+            for i, (w, b) in enumerate(zip(ensemble.weights, ensemble.biases, strict=True)):
+                h = (F.relu(h) if i else h) @ w[member] + b[member]
+            torch.testing.assert_close(out[member], h)
+
+
+def test_one_step_is_the_papers():
+    """Losses, in the order G, target, P, Q, recomputed from copies with concatenated inputs."""
+    data, config = transitions(), settings()
+    learner = BatchRLMTF(config, data, seed=3)
+    before = copy.deepcopy(learner)
+    noise = torch.Generator().manual_seed(3)
+    curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
+
+    i = learner.indices[0]
+    s = standardise(data.states, *standardisation(data.states))[i]
+    next_s = standardise(data.next_states, *standardisation(data.states))[i]
+    a, r, done, z_width = data.actions[i], data.rewards[i], data.dones[i], 2 * K
+    # G, eq. (3)
+    mean, log_std = plain(before.generator.encoder, s, a).chunk(2, dim=1)
+    z = mean + log_std.exp() * torch.randn(16, z_width, generator=noise)
+    reconstruction = (torch.tanh(plain(before.generator.decoder, s, z)) - a).square().mean()
+    posterior = torch.distributions.Normal(mean, log_std.exp())
+    prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    kl = torch.distributions.kl_divergence(posterior, prior).mean()
+    assert curves["reconstruction"] == pytest.approx(reconstruction.item(), rel=1e-5)
+    assert curves["kl"] == pytest.approx(kl.item(), rel=1e-4)
+
+    # eq. (7): the generator has been updated by now; perturbation net and critics are the targets
+    def perturbed(net, state, action):
+        return (action + 0.15 * torch.tanh(plain(net, state, action))).clamp(-1, 1)
+
+    repeated = next_s.repeat_interleave(4, dim=0)
+    z = torch.randn(16, 4, z_width, generator=noise).clamp(-0.5, 0.5).flatten(0, 1)
+    candidates = perturbed(
+        before.target_perturbation.net, repeated, torch.tanh(plain(learner.generator.decoder, repeated, z))
+    )
+    q1, q2 = (plain(q, repeated, candidates).view(16, 4) for q in before.target_critics.q)
+    y = r + 0.95 * (1 - done) * torch.minimum(q1, q2).max(dim=1).values
+    assert curves["target"] == pytest.approx(y.mean().item(), rel=1e-5)
+    # P, eq. (5)
+    z = torch.randn(16, z_width, generator=noise).clamp(-0.5, 0.5)
+    moved = perturbed(before.perturbation.net, s, torch.tanh(plain(learner.generator.decoder, s, z)))
+    expected = plain(before.critics.q[0], s, moved).mean()
+    assert curves["perturbation_q"] == pytest.approx(expected.item(), rel=1e-4)
+    # Q, eq. (6)
+    loss = sum((y - plain(q, s, a).squeeze(1)).square().mean() for q in before.critics.q)
+    assert curves["critic_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    # the critics' step is Adam's on that loss, untouched by the perturbation net's
+    loss.backward()
+    torch.optim.Adam(before.critics.parameters(), config.critic_lr).step()
+    for ours, theirs in zip(learner.critics.parameters(), before.critics.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.data, atol=1e-6, rtol=1e-4)
+
+
+def test_targets_move_every_l_steps_by_eta():
+    learner = BatchRLMTF(settings(target_interval=3, target_rate=0.25), transitions(), seed=0)
+    start = copy.deepcopy(learner.target_critics.state_dict())
+    learner.step()
+    learner.step()
+    for name, value in learner.target_critics.state_dict().items():
+        assert torch.equal(value, start[name])
+    learner.step()
+    online = learner.critics.state_dict()
+    for name, value in learner.target_critics.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * online[name] + 0.75 * start[name])
+
+
+def test_a_session_end_masks_the_bootstrap():
+    data = transitions(dones=1.1)
+    learner = BatchRLMTF(settings(), data, seed=0)
+    target = learner.step()[CURVES.index("target")]
+    assert target == pytest.approx(float(data.rewards[learner.indices[0]].mean()), rel=1e-5)
+
+
+def test_actions_stay_within_rho_of_the_generators_and_within_bounds():
+    learner = BatchRLMTF(settings(rho=0.1), transitions(), seed=0)
+    s, a = torch.randn(50, D), torch.rand(50, K) * 2 - 1
+    moved = learner.perturbation.perturb(s, a)
+    assert (moved - a).abs().max() <= 0.1 + 1e-6
+    assert moved.abs().max() <= 1.0
+
+
+def test_the_exported_actor_is_the_torch_policy():
+    learner = BatchRLMTF(settings(), transitions(), seed=1)
+    for _ in range(20):
+        learner.step()
+    tensors, options = learner.export()
+    actor = BatchRLMTFActor(tensors, options["rho"], options["state_clip"])
+    states = torch.randn(64, D) * 20.0  # far enough for the clip to matter
+    ours = learner.act(states, torch.from_numpy(tensors["latents"])).numpy()
+    theirs = actor(states.numpy())
+    same = np.abs(ours - theirs).max(axis=1) < 1e-5
+    assert same.mean() > 0.95  # two candidates with equal Q may be told apart by a rounding
+    assert tensors["latents"].shape == (7, 2 * K) and np.abs(tensors["latents"]).max() <= 0.5
+
+
+def test_constant_features_and_rare_flags_are_standardised_safely():
+    states = torch.zeros(100_000, 3)
+    states[:, 0] = 4.0
+    states[0, 1] = 1.0
+    states[:, 2] = torch.randn(100_000) * 7 + 2
+    mean, scale = standardisation(states)
+    assert scale[0] == 1.0 and mean[0] == 4.0
+    assert standardise(states, mean, scale).abs().max() <= 10.0
+    assert standardise(states, mean, scale)[:, 2].std() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_state_and_load_state_continue_bit_for_bit():
+    whole, half = (BatchRLMTF(settings(), transitions(), seed=5) for _ in range(2))
+    for _ in range(13):
+        half.step()
+    tensors = {name: tensor.clone() for name, tensor in half.state().items()}
+    resumed = BatchRLMTF(settings(), transitions(), seed=5)
+    resumed.load_state(tensors)
+    for _ in range(25):
+        whole.step()
+    for _ in range(12):
+        resumed.step()
+    for name, tensor in whole.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name

@@ -1,0 +1,228 @@
+"""What the learner and the judge read: which rows, in which order, in which split."""
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from training import trajectories
+from training.contract.errors import DataError
+
+DAY = date(2026, 1, 7)
+NO_MIX = {"mixed_exploration": False}
+
+
+def half(states, rng):
+    return np.full((len(states), 2), 0.5, dtype=np.float32)
+
+
+def rewrite(path: Path, change) -> None:
+    rows = pq.read_table(path, partitioning=None).to_pylist()
+    rows = change(rows) or rows
+    schema = pq.read_schema(path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def part(world, day=DAY) -> Path:
+    return world.settings.layout.mart("fct_transitions") / f"dt={day.isoformat()}" / "part-0.parquet"
+
+
+def test_shapes_and_values_are_those_of_the_log(toy):
+    world = toy(learner=NO_MIX)
+    world.log(30)
+    data = trajectories.load(world.settings, DAY)
+    rows = sum(pq.read_metadata(part(world, day)).num_rows for day in world.days)
+    assert len(data.train) + len(data.test) == rows
+    d = world.settings.state_spec.width
+    for split in (data.train, data.test):
+        assert split.states.shape == split.next_states.shape == (len(split), d)
+        assert split.actions.shape == split.next_actions.shape == (len(split), 2)
+        assert split.states.dtype == split.rewards.dtype == split.dones.dtype == torch.float32
+        ended = split.dones == 1
+        assert (split.next_states[ended] == 0).all() and (split.next_actions[ended] == 0).all()
+        expected = world.reward(split.states.numpy(), split.actions.numpy())
+        np.testing.assert_allclose(split.rewards.numpy(), expected, atol=1e-5)
+        moved = world.move(split.states.numpy(), split.actions.numpy())
+        np.testing.assert_allclose(split.next_states[~ended].numpy(), moved[~ended.numpy()], atol=1e-6)
+
+
+def test_next_actions_are_what_was_served_at_the_next_state(toy):
+    world = toy(learner=NO_MIX)
+    world.log(20)
+    train = trajectories.load(world.settings, DAY).train
+    for row in torch.nonzero(train.dones == 0).flatten().tolist():
+        following = (train.sessions == train.sessions[row]) & (train.steps == train.steps[row] + 1)
+        assert torch.equal(train.actions[following][0], train.next_actions[row])
+
+
+def test_the_test_split_is_the_last_sessions_and_splits_none(toy):
+    world = toy(learner=NO_MIX, evaluation={"test_share": 0.25})
+    world.log(40)
+    data = trajectories.load(world.settings, DAY)
+    assert not set(data.train.sessions.tolist()) & set(data.test.sessions.tolist())
+    assert data.train.sessions.max() < data.test.sessions.min()  # numbered by their start
+    share = len(data.test) / (len(data.train) + len(data.test))
+    assert 0.25 <= share < 0.35
+    assert (data.test.steps == 0).sum() == len(torch.unique(data.test.sessions))
+
+
+def test_the_order_of_rows_in_the_file_does_not_matter(toy):
+    world = toy()
+    world.log(30)
+    before = trajectories.load(world.settings, DAY)
+    rewrite(part(world), lambda rows: rows[::-1])
+    after = trajectories.load(world.settings, DAY)
+    assert after.sha256() == before.sha256()
+    assert after.partitions == before.partitions
+
+
+def test_a_changed_reward_changes_the_content_hash_of_its_day_alone(toy):
+    world = toy()
+    world.log(30)
+    before = trajectories.load(world.settings, DAY)
+
+    def change(rows):
+        rows[0]["reward"] += 1.0
+
+    rewrite(part(world), change)
+    after = trajectories.load(world.settings, DAY)
+    earlier = (DAY - timedelta(days=1)).isoformat()
+    assert after.sha256() != before.sha256()
+    assert after.partitions[earlier] == before.partitions[earlier]
+    assert after.partitions[DAY.isoformat()] != before.partitions[DAY.isoformat()]
+
+
+def test_only_days_of_the_window_are_read(toy):
+    world = toy(learner=NO_MIX | {"window_days": 1})
+    world.log(10)
+    data = trajectories.load(world.settings, DAY)
+    assert list(data.partitions) == [DAY.isoformat()]
+
+
+def test_mixed_exploration_takes_equal_numbers_of_sessions_of_both_groups(toy):
+    world = toy()
+    world.log(60, {"champion": half, "random": half, "static": half, "noise": half, "also": half})
+    rewrite(part(world), lambda rows: [r for r in rows if not (r["arm"] == "noise" and r["user_id"] > 20)])
+    data = trajectories.load(world.settings, DAY)
+    counts = data.train.arm_counts()
+    assert set(counts) == {"random", "noise"}
+    assert counts["random"]["sessions"] == counts["noise"]["sessions"] > 5
+    assert {"champion", "static"} <= set(data.test.arm_counts())  # the judge sees every arm
+    assert data.warnings == ()
+    assert data.left_out["not_mixed_exploration"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arms", "trained", "warning"),
+    [
+        (("random", "champion"), {"random"}, "no session of the noise group"),
+        (("static", "champion"), {"static", "champion"}, "all arms are trained on"),
+    ],
+)
+def test_an_empty_exploration_group_is_said(toy, arms, trained, warning):
+    world = toy()
+    world.log(20, dict.fromkeys(arms, half))
+    data = trajectories.load(world.settings, DAY)
+    assert set(data.train.arm_counts()) == trained
+    assert warning in data.warnings[0]
+
+
+def test_the_replay_keeps_the_newest(toy):
+    world = toy(learner=NO_MIX)
+    world.log(30)
+    whole = trajectories.load(world.settings, DAY).train
+    world = toy(learner=NO_MIX | {"replay_capacity": 50})
+    data = trajectories.load(world.settings, DAY)
+    assert len(data.train) == 50
+    assert torch.equal(data.train.states, whole.states[-50:])
+    assert data.left_out["over_replay_capacity"] == len(whole) - 50
+
+
+def test_truncated_rows_and_other_specifications_are_left_out_and_counted(toy):
+    world = toy(learner=NO_MIX)
+    world.log(30)
+    whole = len(trajectories.load(world.settings, DAY).train.rewards)
+    assert whole
+    expected = {}
+
+    def change(rows):
+        ends = [r for r in rows if r["done"]]
+        for row in ends[:3]:
+            row |= {"done": False, "truncated": True}
+        second = [r for r in rows if r["step"] == 1]
+        for row in second[-4:]:  # states of other widths must not be mixed up
+            row |= {"state_spec": "sother", "state": [1.0], "next_state": None if row["done"] else [1.0]}
+        expected["other"] = 4
+        expected["truncated"] = sum(r["truncated"] and r["state_spec"] != "sother" for r in rows)
+
+    rewrite(part(world), change)
+    left_out = trajectories.load(world.settings, DAY).left_out
+    assert left_out["other_state_spec"] == expected["other"]
+    assert left_out["truncated"] == expected["truncated"] == 3
+    assert left_out["next_of_other_state_spec"] == 4  # the requests before these have no usable s'
+
+
+def fault(**values):
+    def change(rows):
+        rows[5] |= values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (fault(state=[1.0, 2.0]), "state has 2 entries"),
+        (fault(action=[0.0, 1.7]), r"action \[0\.\s+1\.7\] lies outside"),
+        (fault(action=None), "action has null, expected 2"),
+        (fault(action=[0.0, float("nan")]), "holds a value not a number"),
+        (fault(reward=None), "reward is null"),
+        (fault(reward=float("inf")), "reward is not a number"),
+        (fault(next_state=None, done=False, truncated=False), "neither done nor truncated"),
+    ],
+)
+def test_a_faulty_row_is_named(toy, change, says):
+    world = toy()
+    world.log(10)
+    name = {}
+
+    def and_remember(rows):
+        change(rows)
+        name["request"] = rows[5]["request_id"]
+
+    rewrite(part(world), and_remember)
+    with pytest.raises(DataError, match=says) as error:
+        trajectories.load(world.settings, DAY)
+    assert name["request"] in str(error.value) and "part-0.parquet" in str(error.value)
+
+
+def test_a_missing_day_an_unreadable_file_and_a_missing_column_are_named(toy):
+    world = toy()
+    with pytest.raises(DataError, match="run the transform"):
+        trajectories.load(world.settings, DAY)
+    world.log(10)
+    table = pq.read_table(part(world), partitioning=None)
+    pq.write_table(table.drop_columns(["reward"]), part(world))
+    with pytest.raises(DataError, match="lacks the column reward"):
+        trajectories.load(world.settings, DAY)
+    part(world).write_bytes(part(world).read_bytes()[:300])
+    with pytest.raises(DataError, match="not a readable export"):
+        trajectories.load(world.settings, DAY)
+
+
+def test_no_usable_row_is_an_error(toy):
+    world = toy()
+    world.log(5)
+    for day in world.days:
+
+        def other(rows):
+            for row in rows:
+                row["state_spec"] = "sother"
+
+        rewrite(part(world, day), other)
+    with pytest.raises(DataError, match="no usable transition"):
+        trajectories.load(world.settings, DAY)
