@@ -155,10 +155,9 @@ def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
         not alarm,
         challenger["alarm"],
         False,
-        f"the estimate {challenger['value']:.4g} lies outside the returns that the log can give: "
-        "the policy acts where there is no data"
+        "the estimate is not to be trusted: " + "; ".join(challenger["alarm_reasons"])
         if alarm
-        else "the estimate lies within the returns that the log can give",
+        else "the actions lie where the log has data, and the estimate within its returns",
     )
     share = challenger["bound_share"]
     passed = share <= limits.max_bound_share

@@ -117,7 +117,7 @@ def test_failed_expectations_are_named(settings: Settings, arrange: Arrange) -> 
     ("values", "rule", "words"),
     [
         ({"lower": 0.9}, "estimate", "0.9 is below the lower bound 1 of static weights"),
-        ({"alarm": True}, "alarm", "where there is no data"),
+        ({"alarm": True, "alarm_reasons": ["far from the log"]}, "alarm", "trusted: far from the log"),
         ({"bound_share": 0.8}, "bounds", "80.0% of the actions' entries"),
     ],
 )
