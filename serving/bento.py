@@ -95,7 +95,7 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
     States come from the real online store, only read. Nothing of the real logs is touched.
     """
     record: dict[str, Any] = {"ok": False, "tag": tag, "requests": 0}
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="mtf-smoke-") as folder:
         data = Path(folder) / "data"
         data.mkdir()
@@ -275,7 +275,7 @@ def _fault(
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -27,7 +27,7 @@ from redis.retry import Retry
 from training.contract.errors import MtfError
 from training.contract.session import add_feedback, is_current
 from training.contract.settings import Settings
-from training.contract.state import context_values, history_columns, session_columns
+from training.contract.state import context_values, days_since, history_columns, session_columns
 
 SESSION_VIEW = "user_session"
 WRITE_SECONDS = 1.0  # longest wait of feedback for Redis, or for another worker's hold on the user
@@ -94,7 +94,9 @@ class OnlineState:
         }
         if not is_current(stored, session_id, event_ts, self._gap):
             raw.update(dict.fromkeys(self._sums, _number(0.0)))
-        for name, value in context_values(event_ts, self._settings.calendar.utc_offset_hours).items():
+        offset = self._settings.calendar.utc_offset_hours
+        raw["hist_days_since_last"] = _number(days_since(stored["hist_last_ts"], event_ts, offset))
+        for name, value in context_values(event_ts, offset).items():
             raw[name] = _number(value)
         return self._spec.assemble(raw)[0]
 

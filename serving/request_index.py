@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 RETENTION_S = 2 * 86_400.0
-_PURGE_EVERY_S = 600.0
+_PURGE_SHARE = 0.005  # of the retention, between two purges
 _REMEMBERED_USERS = 100_000
 
 _SCHEMA = """
@@ -42,12 +42,13 @@ class Entry:
 class RequestIndex:
     """``add`` belongs to the log's writer thread, every other method to the event loop's."""
 
-    def __init__(self, path: Path, gap_minutes: float) -> None:
+    def __init__(self, path: Path, gap_minutes: float, retention_s: float = RETENTION_S) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = _connect(path)
         self._writer.executescript(_SCHEMA)
         self._reader = _connect(path)
         self._gap_s = gap_minutes * 60.0
+        self._retention_s = retention_s
         self._sessions: OrderedDict[int, tuple[str, float]] = OrderedDict()
         self._purged = 0.0
 
@@ -65,9 +66,9 @@ class RequestIndex:
                 "session_id = ?2, event_s = ?3, seen = ?4 WHERE ?3 >= event_s",
                 [(entry.user_id, entry.session_id, entry.event_s, now) for entry in entries],
             )
-            if now - self._purged > _PURGE_EVERY_S:
-                self._writer.execute("DELETE FROM requests WHERE seen < ?", (now - RETENTION_S,))
-                self._writer.execute("DELETE FROM sessions WHERE seen < ?", (now - RETENTION_S,))
+            if now - self._purged > self._retention_s * _PURGE_SHARE:
+                self._writer.execute("DELETE FROM requests WHERE seen < ?", (now - self._retention_s,))
+                self._writer.execute("DELETE FROM sessions WHERE seen < ?", (now - self._retention_s,))
                 self._purged = now
 
     def find(self, request_id: str) -> tuple[int, str] | None:

@@ -70,7 +70,8 @@ class Server:
     """``bentoml serve`` in a process group of its own, on one data folder over all its lives."""
 
     def __init__(self, folder: Path, **serving: object) -> None:
-        self.port = bento._free_port()
+        self.port = bento.free_port()
+        self.token = TOKEN
         self.folder = folder
         self.path = settings_file(folder, follow_seconds=0.1, **serving)
         self.settings = load_settings(self.path)
