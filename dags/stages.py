@@ -99,9 +99,21 @@ def evaluate(settings: Settings, day: date) -> Record:
 def gate(settings: Settings, day: date) -> Record:
     from serving import bento
     from training import promotion
+    from training.contract.pointer import ChampionPointer
+    from training.contract.policy import load_policy
 
-    def smoke(policy: Path) -> Record:
-        return bento.smoke(settings, bento.build(settings, policy))
+    def smoke(path: Path) -> Record:
+        policy = load_policy(path)
+        candidate = ChampionPointer(
+            policy=str(path.relative_to(settings.layout.root)),
+            sha256=policy.sha256,
+            version=policy.version,
+            day=day.isoformat(),
+            model_version="",  # the registry has it only once the gate has let it through
+            promoted_ts="",
+        )
+        tag = bento.build(settings, candidate)
+        return {**bento.smoke(settings, tag), "bento": tag}
 
     return promotion.gate(settings, day, smoke=smoke)
 
@@ -112,8 +124,8 @@ def promote(settings: Settings, day: date) -> Record:
     decision = read_record(settings.layout, day, "gate")
     if decision is None:
         raise DataError(f"no decision of the gate for {day}: run `mtf day --date {day}` first")
-    if decision["decision"] != "promote":
-        return {"skipped": f"the gate said {decision['decision']}: {'; '.join(decision['reasons'])}"}
+    if decision["decision"] == "refuse":
+        return {"skipped": f"the gate refused: {'; '.join(decision['reasons'])}"}
     return promotion.promote(settings, day, decision)
 
 
