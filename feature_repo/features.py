@@ -1,9 +1,10 @@
 """The three feature views of a user's state.
 
 No view has a ttl: a profile or a history is the best that is known of a user until a newer row
-replaces it, and a silent expiry would turn a returning user into an unknown one (how long ago he
-was here is a feature, ``hist_days_since_last``). Session features do end, by the session gap: a
-rule of :mod:`training.contract.session`, applied to served and to offline states alike.
+replaces it, and a silent expiry would turn a returning user into an unknown one. How long ago he was
+here is a feature, ``hist_days_since_last``, counted from ``hist_last_ts`` on the day of use. Session
+features do end, by the session gap: a rule of :mod:`training.contract.session`, applied to served and
+to offline states alike.
 """
 
 from datetime import timedelta
@@ -44,7 +45,10 @@ def user_history(settings: Settings) -> FeatureView:
         name="user_history",
         entities=[user],
         ttl=FOREVER,
-        schema=[Field(name=name, dtype=Float64) for name in history_columns(settings.signal_names)],
+        schema=[
+            *[Field(name=name, dtype=Float64) for name in history_columns(settings.signal_names)],
+            Field(name="hist_last_ts", dtype=UnixTimestamp),
+        ],
         source=data_sources.user_history(settings),
         description="the last interactions of a user up to the end of a day",
     )

@@ -27,7 +27,7 @@ from training.contract.files import write_atomic, write_text_atomic
 from training.contract.layout import DECISIONS
 from training.contract.session import is_current
 from training.contract.settings import Settings
-from training.contract.state import context_values, history_columns, session_columns
+from training.contract.state import context_values, days_since, history_columns, session_columns
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
@@ -106,8 +106,10 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
     """Raw features of (``user_id``, ``event_timestamp``) rows, as a request at that instant saw them.
 
     ``event_timestamp`` must be timezone-aware. Returns the rows in the order given, with their own
-    columns, every profile, history and session input of the state specification, ``sess_session_id``
-    and ``sess_last_ts``; null where nothing was known. No value is later than the row's timestamp.
+    columns, every profile, history and session input of the state specification, ``hist_last_ts``,
+    ``sess_session_id`` and ``sess_last_ts``; null where nothing was known. No value is later than the
+    row's timestamp. Feedback at that very instant counts, except, where the rows have a
+    ``request_id``, the feedback of the request itself.
     """
     for column in ("user_id", "event_timestamp"):
         if column not in entity_df:
@@ -122,17 +124,14 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
     instants = entity_df["event_timestamp"].dt.tz_convert("UTC").dt.as_unit("us")
     offset = pd.Timedelta(hours=settings.calendar.utc_offset_hours)
     midnights = ((instants + offset).dt.floor("D") - offset).dt.as_unit("us")
-    parts = [entity_df.reset_index(drop=True)]
-    for times, names in ((midnights, batch), (instants, session)):
-        rows = pd.DataFrame(
-            {
-                "user_id": entity_df["user_id"].to_numpy(np.int64),
-                "event_timestamp": times.array,
-                "row": np.arange(len(entity_df)),
-            }
-        )
-        parts.append(_point_in_time(store, rows, names))
-    return pd.concat(parts, axis=1)
+    users = entity_df["user_id"].to_numpy(np.int64)
+    overnight = _point_in_time(store, users, midnights, batch)
+    if "request_id" in entity_df:
+        latest = _point_in_time(store, users, instants, [f"{PUSHED}:request_id"])["request_id"]
+        own = latest.to_numpy() == entity_df["request_id"].to_numpy()
+        instants = instants - pd.to_timedelta(own.astype(np.int64), unit="us")
+    within = _point_in_time(store, users, instants, session)
+    return pd.concat([entity_df.reset_index(drop=True), overnight, within], axis=1)
 
 
 def parity(settings: Settings, day: date) -> dict[str, Any]:
@@ -192,26 +191,27 @@ def parity(settings: Settings, day: date) -> dict[str, Any]:
 
 
 def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
-    """States float32[n, d] of requests (``user_id``, ``session_id``, ``event_ts``) from the warehouse."""
+    """States float32[n, d] of requests as the exports give them.
+
+    ``decisions`` has ``request_id``, ``user_id``, ``session_id`` and ``event_ts`` (timezone-aware).
+    """
     raw = historical(
         settings,
-        decisions[["user_id", "session_id", "event_ts"]].rename(columns={"event_ts": "event_timestamp"}),
+        decisions[["request_id", "user_id", "session_id", "event_ts"]].rename(
+            columns={"event_ts": "event_timestamp"}
+        ),
     )
     gap = timedelta(minutes=settings.session.gap_minutes)
-    sessions = raw[["sess_session_id", "sess_last_ts"]].astype(object)
+    offset = settings.calendar.utc_offset_hours
+    instants = [ts.to_pydatetime() for ts in raw["event_timestamp"]]
     current = np.array(
         [
-            is_current(
-                {"sess_session_id": stored, "sess_last_ts": None if pd.isna(last) else last.to_pydatetime()},
-                session_id,
-                event_ts.to_pydatetime(),
-                gap,
-            )
+            is_current({"sess_session_id": stored, "sess_last_ts": last}, session_id, event_ts, gap)
             for stored, last, session_id, event_ts in zip(
-                sessions["sess_session_id"],
-                sessions["sess_last_ts"],
+                raw["sess_session_id"],
+                _instants(raw["sess_last_ts"]),
                 raw["session_id"],
-                raw["event_timestamp"],
+                instants,
                 strict=True,
             )
         ]
@@ -228,12 +228,14 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
         columns[name] = raw[name].to_numpy(np.float64, na_value=np.nan)
     for name in session_columns(settings.signal_names):
         columns[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
-    columns["hour"] = np.array(
+    columns["hist_days_since_last"] = np.array(
         [
-            context_values(ts.to_pydatetime(), settings.calendar.utc_offset_hours)["hour"]
-            for ts in raw["event_timestamp"]
+            days_since(last, event_ts, offset)
+            for last, event_ts in zip(_instants(raw["hist_last_ts"]), instants, strict=True)
         ]
     )
+    for name in settings.state_spec.inputs("context"):
+        columns[name] = np.array([context_values(event_ts, offset)[name] for event_ts in instants])
     return settings.state_spec.assemble(columns)
 
 
@@ -322,14 +324,20 @@ def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
         write_atomic(path, lambda temporary: pq.write_table(schema.empty_table(), temporary))
 
 
-def _point_in_time(store: "FeatureStore", rows: pd.DataFrame, references: list[str]) -> pd.DataFrame:
-    """Features of ``rows``, in the order of their ``row`` numbers, without the keys."""
-    views = {reference.split(":")[0] for reference in references}
+def _point_in_time(
+    store: "FeatureStore", users: np.ndarray, instants: pd.Series, references: list[str]
+) -> pd.DataFrame:
+    """Features of users as of instants, in the order given, without the keys."""
+    rows = pd.DataFrame({"user_id": users, "event_timestamp": instants.array, "row": np.arange(len(users))})
     with contextlib.ExitStack() as stack:
-        for name in sorted(views):
+        for name in sorted({reference.split(":")[0] for reference in references}):
             stack.enter_context(_readable(store.get_feature_view(name)))
         found = store.get_historical_features(entity_df=rows, features=references).to_df()
     return found.sort_values("row", ignore_index=True).drop(columns=list(rows.columns))
+
+
+def _instants(column: pd.Series) -> list[datetime | None]:
+    return [None if pd.isna(value) else value.to_pydatetime() for value in column]
 
 
 def _sample(settings: Settings, day: date) -> pd.DataFrame:

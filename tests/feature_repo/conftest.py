@@ -29,7 +29,7 @@ class Marts:
         keys = {"user_id": pa.int64(), "event_timestamp": INSTANT}
         self.schemas = {
             "dim_users": pa.schema({**keys, **profile}),
-            "fct_user_history": pa.schema({**keys, **history, "created_timestamp": INSTANT}),
+            "fct_user_history": pa.schema({**keys, **history, "hist_last_ts": INSTANT}),
             "fct_session_state": pa.schema(
                 {
                     **keys,
@@ -46,8 +46,7 @@ class Marts:
         schema = self.schemas[mart]
         columns = {
             field.name: [
-                row.get(field.name, 0 if field.name.startswith(("hist_", "sess_", "last_")) else None)
-                for row in rows
+                row.get(field.name, 0.0 if pa.types.is_floating(field.type) else None) for row in rows
             ]
             for field in schema
         }

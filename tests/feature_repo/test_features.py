@@ -49,6 +49,7 @@ def test_apply_registers_the_specification_and_is_idempotent(settings):
         *spec.inputs("profile"),
         *spec.inputs("history"),
         *spec.inputs("session"),
+        "hist_last_ts",
         "sess_session_id",
         "sess_last_ts",
     }
@@ -105,7 +106,7 @@ def test_materialise_includes_the_midnight_that_ends_the_day(settings, marts, at
     marts.write(
         "fct_user_history",
         D1,
-        [{"user_id": 1, "event_timestamp": at(D2), "hist_count": 7, "created_timestamp": at(D2, 2)}],
+        [{"user_id": 1, "event_timestamp": at(D2), "hist_count": 7}],
     )
     marts.write(
         "dim_users",
@@ -244,7 +245,7 @@ def test_definitions_work_from_feasts_own_command_line(tmp_path):
 
 def test_columns_are_those_of_the_contract(settings):
     views = features.apply(settings)["views"]
-    assert set(views["user_history"]) == set(history_columns(settings.signal_names))
+    assert set(views["user_history"]) == {*history_columns(settings.signal_names), "hist_last_ts"}
     assert set(views["user_session"]) == {
         *session_columns(settings.signal_names),
         "sess_session_id",

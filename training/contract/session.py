@@ -6,7 +6,7 @@ so that both give the same state for the same instant.
 A stored session is a mapping of :func:`training.contract.state.session_columns` to numbers, with
 ``sess_session_id``, ``sess_last_ts`` (time of its latest feedback) and ``request_id`` (whose feedback
 that was). Times are compared in whole seconds, because Feast keeps timestamps in whole seconds.
-Feedback at t counts for every request at t or later; a tie counts.
+Feedback at t counts for every request at t or later, except the one that it answers: a tie counts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -179,6 +179,20 @@ def context_values(event_ts: datetime, utc_offset_hours: int) -> dict[str, float
     return {"hour": float((event_ts.astimezone(UTC) + timedelta(hours=utc_offset_hours)).hour)}
 
 
+def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: int) -> float:
+    """``hist_days_since_last`` on the day of a request: whole days before its local midnight.
+
+    A user's history row stays as it is while he is away, so the value that was true when the row was
+    made is brought up to the day on which it is used. ``last_ts`` counts in whole seconds, as Feast
+    keeps it; 0 when it is unknown.
+    """
+    if last_ts is None:
+        return 0.0
+    local = event_ts.astimezone(UTC) + timedelta(hours=utc_offset_hours)
+    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(hours=utc_offset_hours)
+    return float(max((midnight - last_ts.replace(microsecond=0)) // timedelta(days=1), 0))
+
+
 def default_features(signals: Sequence[str]) -> list[StateFeature]:
     """History, session and context features for the given feedback signals, in state order."""
     log_history = {

@@ -1,0 +1,264 @@
+"""Served states against Feast's point in time: equal when the loop ran in order, named when not."""
+
+import json
+import random
+from collections import defaultdict
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from serving.online_state import OnlineState
+from training import features
+from training.contract.errors import DataError
+from training.contract.layout import DECISIONS
+from training.contract.settings import GateSettings, ServingSettings
+
+D1, D2, D3 = date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)
+
+
+def land(settings, day, decisions):
+    path = settings.layout.partition(DECISIONS, day) / "part-0.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = pa.schema(
+        {
+            "request_id": pa.string(),
+            "session_id": pa.string(),
+            "user_id": pa.int64(),
+            "event_ts": pa.timestamp("us", "UTC"),
+            "state": pa.list_(pa.float32()),
+            "state_spec": pa.string(),
+        }
+    )
+    pq.write_table(pa.Table.from_pylist(decisions, schema=schema), path)
+
+
+def traffic(settings, day, at, seed=0):
+    """A day of random requests through the online state: its decisions, and dbt's session rows."""
+    rng = random.Random(seed)
+    state = OnlineState(settings)
+    decisions, rows = [], []
+    for user in range(1, 6):
+        now, sums, last_ts = at(day, 9 + user), None, None
+        session = f"{user}-0"
+        for number in range(8):
+            now += timedelta(minutes=rng.choice([1, 5, 31]), microseconds=rng.randrange(10**6))
+            if rng.random() < 0.2:
+                session = f"{user}-{number}"
+            request = f"{day}-{user}-{number}"
+            decisions.append(
+                {
+                    "request_id": request,
+                    "session_id": session,
+                    "user_id": user,
+                    "event_ts": now,
+                    "state": state.read(user, session, now).tolist(),
+                    "state_spec": settings.state_spec.version,
+                }
+            )
+            if rng.random() < 0.2:
+                continue
+            events = [
+                {
+                    "is_click": rng.randrange(2),
+                    "is_like": rng.randrange(2),
+                    "play_time_ms": rng.randrange(9999),
+                }
+                for _ in range(rng.randrange(1, 5))
+            ]
+            feedback_ts = now + timedelta(seconds=rng.choice([0, 20]))
+            state.feedback(user, session, request, feedback_ts, events)
+            fresh = (
+                sums is None
+                or rows[-1]["sess_session_id"] != session
+                or feedback_ts - last_ts > timedelta(minutes=settings.session.gap_minutes, seconds=1)
+            )
+            sums = defaultdict(float) if fresh else sums
+            latest = {
+                "impressions": len(events),
+                "click_count": sum(e["is_click"] for e in events),
+                "like_count": sum(e["is_like"] for e in events),
+                "play_s": sum(e["play_time_ms"] for e in events) / 1000,
+            }
+            sums["requests"] += 1
+            for name, value in latest.items():
+                sums[name] += value
+            rows.append(
+                {
+                    "user_id": user,
+                    "event_timestamp": feedback_ts,
+                    "sess_session_id": session,
+                    "sess_last_ts": feedback_ts,
+                    "request_id": request,
+                    **{f"sess_{name}": value for name, value in sums.items()},
+                    **{f"last_{name}": value for name, value in latest.items()},
+                }
+            )
+            now = last_ts = feedback_ts
+    return decisions, rows
+
+
+@pytest.fixture
+def settings(make_settings):
+    return make_settings(
+        serving=ServingSettings(state_budget_ms=2_000.0), gate=GateSettings(parity_sample=30)
+    )
+
+
+@pytest.fixture
+def loop(settings, marts, at):
+    """A day's rows materialised before the next day's traffic, which is then landed and transformed."""
+    features.apply(settings)
+    marts.write(
+        "dim_users",
+        D1,
+        [
+            {
+                "user_id": user,
+                "event_timestamp": at(D1, user),
+                "degree": "full" if user % 2 else None,
+                "is_author": 1,
+                "fans": user * 10,
+            }
+            for user in range(1, 5)
+        ],
+    )
+    marts.write(
+        "fct_user_history",
+        D1,
+        [
+            {"user_id": user, "event_timestamp": at(D2), "hist_count": user, "hist_click_rate": 1 / 3}
+            | {"hist_last_ts": at(D1, -50 * user)}
+            for user in range(1, 5)
+        ],
+    )
+    features.materialise(settings, D1)
+    decisions, rows = traffic(settings, D2, at)
+    land(settings, D2, decisions)
+    marts.write("fct_session_state", D2, rows)
+    return decisions
+
+
+def test_served_states_equal_feasts(settings, marts, loop, at):
+    # the next night's rows, and a profile changed at noon, are not what the day was served with
+    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2, 8), "degree": "low"}])
+    rows = [{"user_id": user, "event_timestamp": at(D3), "hist_count": 99} for user in range(1, 6)]
+    marts.write("fct_user_history", D2, rows)
+    record = features.parity(settings, D2)
+    assert record == {
+        "state_spec": settings.state_spec.version,
+        "compared": 30,
+        "mismatched": 0,
+        "share": 0.0,
+        "entries": {},
+        "worst": [],
+    }
+    everything = features.offline_states(settings, pd.DataFrame(loop))
+    served = np.array([d["state"] for d in loop], dtype=np.float32)
+    np.testing.assert_allclose(served, everything, atol=1e-4)
+    names = settings.state_spec.entry_names
+    assert (everything[:, names.index("sess_requests")] > 0).sum() > 5
+    # user 1 was last seen 50 h before D1 began, 74 h before D2: three whole days
+    assert everything[0, names.index("hist_days_since_last")] == pytest.approx(np.log1p(3))
+
+
+def test_a_difference_is_named(settings, loop):
+    entry = settings.state_spec.entry_names.index("hist_click_rate")
+    for decision in loop:
+        decision["state"][entry] += 0.25 + decision["user_id"] / 100
+    land(settings, D2, loop)
+    record = features.parity(settings, D2)
+    assert record["share"] == 1.0 and record["entries"] == {"hist_click_rate": 30}
+    worst = record["worst"][0]
+    assert worst["entry"] == "hist_click_rate" and worst["user_id"] == 5
+    assert worst["served"] == pytest.approx(0.30) and worst["offline"] == 0.0
+    assert len(record["worst"]) == 10 and json.dumps(record, allow_nan=False)
+    assert features.parity(settings, D2) == record
+
+
+def test_not_a_number_is_a_difference(settings, loop):
+    loop[0]["state"][3] = float("nan")
+    land(settings, D2, loop[:1])
+    record = features.parity(settings, D2)
+    assert record["mismatched"] == 1 and record["worst"][0]["served"] is None
+    assert json.dumps(record, allow_nan=False)
+
+
+def test_a_day_that_was_not_materialised_in_time_differs(settings, marts, loop, at):
+    changed = [
+        {"user_id": user, "event_timestamp": at(D2), "hist_count": 50, "hist_last_ts": at(D1, -50 * user)}
+        for user in range(1, 5)
+    ]
+    marts.write("fct_user_history", D1, changed)
+    record = features.parity(settings, D2)
+    assert set(record["entries"]) == {"hist_count", "hist_click_rate"} and record["share"] > 0.5
+
+
+def test_only_states_of_the_current_specification_are_compared(settings, loop):
+    for number, decision in enumerate(loop):
+        if number % 3 == 0:
+            decision["state"] = None
+        elif number % 3 == 1:
+            decision["state_spec"] = "s0000000000"
+    land(settings, D2, loop)
+    assert features.parity(settings, D2)["compared"] == len(loop[2::3])
+
+
+def test_a_state_of_the_wrong_width_is_named(settings, loop):
+    loop[4]["state"] = loop[4]["state"][:-1]
+    land(settings, D2, loop[:5])
+    with pytest.raises(DataError, match=loop[4]["request_id"]):
+        features.parity(settings, D2)
+
+
+minutes = st.integers(0, 3 * 24 * 60)
+
+
+@given(
+    written=st.lists(st.tuples(st.integers(1, 2), minutes), max_size=8, unique=True),
+    asked=st.lists(st.tuples(st.integers(1, 3), minutes), min_size=1, max_size=8),
+)
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_nothing_comes_from_the_future(settings, marts, at, written, asked):
+    """Every value says when it was written: the latest such instant up to the row's, never later."""
+    features.apply(settings)
+    start = at(D1)
+    rows = [(user, start + timedelta(minutes=minute), minute) for user, minute in written]
+    marts.write(
+        "dim_users", D1, [{"user_id": u, "event_timestamp": ts, "fans": minute} for u, ts, minute in rows]
+    )
+    marts.write(
+        "fct_user_history",
+        D1,
+        [{"user_id": u, "event_timestamp": ts, "hist_count": minute} for u, ts, minute in rows],
+    )
+    marts.write(
+        "fct_session_state",
+        D1,
+        [{"user_id": u, "event_timestamp": ts, "sess_requests": minute} for u, ts, minute in rows],
+    )
+    entities = pd.DataFrame(
+        {
+            "user_id": [user for user, _ in asked],
+            "event_timestamp": pd.to_datetime([start + timedelta(minutes=m) for _, m in asked], utc=True),
+        }
+    )
+    found = features.historical(settings, entities)
+    for (user, minute), row in zip(asked, found.itertuples(), strict=True):
+        known = [m for u, m in written if u == user and m <= minute]
+        midnight = minute - minute % (24 * 60)
+        overnight = [m for u, m in written if u == user and m <= midnight]
+        for value, times in (
+            (row.sess_requests, known),
+            (row.hist_count, overnight),
+            (row.fans, overnight),
+        ):
+            assert (value == max(times)) if times else pd.isna(value)
