@@ -14,6 +14,9 @@ import pandas as pd
 
 Severity = Literal["critical", "warning"]
 
+# Stands for NaN and the infinities in a batch, so that they break the bounds of their column.
+NOT_FINITE = 3e38
+
 
 @dataclass(frozen=True)
 class Field:
@@ -47,6 +50,15 @@ class Check:
     def is_bound(self) -> bool:
         """Whether the check is about values, so that a column of nulls leaves nothing to judge."""
         return self.expectation in ("ExpectColumnMinToBeBetween", "ExpectColumnMaxToBeBetween")
+
+    def suspects(self, frame: pd.DataFrame) -> bool:
+        """Whether a row of the batch may break this check, so that its bad rows are worth counting."""
+        values = frame[self.column]
+        if self.expectation == "ExpectColumnMinToBeBetween":
+            return bool(values.min() < self.arguments["min_value"])
+        if self.expectation == "ExpectColumnMaxToBeBetween":
+            return bool(values.max() > self.arguments["max_value"])
+        return bool(values.hasnans)
 
 
 @dataclass(frozen=True)

@@ -107,14 +107,15 @@ class Partition:
     def batch(self, fields: Sequence[Field]) -> pd.DataFrame:
         """The rows, with the given fields as columns."""
         selected = ", ".join(f'{entry.sql} AS "{entry.name}"' for entry in fields)
-        return self._connection.execute(f"SELECT {selected} FROM {self._from()}").df()  # noqa: S608
+        table = self._connection.sql(f"SELECT {selected} FROM {self._from()}").to_arrow_table()  # noqa: S608
+        return table.to_pandas(split_blocks=True, self_destruct=True)
 
     def measures(self, expressions: Mapping[str, str]) -> dict[str, Any]:
         """One value for each SQL aggregate."""
         if not expressions:
             return {}
         selected = ", ".join(expressions.values())
-        row = self._connection.execute(f"SELECT {selected} FROM {self._from()}").fetchone()  # noqa: S608
+        [row] = self._connection.sql(f"SELECT {selected} FROM {self._from()}").fetchall()  # noqa: S608
         return dict(zip(expressions, row, strict=True))
 
     def repeated(self, key: Sequence[str]) -> int:
@@ -134,7 +135,7 @@ class Partition:
             f"SELECT count(*) FROM {self._from()} AS mine "  # noqa: S608
             f"ANTI JOIN {other._from()} AS theirs ON mine.{column} = theirs.{column}"
         )
-        return self._connection.execute(query).fetchone()[0]
+        return self._connection.sql(query).fetchall()[0][0]
 
     def write_bad_rows(
         self, path: Path, checks: Sequence[Check], key: Sequence[str], limit: int, repeated: str | None
@@ -159,7 +160,7 @@ class Partition:
             f"SELECT * {excluded}, {reason} AS reason FROM {source} "  # noqa: S608
             f"WHERE reason IS NOT NULL ORDER BY {keys} LIMIT {limit}"
         )
-        table = self._connection.execute(query).to_arrow_table()
+        table = self._connection.sql(query).to_arrow_table()
         if table.num_rows:
             write_atomic(path, lambda temporary: pq.write_table(table, temporary))
         return table.num_rows

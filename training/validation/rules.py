@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta, timezone
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
-from training.validation.checks import Check, Field, at_least, at_most, present, within
+from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within
 
 TRANSITIONS = "transitions"
 TRAINING_SET = "training_set"
@@ -62,9 +62,12 @@ def _presence(name: str) -> Field:
 
 
 def _number(name: str, sql: str | None = None, needs: tuple[str, ...] | None = None) -> Field:
-    """A float whose NaN counts as infinite, so that it breaks its bounds and is not taken for a null."""
-    sql = sql or f'"{name}"'
-    return Field(name, f"CASE WHEN isnan({sql}) THEN 'inf'::DOUBLE ELSE {sql} END", needs or (name,))
+    """A float whose NaN and infinities become :data:`NOT_FINITE`: GX takes them for nulls."""
+    return Field(name, _finite(sql or f'"{name}"'), needs or (name,))
+
+
+def _finite(sql: str) -> str:
+    return f"CASE WHEN NOT isfinite({sql}) THEN {NOT_FINITE!r}::FLOAT ELSE {sql} END"
 
 
 def _local_hour(column: str, day: date, settings: Settings) -> Field:
@@ -124,7 +127,7 @@ def _vectors(settings: Settings) -> tuple[list[Field], list[Check]]:
 
 
 def _absolute(column: str) -> Field:
-    largest = f"list_max(list_transform({column}, lambda x: CASE WHEN isnan(x) THEN 'inf' ELSE abs(x) END))"
+    largest = f"list_max(list_transform({column}, lambda x: {_finite('abs(x)')}))"
     return Field(f"{column}_largest_entry", largest, (column,))
 
 

@@ -1,6 +1,5 @@
 """The three validations of a day: what was landed, its transitions, the training set of its window."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.records import read_record
 from training.contract.settings import Settings
 from training.validation import rules as table_rules
-from training.validation.checks import Check, Suite, measure
+from training.validation.checks import NOT_FINITE, Check, Suite, measure
 from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
 from training.validation.rules import EXPLORING_ARMS, TRAINING_SET, TRANSITIONS, Rules
 
@@ -213,7 +212,7 @@ class _Table:
         broken = "; ".join(f"{file.path.name}: {file.error}" for file in self.files if file.error)
         checks.append(
             Check(
-                "ExpectColumnDistinctValuesToBeInSet",
+                "ExpectColumnValuesToBeInSet",
                 "readable",
                 {"value_set": ["yes"]},
                 "every file can be read" + (f" ({broken})" if broken else ""),
@@ -225,9 +224,7 @@ class _Table:
             text = f"every file has a column {name} of type {' or '.join(types)}"
             if name in frame:
                 arguments = {"value_set": list(types)}
-                checks.append(
-                    Check("ExpectColumnDistinctValuesToBeInSet", name, arguments, text, source=name)
-                )
+                checks.append(Check("ExpectColumnValuesToBeInSet", name, arguments, text, source=name))
             else:
                 checks.append(Check("ExpectColumnToExist", name, {}, text, source=name))
         about = f"Files of {self.subject}: one row a file, with the type of each of its columns."
@@ -249,14 +246,18 @@ class _Table:
         if self.rows and fields:
             frame = partition.batch(fields)
             self.row_checks = self._judged_row_checks(partition, frame)
-            about = f"Rows of {self.subject}. Strings and times are reduced to whether they are there."
+            about = (
+                f"Rows of {self.subject}. Strings and times are reduced to whether they are there; "
+                f"{NOT_FINITE:g} stands for a value that is not a finite number."
+            )
             self.suites.append(Suite(f"{rules.table}_rows", frame, self.row_checks, about))
         if rules.table in (IMPRESSIONS, TRAINING_SET):
             self.day_checks.append(measure("rows", f"there are {rules.table}", 1))
         if sound.issuperset(rules.key):
             self.repeated = partition.repeated(rules.key)
             self.measures["repeated_rows"] = self.repeated
-            self.day_checks.append(measure("repeated_rows", self.key_text, 0, 0, source=", ".join(rules.key)))
+            unique = measure("repeated_rows", self.key_text, 0, 0, source=", ".join(rules.key))
+            self.day_checks.append(unique.with_bad_rows(self.repeated))
         self._against_recent(partition, sound)
         self._predictions(partition, sound)
         self.partition = partition
@@ -275,10 +276,9 @@ class _Table:
         bounded = {check.column for check in self.rules.checks if check.is_bound}
         if empty & bounded:
             self._leave_out("rows", "bounds of " + ", ".join(sorted(empty & bounded)), "no row has a value")
-        counts = partition.measures(
-            {str(i): f"count(*) FILTER (WHERE {check.bad})" for i, check in enumerate(checks)}
-        )
-        return [check.with_bad_rows(counts[str(i)]) for i, check in enumerate(checks)]
+        suspects = {str(i): check.bad for i, check in enumerate(checks) if check.suspects(frame)}
+        counts = partition.measures({i: f"count(*) FILTER (WHERE {bad})" for i, bad in suspects.items()})
+        return [check.with_bad_rows(counts.get(str(i), 0)) for i, check in enumerate(checks)]
 
     def _against_recent(self, partition: Partition, sound: set[str]) -> None:
         """Volume and rates against the recent days' median and mean."""
@@ -462,7 +462,7 @@ def _describe(outcome: Any, table: _Table) -> dict[str, Any]:
             "column": one.check.source or one.check.column,
             "severity": one.check.severity,
             "observed": _plain(one.observed),
-            "unexpected_count": one.check.bad_rows,
+            "unexpected_count": one.check.bad_rows if one.unexpected is None else one.unexpected,
             "message": _message(table, one),
         }
         for one in outcome.outcomes
@@ -493,6 +493,6 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not abs(value) < 0.99 * NOT_FINITE:
         return "not a finite number"
     return value

@@ -1,5 +1,6 @@
 """Small lakes written straight from the contract, and a way to damage one partition of them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -182,7 +183,57 @@ class Lake:
         self.write("transitions", day, content.append_column("truncated", pa.array([False] * n)))
 
 
+DAYS = (date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7))
+
+
+def _settings(data: Path) -> Settings:
+    """Three heads, three signals and two profile columns: enough to tell one from another."""
+    return Settings(
+        data=data,
+        heads=[
+            {"name": "click", "static": 1.0},
+            {"name": "like", "static": 0.5},
+            {"name": "play_time", "static": 0.3, "maximum": 36_000.0},
+        ],
+        signals=[
+            {"name": "click", "column": "is_click", "weight": 0.1},
+            {"name": "like", "column": "is_like", "weight": 0.5},
+            {"name": "hate", "column": "is_hate", "weight": -2.0},
+        ],
+        state={
+            "profile": [
+                {"column": "is_video_author", "kind": "flag"},
+                {"column": "fans_user_num", "kind": "log"},
+            ]
+        },
+        validation={"min_transitions": 200, "min_rate_count": 100},
+    )
+
+
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
-    validation = {"min_transitions": 200, "min_rate_count": 100}
-    return Lake(Settings(data=tmp_path / "data", validation=validation))
+    """An empty lake."""
+    return Lake(_settings(tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def _ordinary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ordinary") / "data"
+    for day in DAYS:
+        Lake(_settings(folder)).add_day(day)
+    return folder
+
+
+@pytest.fixture
+def days(lake: Lake, _ordinary: Path) -> Lake:
+    """Three ordinary days, to be damaged."""
+    shutil.copytree(_ordinary, lake.settings.data)
+    return lake
+
+
+@pytest.fixture
+def shown(days: Lake) -> Lake:
+    """Three ordinary days of impressions alone."""
+    for table in (DECISIONS, USERS):
+        shutil.rmtree(days.settings.layout.table(table))
+    return days
