@@ -69,17 +69,13 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
     if full_refresh and done["days"]:
         last = max(last, date.fromisoformat(max(done["days"])))
 
-    variables = {
-        **models,
-        "first_day": first.isoformat(),
-        "last_day": last.isoformat(),
-        "horizon_day": max([last.isoformat(), *before]),
-        "landed": [table for table in TABLES if any(layout.table(table).glob("dt=*/*.parquet"))],
+    window = {
+        "MTF_FIRST_DAY": first.isoformat(),
+        "MTF_LAST_DAY": last.isoformat(),
+        "MTF_HORIZON_DAY": max([last.isoformat(), *before]),
     }
-    flags = ["--full-refresh"] if full_refresh else []
-    results = _dbt(
-        settings, "build", variables, [*flags, "--exclude-resource-type", "unit_test", "saved_query"]
-    )
+    command = ["build", "--exclude-resource-type", "unit_test"]  # these are about the SQL, not about the data
+    results = _dbt(settings, [*command, "--full-refresh"] if full_refresh else command, window)
     record = {
         "models": _models(settings, results),
         "tests": _tests(results),
@@ -94,11 +90,7 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
 
 def docs(settings: Settings) -> Path:
     """Generate dbt's documentation of the warehouse as it is; returns one self-contained HTML page."""
-    variables = {
-        **_model_variables(settings),
-        "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
-    }
-    _dbt(settings, "docs", variables, ["generate", "--static"])
+    _dbt(settings, ["docs", "generate", "--static"])
     return settings.layout.dbt_target / "static_index.html"
 
 
@@ -146,7 +138,7 @@ def _transformed(settings: Settings) -> dict[str, Any]:
 
 
 def _model_variables(settings: Settings) -> dict[str, Any]:
-    """The variables that models depend on; those of a single run are added by :func:`run`."""
+    """What the models' content depends on, beside the lake."""
     return {
         "utc_offset_hours": settings.calendar.utc_offset_hours,
         "session_gap_minutes": settings.session.gap_minutes,
@@ -160,9 +152,9 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
 
 
 def _dbt(
-    settings: Settings, command: str, variables: dict[str, Any], arguments: list[str]
+    settings: Settings, command: list[str], environment: dict[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """One dbt process; its results, whether they are good or not.
+    """One dbt process; the results of its nodes.
 
     Raises :class:`DataError` for failed tests and constraints, :class:`RuntimeError` for the rest.
     """
@@ -173,10 +165,13 @@ def _dbt(
         (fresh / GENERATED).write_text(properties(settings), encoding="utf-8")
     results = target / "run_results.json"
     results.unlink(missing_ok=True)
-    verb, *rest = [command, *arguments]
+    variables = {
+        **_model_variables(settings),
+        "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
+    }
     process = subprocess.run(
         [
-            *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", verb, *rest),
+            *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *command),
             *("--project-dir", str(project), "--profiles-dir", str(project)),
             *("--target-path", str(target), "--log-path", str(target / "logs")),
             *("--vars", json.dumps(variables)),
@@ -187,6 +182,7 @@ def _dbt(
             "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
             "DBT_TARGET": "duckdb",
             "DO_NOT_TRACK": "1",
+            **(environment or {}),
         },
         cwd=target,
         capture_output=True,
@@ -196,7 +192,9 @@ def _dbt(
     outcome = read_json(results)["results"] if results.exists() else []
     _raise_faults(outcome)
     if process.returncode != 0:
-        raise RuntimeError(f"dbt {command} failed ({process.returncode}):\n{process.stdout[-4000:]}")
+        raise RuntimeError(
+            f"dbt {' '.join(command)} failed ({process.returncode}):\n{process.stdout[-4000:]}"
+        )
     return outcome
 
 
@@ -288,23 +286,23 @@ def properties(settings: Settings) -> str:
     signals, profile = settings.signal_names, settings.state.profile
     feedback = [_column(f"signal_{s.name}", f"0 or 1, the log's {s.column}") for s in settings.signals]
     counts = [_column(f"{s}_count", f"shown items with {s}") for s in signals]
-    dt = _column("dt", "local day of the request", "date", "not_null")
-    user_id = _column("user_id", "who was shown the list", "bigint", "not_null")
+    dt = _column("dt", "local day of the request")
+    user_id = _column("user_id", "who was shown the list", "bigint", required=True)
     models = [
         _model(
             "stg_impressions",
             "One row per shown item, as landed. The upstream predictions (p_*) are left in the lake: no "
             "mart needs them.",
             [
-                _column("request_id", "ranking request that showed the item", tests="not_null"),
+                _column("request_id", "ranking request that showed the item"),
                 _column("served_session_id", "session id as the log gives it, or null"),
-                _column("user_id", "who was shown the item", tests="not_null"),
-                _column("item_id", "what was shown", tests="not_null"),
-                _column("event_ts", "when the request was answered", tests="not_null"),
+                _column("user_id", "who was shown the item"),
+                _column("item_id", "what was shown"),
+                _column("event_ts", "when the request was answered"),
                 _column("feedback_ts", "when its feedback arrived, or null"),
                 _column("shown_position", "0 is the top of the list"),
                 *feedback,
-                _column("play_ms", "milliseconds played", tests="not_null"),
+                _column("play_ms", "milliseconds played"),
                 _column("duration_ms", "length of the item in milliseconds, 0 where unknown"),
                 dt,
             ],
@@ -314,10 +312,10 @@ def properties(settings: Settings) -> str:
             "stg_users",
             "One row per user and day on which his profile was new or changed, as landed.",
             [
-                _column("user_id", "whose profile", tests="not_null"),
-                _column("updated_ts", "from when on it holds", tests="not_null"),
+                _column("user_id", "whose profile"),
+                _column("updated_ts", "from when on it holds"),
                 *[_column(p.column, f"profile column, {p.kind}") for p in profile],
-                _column("dt", "local day it was landed for", tests="not_null"),
+                _column("dt", "local day it was landed for"),
             ],
         ),
         _model(
@@ -326,9 +324,9 @@ def properties(settings: Settings) -> str:
             "on what it showed.",
             [
                 _column("request_id", "key", tests=["not_null", "unique"]),
-                _column("user_id", "who asked", tests="not_null"),
+                _column("user_id", "who asked"),
                 _column("served_session_id", "session id as the log gives it, or null"),
-                _column("event_ts", "when it was answered", tests="not_null"),
+                _column("event_ts", "when it was answered", tests=["not_null"]),
                 _column("feedback_ts", "when its latest feedback arrived, or null"),
                 _column("arm", "arm that served it; unknown without a decision log"),
                 _column("policy_version", "policy that served it; unknown without a decision log"),
@@ -342,7 +340,7 @@ def properties(settings: Settings) -> str:
                 _column("positive_interactions", "shown items with at least one positive interaction"),
                 _column("plays", "shown items that were played at all"),
                 _column("positive_plays", "plays with at least one positive interaction"),
-                _column("reward", "eq. (2) with the settings' weights", tests="not_null"),
+                _column("reward", "eq. (2) with the settings' weights", tests=["not_null"]),
                 dt,
             ],
         ),
@@ -356,15 +354,15 @@ def properties(settings: Settings) -> str:
                     "event_timestamp",
                     "local midnight that ends the day: usable from then on",
                     _INSTANT,
-                    "not_null",
+                    required=True,
                 ),
                 _column("created_timestamp", "the same instant, so that reruns agree", _INSTANT),
                 *[
-                    _column(name, _HISTORY.get(name, _rate(name)), _history_type(name), "not_null")
+                    _column(name, _HISTORY.get(name, _rate(name)), _history_type(name), required=True)
                     for name in history_columns(signals)
                 ],
                 _column("hist_last_ts", "last impression of the window", _INSTANT),
-                _column("dt", "the day whose end the row describes", "date", "not_null"),
+                _column("dt", "the day whose end the row describes", "date", required=True),
             ],
             key=["user_id", "dt"],
             contract=True,
@@ -376,21 +374,23 @@ def properties(settings: Settings) -> str:
             "by an idle gap between feedback.",
             [
                 user_id,
-                _column("session_id", "session of int_session_requests", "string", "not_null"),
-                _column("request_id", "key: whose feedback it was", "string", ["not_null", "unique"]),
-                _column("event_timestamp", "when the feedback arrived", _INSTANT, "not_null"),
+                _column("session_id", "session of int_session_requests", "string", required=True),
+                _column(
+                    "request_id", "key: whose feedback it was", "string", required=True, tests=["unique"]
+                ),
+                _column("event_timestamp", "when the feedback arrived", _INSTANT, required=True),
                 *[
                     _column(
                         name,
                         _session(name),
                         "double" if name.endswith("_play_s") else "bigint",
-                        "not_null",
+                        required=True,
                     )
                     for name in session_columns(signals)
                 ],
-                _column("sess_session_id", "session id that requests carry", "string", "not_null"),
-                _column("sess_last_ts", "latest feedback, this one", _INSTANT, "not_null"),
-                dt,
+                _column("sess_session_id", "session id that requests carry", "string", required=True),
+                _column("sess_last_ts", "latest feedback, this one", _INSTANT, required=True),
+                _column("dt", "local day of the request", "date", required=True),
             ],
             contract=True,
         ),
@@ -398,10 +398,10 @@ def properties(settings: Settings) -> str:
             "dim_users",
             "One row per user and day on which his profile was new or changed.",
             [
-                _column("user_id", "whose profile", "bigint", "not_null"),
-                _column("event_timestamp", "from when on it holds", _INSTANT, "not_null"),
+                _column("user_id", "whose profile", "bigint", required=True),
+                _column("event_timestamp", "from when on it holds", _INSTANT, required=True),
                 *[_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]) for p in profile],
-                _column("dt", "local day it was landed for", "date", "not_null"),
+                _column("dt", "local day it was landed for", "date", required=True),
             ],
             key=["user_id", "dt"],
             contract=True,
@@ -442,13 +442,20 @@ def _session(name: str) -> str:
 
 
 def _column(
-    name: str, description: str, data_type: str | None = None, tests: str | list[str] | None = None
+    name: str,
+    description: str,
+    data_type: str | None = None,
+    required: bool = False,
+    tests: list[str] | None = None,
 ) -> dict[str, Any]:
+    """A ``required`` column of a contract cannot be null: the table itself refuses it."""
     column: dict[str, Any] = {"name": name, "description": description}
     if data_type:
         column["data_type"] = data_type
+    if required:
+        column["constraints"] = [{"type": "not_null"}]
     if tests:
-        column["data_tests"] = [tests] if isinstance(tests, str) else tests
+        column["data_tests"] = tests
     return column
 
 

@@ -1,13 +1,29 @@
+{# The days, by the local calendar, that a run replaces (MTF_FIRST_DAY to MTF_LAST_DAY), and the last day
+   whose rows it may see (MTF_HORIZON_DAY); all days where they are not given. They are environment
+   variables that are read at execution only, because a changed dbt variable makes dbt parse the whole
+   project again, which takes longer than a small day's build. #}
+{% macro run_day(name, otherwise) -%}
+    cast('{{ env_var("MTF_" ~ name, otherwise) if execute else otherwise }}' as date)
+{%- endmacro %}
+{% macro first_day() %}{{ run_day('FIRST_DAY', '1970-01-01') }}{% endmacro %}
+{% macro last_day() %}{{ run_day('LAST_DAY', '9999-12-30') }}{% endmacro %}
+{% macro horizon_day() %}{{ run_day('HORIZON_DAY', '9999-12-30') }}{% endmacro %}
+
 {# Is a row of this local day replaced by this run? #}
 {% macro in_window(column) -%}
-    {{ column }} between cast('{{ var("first_day") }}' as date) and cast('{{ var("last_day") }}' as date)
+    {{ column }} between {{ first_day() }} and {{ last_day() }}
 {%- endmacro %}
 
 {# The window and the days on each side that a session can reach into, up to the last known day. #}
 {% macro around_window(column) -%}
-    {{ column }} between {{ days_after("cast('" ~ var("first_day") ~ "' as date)", -reach_days()) }}
-    and {{ days_after("cast('" ~ var("last_day") ~ "' as date)", reach_days()) }}
-    and {{ column }} <= cast('{{ var("horizon_day") }}' as date)
+    {{ column }} between {{ days_after(first_day(), -reach_days()) }}
+    and {{ days_after(last_day(), reach_days()) }}
+    and {{ column }} <= {{ horizon_day() }}
+{%- endmacro %}
+
+{# Every model has dt, and every data test looks at the days that this run replaced. #}
+{% macro get_where_subquery(relation) -%}
+    (select * from {{ relation }} where {{ in_window('dt') }}) as in_window
 {%- endmacro %}
 
 {# Days that one idle gap can span, beyond the day it begins on. #}

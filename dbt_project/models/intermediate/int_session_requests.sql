@@ -32,7 +32,7 @@ carried as (
         session_started_ts as known_start
     from {{ this }}
     where
-        dt < cast('{{ var("first_day") }}' as date)
+        dt < {{ first_day() }}
         and {{ around_window('dt') }}
 
 ),
@@ -48,7 +48,7 @@ taken as (
         on
             stored.user_id = named.user_id
             and stored.served_session_id = named.served_session_id
-    where stored.dt < cast('{{ var("first_day") }}' as date)
+    where stored.dt < {{ first_day() }}
 
 ),
 {% endif %}

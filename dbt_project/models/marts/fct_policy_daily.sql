@@ -88,7 +88,7 @@ user_days as (
 known_days as (
 
     select distinct dt from {{ ref('int_requests') }}
-    where dt <= cast('{{ var("horizon_day") }}' as date)
+    where dt <= {{ horizon_day() }}
 
 ),
 

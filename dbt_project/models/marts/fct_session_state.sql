@@ -58,7 +58,7 @@ carried as (
         dt
     from {{ this }}
     where
-        dt < cast('{{ var("first_day") }}' as date)
+        dt < {{ first_day() }}
         and {{ around_window('dt') }}
 
 ),

@@ -5,7 +5,7 @@ with log_end as (
 
     select max({{ microseconds('event_ts') }}) as end_us
     from {{ ref('int_requests') }}
-    where dt <= cast('{{ var("horizon_day") }}' as date)
+    where dt <= {{ horizon_day() }}
 
 ),
 

@@ -5,7 +5,7 @@
 with known_days as (
 
     select * from {{ ref('int_user_days') }}
-    where dt <= cast('{{ var("last_day") }}' as date)
+    where dt <= {{ last_day() }}
 
 ),
 
