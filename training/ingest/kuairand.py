@@ -33,11 +33,11 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pc_csv
 
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import Settings
+from training.ingest.csv_files import read_batches, read_table
 from training.ingest.landing import (
     connect,
     fetch_row,
@@ -144,7 +144,9 @@ def video_features(folder: Path) -> pa.Table:
     }
     files = _files(folder, "video_features_basic*", "basic video table")
     with connect() as connection:
-        connection.register("videos", pa.concat_tables([_read_csv(path, types) for path in files]))
+        connection.register(
+            "videos", pa.concat_tables([read_table(path, types, list(types)) for path in files])
+        )
         try:
             return connection.sql(
                 "select distinct on (video_id) * replace (music_id::bigint as music_id, "
@@ -185,35 +187,13 @@ def _check_signals(settings: Settings) -> None:
         )
 
 
-def _read_csv(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
-    return pa.Table.from_batches(list(_batches(path, types)), schema=pa.schema(list(types.items())))
-
-
-def _batches(path: Path, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """A CSV's columns of those types, batch by batch in the file's order."""
-    convert = pc_csv.ConvertOptions(
-        column_types=types,
-        include_columns=list(types),
-        strings_can_be_null=True,
-        null_values=["", "nan", "NaN"],
-    )
-    read = 0
-    try:
-        for batch in pc_csv.open_csv(path, convert_options=convert):
-            yield batch
-            read += batch.num_rows
-    except (pa.ArrowException, KeyError, OSError) as error:
-        where = f" (after row {read})" if read else ""
-        raise DataError(f"{path}{where}: {str(error).strip(chr(39))}") from error
-
-
 def _log_batches(logs: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The logs' rows with ``ordinal``, their place in the order of files and rows."""
     types = dict.fromkeys(LOG_COLUMNS, pa.int64())
     ordinal = 0
     for path in logs:
         first = ordinal
-        for batch in _batches(path, types):
+        for batch in read_batches(path, types, list(types)):
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 if column.null_count:
                     row = ordinal - first + column.is_null().to_pylist().index(True) + 1
@@ -321,7 +301,9 @@ def _users(settings: Settings, files: Sequence[Path], day: date) -> pa.Table:
     }
     columns = "".join(f', {sql.get(kind, "{0}").format(name)} as "{name}"' for name, kind in profile.items())
     with connect() as connection:
-        connection.register("users", pa.concat_tables([_read_csv(path, types) for path in files]))
+        connection.register(
+            "users", pa.concat_tables([read_table(path, types, list(types)) for path in files])
+        )
         start = day_start(settings, day)
         rows = connection.sql(
             f"select user_id, timestamptz '{start.isoformat()}' as updated_ts{columns} from users"

@@ -229,13 +229,14 @@ class _Log:
 
     def impressions(self, shown: str, feedback: str) -> pa.Table:
         """Shown items joined with the last feedback of each; without feedback: zeros, and no time."""
-        fields = ", ".join(f'"{name}" := "{name}"' for name in ("feedback_ts", *self.told))
-        told = ", ".join(f'coalesce(f.last."{name}", 0) as "{name}"' for name in self.told)
         key = ", ".join(_KEY)
+        (repeated,) = fetch_row(self.connection, f"select count(*) - count(distinct ({key})) from {feedback}")
+        if repeated:  # rare, and ranking every event would double the cost of the join
+            fields = ", ".join(f'"{name}" := "{name}"' for name in ("feedback_ts", *self.told))
+            feedback = f"(select {key}, unnest(max(struct_pack({fields}))) from {feedback} group by {key})"
+        told = ", ".join(f'coalesce(f."{name}", 0) as "{name}"' for name in self.told)
         return self.connection.sql(
-            f"with f as (select {key}, max(struct_pack({fields})) as last from {feedback} group by all) "
-            f"select s.*, f.last.feedback_ts as feedback_ts, {told} "
-            f"from {shown} s left join f using ({key})"
+            f"select s.*, f.feedback_ts, {told} from {shown} s left join {feedback} f using ({key})"
         ).to_arrow_table()
 
     def _columns(self, kind: str) -> dict[str, str]:

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc_csv
 
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
+from training.ingest.csv_files import read_table
 from training.ingest.landing import (
     connect,
     landing_lock,
@@ -169,12 +169,7 @@ def _read_file(path: Path, spec: TableSpec, names: Mapping[str, str]) -> pa.Tabl
         names.get(field.name, field.name): pa.string() if field.name == spec.time else field.type
         for field in spec.schema
     }
-    options = pc_csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-    try:
-        rows = pc_csv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
-    return rows
+    return read_table(path, types)
 
 
 def _files(folder: Path, table: str, day: date) -> list[Path]:

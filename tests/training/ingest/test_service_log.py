@@ -1,0 +1,231 @@
+"""The service's log: decisions and feedback joined, late and torn and repeated lines, bad ones named."""
+
+import random
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.training.ingest.conftest import (
+    DAY,
+    MIDNIGHT,
+    decision,
+    event,
+    feedback,
+    impressions,
+    lake_bytes,
+    read,
+    write_log,
+)
+from training.contract.errors import DataError
+from training.contract.layout import DECISIONS, IMPRESSIONS
+from training.contract.settings import Settings
+from training.ingest import has_service_log, land, land_service_log
+
+NEXT = DAY + timedelta(days=1)
+TABLES = (IMPRESSIONS, DECISIONS)
+MINUTES = 24 * 60
+
+
+def told(row: dict) -> tuple:
+    return row["request_id"], row["item_id"], row["is_click"], row["play_time_ms"], row["duration_ms"]
+
+
+def test_decisions_and_feedback_become_impressions(settings: Settings) -> None:
+    assert not has_service_log(settings, DAY)
+    write_log(settings, "decisions", DAY, [decision("r1", 0, (12, 10, 11)), decision("r2", 5, (13,))])
+    write_log(settings, "feedback", DAY, [feedback("r1", 1, event(10, 4_000, 9_000, is_click=1), event(12))])
+    assert has_service_log(settings, DAY)
+    record = land_service_log(settings, DAY)
+    assert record["tables"][IMPRESSIONS]["rows"] == 4
+    assert record["tables"][DECISIONS]["rows"] == 2
+    rows = read(settings)
+    assert [told(row) for row in rows] == [
+        ("r1", 12, 0, 0, 0),
+        ("r1", 10, 1, 4_000, 9_000),
+        ("r1", 11, 0, 0, 0),
+        ("r2", 13, 0, 0, 0),
+    ]
+    assert [row["position"] for row in rows] == [0, 1, 2, 0]
+    assert [row["feedback_ts"] for row in rows] == [MIDNIGHT + timedelta(minutes=1)] * 2 + [None, None]
+    assert (rows[0]["p_click"], rows[0]["p_play_time"], rows[0]["p_like"]) == (0.5, 12.5, None)
+    served = read(settings, DECISIONS)[0]
+    assert (served["arm"], served["log_density"], served["action"]) == ("noise", -1.5, [0.5, -0.25])
+    assert served["state"] == pytest.approx([0.1, 2.0])
+
+
+def test_the_last_feedback_of_an_item_counts(settings: Settings) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1")])
+    lines = [
+        feedback("r1", 3, event(10, 1_000)),
+        feedback("r1", 2, event(10, 9_000, is_click=1), event(11, 10)),
+        feedback("r1", 3, event(10, 2_000)),
+    ]
+    for turn in range(3):
+        write_log(settings, "feedback", DAY, lines[turn:] + lines[:turn])
+        record = land_service_log(settings, DAY)
+        assert [told(row)[1:4] for row in read(settings)] == [(10, 0, 2_000), (11, 0, 10)]
+        assert record["tables"][IMPRESSIONS]["changed_days"] == []
+
+
+def test_a_retried_request_counts_once_and_another_users_id_is_left_to_validation(settings: Settings) -> None:
+    lines = [decision("r1", 0), decision("r1", 0), decision("r1", 1, (20,)), decision("r1", 0, user_id=8)]
+    write_log(settings, "decisions", DAY, lines)
+    record = land_service_log(settings, DAY)
+    assert record["tables"][DECISIONS]["repeated_requests"] == 2
+    assert sorted((row["user_id"], row["item_id"]) for row in read(settings)) == [(7, 20), (8, 10), (8, 11)]
+    assert record["tables"][DECISIONS]["rows"] == 2  # one id, two users: duplicates, for validation
+
+
+def test_feedback_after_midnight_changes_the_day_of_its_request(settings: Settings) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1", MINUTES - 1)])
+    land_service_log(settings, DAY)
+    write_log(settings, "decisions", NEXT, [decision("n1", MINUTES + 10)])
+    late = feedback("r1", MINUTES + 1, event(10, 4_000, is_click=1))
+    stray = feedback("gone", MINUTES + 1, event(10), event(11))
+    write_log(settings, "feedback", NEXT, [late, stray])
+    record = land_service_log(settings, NEXT)
+    landed = record["tables"][IMPRESSIONS]
+    assert landed["days"] == [str(DAY), str(NEXT)] and landed["changed_days"] == [str(DAY)]
+    assert (landed["rows"], landed["late_feedback"], landed["orphan_feedback"]) == (2, 1, 2)
+    assert [told(row)[1:3] for row in read(settings)] == [(10, 1), (11, 0)]
+    lake = lake_bytes(settings)
+    for day in (DAY, NEXT, DAY):  # landing either day again keeps what came late
+        assert land_service_log(settings, day)["tables"][IMPRESSIONS]["changed_days"] == []
+        assert lake_bytes(settings) == lake
+
+
+def test_late_decisions_land_in_their_own_day_and_stay_there(settings: Settings) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1")])
+    land_service_log(settings, DAY)
+    write_log(settings, "decisions", NEXT, [decision("r0", 30), decision("n1", MINUTES + 1)])
+    record = land_service_log(settings, NEXT)
+    assert record["tables"][DECISIONS]["rows"] == 1
+    assert record["tables"][DECISIONS]["changed_days"] == [str(DAY)]
+    assert [row["request_id"] for row in read(settings, DECISIONS)] == ["r1", "r0"]
+    assert land_service_log(settings, DAY)["tables"][DECISIONS]["changed_days"] == []
+    assert [row["request_id"] for row in read(settings, DECISIONS)] == ["r1", "r0"]
+
+
+def test_late_decisions_do_not_replace_a_day_of_another_source(settings: Settings) -> None:
+    land(settings, IMPRESSIONS, DAY, impressions([{}], settings), "kuairand")
+    write_log(settings, "decisions", NEXT, [decision("r0", 30), decision("n1", MINUTES + 1)])
+    with pytest.raises(DataError, match=r"2026-01-05, which was landed from kuairand"):
+        land_service_log(settings, NEXT)
+    assert len(read(settings)) == 1
+
+
+def test_a_torn_last_line_is_left_out_and_counted(settings: Settings) -> None:
+    path = write_log(settings, "decisions", DAY, [decision("r1"), decision("r2")])
+    write_log(settings, "decisions", DAY, [decision("r3", 9)], worker="w2")
+    path.write_bytes(path.read_bytes()[:-30])
+    record = land_service_log(settings, DAY)
+    assert record["tables"][IMPRESSIONS]["torn_lines"] == 1
+    assert [row["request_id"] for row in read(settings, DECISIONS)] == ["r1", "r3"]
+
+
+def test_no_whole_line_is_no_day(settings: Settings) -> None:
+    path = write_log(settings, "decisions", DAY, [decision("r1")])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="logged no decision on 2026-01-05"):
+        land_service_log(settings, DAY)
+    with pytest.raises(DataError, match="logged no decision on 2026-01-06"):
+        land_service_log(settings, NEXT)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"v":1,"req', r"not JSON"),
+        (b"[1]", r"not a JSON object"),
+        (b"\0\0\0", r"not JSON"),
+        ({"v": 2}, r"its version v is 2, this code reads 1"),
+        ({"user_id": "x"}, r"user_id is 'x', expected BIGINT"),
+        ({"user_id": None}, r"user_id is missing"),
+        ({"event_ts": "2026-13-05T00:00:00Z"}, r"event_ts is .* expected an ISO-8601 time"),
+        ({"action": [0.5, "x"]}, r"action \[1\] is 'x', expected DOUBLE"),
+        ({"action": None}, r"action is missing"),
+        ({"items": [1, None]}, r"items \[1\] is missing"),
+        ({"scores": {"click": [0.5]}}, r"scores.click has 1 values for 2 items"),
+        ({"scores": [1]}, r"scores is \[1\]"),
+    ],
+)
+def test_a_bad_decision_is_named_by_file_line_and_field(
+    settings: Settings, line: bytes | dict, message: str
+) -> None:
+    path = write_log(settings, "decisions", DAY, [decision("r1")])
+    if isinstance(line, bytes):
+        good = path.read_bytes()
+        path.write_bytes(good + line + b"\n" + good)
+    else:
+        write_log(settings, "decisions", DAY, [decision("r1"), decision("r2", **line), decision("r3")])
+    with pytest.raises(DataError, match=rf"{path}, line 2: {message}"):
+        land_service_log(settings, DAY)
+    assert not settings.layout.table(DECISIONS).exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (feedback("r1", 1, {"item_id": 10, "is_click": "yes"}), r"events\[0\].is_click is 'yes'"),
+        (feedback("r1", 1, event(10), {"is_click": 1}), r"events\[1\].item_id is missing"),
+        (feedback("r1", 1, request_id=None), r"request_id is missing"),
+        (feedback("r1", 1, events=3), r"events is 3, expected a list"),
+        (feedback("r1", 1, events=["x"]), r"events\[0\] is 'x', expected an object"),
+    ],
+)
+def test_bad_feedback_is_named_by_file_line_and_field(settings: Settings, line: dict, message: str) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1")])
+    path = write_log(settings, "feedback", DAY, [feedback("r1", 1, event(10)), line])
+    with pytest.raises(DataError, match=rf"{path}, line 2: {message}"):
+        land_service_log(settings, DAY)
+
+
+def test_a_signal_beyond_its_type_is_named(settings: Settings) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1")])
+    write_log(settings, "feedback", DAY, [feedback("r1", 1, event(10, is_like=1_000))])
+    with pytest.raises(DataError, match="column is_like, row 1: 1000"):
+        land_service_log(settings, DAY)
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 5),  # request
+        st.integers(0, 2),  # item
+        st.integers(0, 3 * MINUTES - 1),  # arrival, within two days of every request
+        st.integers(0, 3),  # play
+        st.integers(0, 1),  # click
+    ),
+    max_size=15,
+)
+
+
+@hypothesis_settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, seed=st.integers(0, 1_000))
+def test_any_order_of_lines_and_of_landings_ends_at_the_same_lake(
+    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[int, ...]], seed: int
+) -> None:
+    """Requests of three days; feedback on any later day; the days are landed in any order, twice."""
+    days = [DAY + timedelta(days=n) for n in range(3)]
+    chance = random.Random(seed)
+    lakes = []
+    for order in (days, chance.sample(days, 3)):
+        settings = Settings(data=tmp_path_factory.mktemp("data"))
+        for n, day in enumerate(days):
+            requests = [decision(f"r{n}{i}", n * MINUTES + i, (0, 1, 2)) for i in range(2)]
+            of_day = [
+                feedback(f"r{r // 2}{r % 2}", minutes, event(item, play, is_click=click))
+                for r, item, minutes, play, click in events
+                if minutes // MINUTES == n and r // 2 <= n
+            ]
+            write_log(settings, "decisions", day, chance.sample(requests, 2))
+            write_log(settings, "feedback", day, chance.sample(of_day, len(of_day)))
+        for day in (*order, *chance.sample(days, 2)):
+            land_service_log(settings, day)
+        lakes.append(lake_bytes(settings))
+    assert lakes[0] == lakes[1]
+    assert len(lakes[0]) == 6
