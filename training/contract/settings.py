@@ -262,7 +262,7 @@ class UpstreamSettings(Section):
 
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(1024, ge=1)
-    lr: Positive = 1e-3
+    lr: Positive = 4e-3
     experts: int = Field(2, ge=1, description="task experts, and as many shared ones, a layer")
     layers: int = Field(2, ge=1)
     hidden: int = Field(64, ge=1)
