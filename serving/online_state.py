@@ -166,6 +166,10 @@ class OnlineState:
         if online["type"] == "redis":
             # redis-py would try four times, with seconds of sleep between
             _redis(store).set_retry(Retry(NoBackoff(), 0))
+        else:
+            # no flush to disk a commit: a power cut may cost the last feedback of running sessions, of
+            # which the log has all, and never the file
+            store.provider.online_store._get_conn(store.config).execute("PRAGMA synchronous=NORMAL")
         return store
 
     @contextmanager

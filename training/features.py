@@ -1,9 +1,10 @@
 """Feature values: register their definitions, materialise a day, read them as of an instant.
 
-Point in time: a profile or history row is usable from its ``event_timestamp`` on, but it reaches the
-online store when its day is materialised, at the local midnight that ends the day. A request on day
-D is therefore answered with the rows up to D's local midnight, and :func:`historical` reads them as
-of that midnight; it reads the session as of the request itself, because feedback moves it at once.
+Point in time: profile and history rows reach the online store when their day is materialised, at the
+local midnight that ends it. A request on day D is therefore answered with what the days before D gave:
+histories stamped up to D's midnight (which is when the last of them became usable), profiles changed
+before it. :func:`historical` reads them as of that midnight, and the session as of the request itself,
+because feedback moves it at once.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -32,9 +33,13 @@ from training.contract.state import context_values, days_since, history_columns,
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
 
+Instants = TypeVar("Instants", datetime, pd.Series)
+
 PROJECT = "mtf"
 # never materialised: its online row is pushed by the service and is at least as new as the batch row
 PUSHED = "user_session"
+CHANGED = "user_profile"  # its rows are stamped when they changed, on the day that brings them
+MICROSECOND = timedelta(microseconds=1)
 # a rerun also takes what late rows changed this long before the day
 LOOK_BACK = timedelta(days=1)
 EMPTY_DAY = date(1970, 1, 1)
@@ -94,11 +99,11 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
     start, end = day_start(settings, day), day_start(settings, day + timedelta(days=1))
     record: dict[str, Any] = {"until": end.isoformat(), "views": {}}
     for view in _batch_views(settings, store):
-        done = view.most_recent_end_time
+        done, until = view.most_recent_end_time, _usable(view.name, end)
         first = datetime.fromtimestamp(0, UTC) if done is None else min(done, start) - LOOK_BACK
         with _readable(view), _quiet():
-            store.materialize(first, end if done is None else max(end, done), feature_views=[view.name])
-            record["views"][view.name] = _count(view, start, end)
+            store.materialize(first, until if done is None else max(until, done), feature_views=[view.name])
+            record["views"][view.name] = _count(view, _usable(view.name, start), until)
     return record
 
 
@@ -118,20 +123,25 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
         raise DataError("event_timestamp of the entity rows has no time zone")
     store = _store(settings)
     service = _service(settings, store)
-    references = [f"{p.name}:{f.name}" for p in service.feature_view_projections for f in p.features]
-    session = [name for name in references if name.startswith(f"{PUSHED}:")]
-    batch = [name for name in references if name not in session]
+    references = {
+        p.name: [f"{p.name}:{feature.name}" for feature in p.features]
+        for p in service.feature_view_projections
+    }
     instants = entity_df["event_timestamp"].dt.tz_convert("UTC").dt.as_unit("us")
     offset = pd.Timedelta(hours=settings.calendar.utc_offset_hours)
     midnights = ((instants + offset).dt.floor("D") - offset).dt.as_unit("us")
     users = entity_df["user_id"].to_numpy(np.int64)
-    overnight = _point_in_time(store, users, midnights, batch)
+    parts = [
+        _point_in_time(store, users, _usable(name, midnights), features)
+        for name, features in references.items()
+        if name != PUSHED
+    ]
     if "request_id" in entity_df:
         latest = _point_in_time(store, users, instants, [f"{PUSHED}:request_id"])["request_id"]
         own = latest.to_numpy() == entity_df["request_id"].to_numpy()
         instants = instants - pd.to_timedelta(own.astype(np.int64), unit="us")
-    within = _point_in_time(store, users, instants, session)
-    return pd.concat([entity_df.reset_index(drop=True), overnight, within], axis=1)
+    parts.append(_point_in_time(store, users, instants, references[PUSHED]))
+    return pd.concat([entity_df.reset_index(drop=True), *parts], axis=1)
 
 
 def parity(settings: Settings, day: date) -> dict[str, Any]:
@@ -277,6 +287,11 @@ def _store(settings: Settings) -> "FeatureStore":
 def _batch_views(settings: Settings, store: "FeatureStore") -> list["FeatureView"]:
     service = _service(settings, store)
     return [store.get_feature_view(p.name) for p in service.feature_view_projections if p.name != PUSHED]
+
+
+def _usable(view: str, midnight: Instants) -> Instants:
+    """The last stamp of a view's rows that a day beginning at ``midnight`` is served with."""
+    return midnight - MICROSECOND if view == CHANGED else midnight
 
 
 def _service(settings: Settings, store: "FeatureStore") -> "FeatureService":

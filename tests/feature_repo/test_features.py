@@ -15,7 +15,7 @@ from feast import FeatureStore
 
 from training import features
 from training.contract.errors import DataError
-from training.contract.settings import SignalSettings, StateSettings
+from training.contract.settings import SignalSettings, StateSettings, load_settings
 from training.contract.state import history_columns, session_columns
 
 D1, D2, D3 = date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)
@@ -153,7 +153,8 @@ def test_historical_is_point_in_time(settings, marts, at):
             day,
             [{"user_id": 1, "event_timestamp": at(day, 24), "hist_count": day.day}],
         )
-    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2, 10), "degree": "full"}])
+    # a change at the first instant of a day is brought by that day, and served from the next one on
+    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2), "degree": "full"}])
     session = {"user_id": 1, "sess_session_id": "a"}
     times = [at(D2, 12) + timedelta(microseconds=n) for n in (0, 10)]
     marts.write(
@@ -184,8 +185,35 @@ def test_historical_is_point_in_time(settings, marts, at):
         }
     )
     pd.testing.assert_frame_equal(found[["hist_count", "sess_requests"]], expected, check_dtype=False)
-    # a profile is served from the midnight after it was updated
     assert found["degree"].isna().to_list() == [False] + [True] * 6
+
+
+def test_feedback_never_counts_for_its_own_request(settings, marts, at):
+    features.apply(settings)
+    noon = at(D2, 12)
+    sums = [("r1", noon - timedelta(seconds=9), 1), ("r2", noon, 2)]
+    marts.write(
+        "fct_session_state",
+        D2,
+        [
+            {"user_id": 1, "request_id": r, "event_timestamp": ts, "sess_last_ts": ts, "sess_requests": n}
+            for r, ts, n in sums
+        ],
+    )
+    asked = entity((1, noon), (1, noon), (1, noon - timedelta(seconds=9)))
+    asked["request_id"] = ["r2", "r3", "r1"]
+    found = features.historical(settings, asked)["sess_requests"].to_list()
+    assert found[:2] == [1.0, 2.0] and pd.isna(found[2])
+
+
+def test_a_profile_of_the_next_day_is_not_materialised_early(settings, marts, at):
+    features.apply(settings)
+    marts.write("dim_users", D1, [{"user_id": 1, "event_timestamp": at(D1), "degree": "low"}])
+    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2), "degree": "full"}])
+    assert features.materialise(settings, D1)["views"]["user_profile"] == {"rows": 1, "users": 1}
+    assert online(settings, 1, "user_profile:degree") == ["low"]
+    features.materialise(settings, D2)
+    assert online(settings, 1, "user_profile:degree") == ["full"]
 
 
 def test_historical_says_what_is_wrong_with_its_rows(settings, at):
@@ -217,12 +245,11 @@ def test_a_half_written_registry_is_made_again(settings, marts, at):
     assert online(settings, 1, "user_history:hist_count") == [4.0]
 
 
+@pytest.mark.slow  # a process of its own that imports feast
 def test_definitions_work_from_feasts_own_command_line(tmp_path):
     repository = Path(features.__file__).parents[1] / "feature_repo"
     file = tmp_path / "mtf.yaml"
     file.write_text(yaml.safe_dump({"data": "data"}))
-    from training.contract.settings import load_settings
-
     settings = load_settings(file)
     features.apply(settings)
     registry = settings.layout.feast / "registry.db"

@@ -147,7 +147,7 @@ def loop(settings, marts, at):
 
 def test_served_states_equal_feasts(settings, marts, loop, at):
     # the next night's rows, and a profile changed at noon, are not what the day was served with
-    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2, 8), "degree": "low"}])
+    marts.write("dim_users", D2, [{"user_id": 1, "event_timestamp": at(D2), "degree": "low"}])
     rows = [{"user_id": user, "event_timestamp": at(D3), "hist_count": 99} for user in range(1, 6)]
     marts.write("fct_user_history", D2, rows)
     record = features.parity(settings, D2)
@@ -225,7 +225,7 @@ minutes = st.integers(0, 3 * 24 * 60)
     asked=st.lists(st.tuples(st.integers(1, 3), minutes), min_size=1, max_size=8),
 )
 @hypothesis_settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_nothing_comes_from_the_future(settings, marts, at, written, asked):
     """Every value says when it was written: the latest such instant up to the row's, never later."""
@@ -256,9 +256,10 @@ def test_nothing_comes_from_the_future(settings, marts, at, written, asked):
         known = [m for u, m in written if u == user and m <= minute]
         midnight = minute - minute % (24 * 60)
         overnight = [m for u, m in written if u == user and m <= midnight]
+        changed = [m for m in overnight if m < midnight]
         for value, times in (
             (row.sess_requests, known),
             (row.hist_count, overnight),
-            (row.fans, overnight),
+            (row.fans, changed),
         ):
             assert (value == max(times)) if times else pd.isna(value)

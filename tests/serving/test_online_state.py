@@ -28,7 +28,7 @@ from training.contract.settings import (
     StateSettings,
     StoreSettings,
 )
-from training.contract.state import context_values
+from training.contract.state import context_values, days_since
 
 T0 = datetime(2026, 1, 6, 2, 30, tzinfo=UTC)  # 10:30 at UTC+8
 MINUTE = timedelta(minutes=1)
@@ -165,6 +165,16 @@ def test_late_feedback_of_the_same_session_is_counted_but_is_not_the_latest(prof
     assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("hours_before_midnight", "days"), [(-1, 0), (0, 0), (0.5, 0), (23.9, 0), (24, 1), (47, 1), (240, 10)]
+)
+def test_days_since_the_last_visit_are_counted_on_the_day_of_use(hours_before_midnight, days):
+    midnight = T0.replace(hour=16, minute=0) - timedelta(days=1)  # of T0's day at UTC+8
+    last = midnight - timedelta(hours=hours_before_midnight)
+    assert days_since(last, T0, 8) == days
+    assert days_since(None, T0, 8) == 0.0
+
+
 def test_users_do_not_mix(profile, state):
     one, two = next(USERS), next(USERS)
     state.feedback(one, "s", "r", T0, [shown(1)])
@@ -184,7 +194,7 @@ requests = st.lists(
 
 @given(requests)
 @hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_sums_equal_a_plain_recomputation(profile, state, sequence):
     """Each read equals the state assembled from all feedback of the session so far, summed anew."""
