@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 from serving import arms
@@ -32,7 +33,7 @@ from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings
 
 NAME = "mtf_rank"
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 SMOKE_REQUESTS = 30
 SMOKE_CANDIDATES = 40
 _SOURCE = Path(__file__).resolve().parent.parent
@@ -195,7 +196,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 def _served(
     command: list[str], environment: dict[str, str], log: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process group of its own, gone with all its workers when the block ends."""
+    """A running server, gone with all its workers when the block ends."""
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
@@ -203,7 +204,6 @@ def _served(
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         try:
             yield server
@@ -213,8 +213,7 @@ def _served(
                 try:
                     server.wait(20)
                 except subprocess.TimeoutExpired:
-                    os.killpg(server.pid, signal.SIGKILL)
-                    server.wait()
+                    kill_tree(server)
 
 
 def _wait(client: Client, server: subprocess.Popen[bytes], has_store: bool) -> None:
@@ -273,6 +272,15 @@ def _fault(
     if len(set(ranking.items)) != k or not np.allclose(ranking.scores, best, rtol=1e-9, atol=1e-9):
         return f"items {ranking.items} with scores {ranking.scores} are not the best {k}"
     return None
+
+
+def kill_tree(server: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a server and its workers: each of them leads a process group of its own."""
+    supervisor = psutil.Process(server.pid)
+    supervisor.suspend()  # or it would start a worker for each that dies
+    for process in [*supervisor.children(recursive=True), supervisor]:
+        process.kill()
+    server.wait()
 
 
 def free_port() -> int:

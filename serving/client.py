@@ -139,7 +139,7 @@ class Client:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in body.items() if value is not None}
-        content = orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY)
+        content = orjson.dumps(given, default=list, option=orjson.OPT_SERIALIZE_NUMPY)
         headers = {"content-type": "application/json"}
         if self._token is not None and path == "/feedback":
             headers["authorization"] = f"Bearer {self._token}"

@@ -5,8 +5,10 @@ columns; start-up, workers, liveness, readiness and the Bento are BentoML's. Set
 ``$MTF_SETTINGS``, else from the file packed in the Bento, else from ``mtf.yaml``.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ TOKEN_VARIABLE = "MTF_TOKEN"  # noqa: S105
 PACKED = Path(__file__).resolve().parent.parent / "packed"
 PACKED_SETTINGS = PACKED / "settings.yaml"
 PACKED_CHAMPION = PACKED / "champion.json"
+_PR_SET_PDEATHSIG = 1
 REQUEST_SECONDS = 10.0  # BentoML answers 504 after this
 # one policy is a few small products: threads inside of them only fight with the other workers
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -73,6 +76,7 @@ class RankService:
         from serving.engine import Engine
 
         _configure_logs()
+        _end_with_supervisor()
         metrics.forget_dead_workers()
         worker = f"w{server_context.worker_index or 0}"
         sources = [
@@ -88,6 +92,12 @@ class RankService:
     @bentoml.on_shutdown
     def close(self) -> None:
         _app.state.engine.close()
+
+
+def _end_with_supervisor() -> None:
+    """A worker whose supervisor was killed would keep the port from the next one: end with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _configure_logs() -> None:

@@ -1,7 +1,6 @@
 """Settings, policy files and a real server for the service's tests."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -61,13 +60,13 @@ def constant(settings: Settings, version: str, value: float, **changes: object) 
     )
 
 
-@pytest.fixture(name="constant")
+@pytest.fixture(scope="session", name="constant")
 def constant_fixture() -> MakePolicy:
     return constant
 
 
 class Server:
-    """``bentoml serve`` in a process group of its own, on one data folder over all its lives."""
+    """``bentoml serve`` on one data folder over all its lives."""
 
     def __init__(self, folder: Path, **serving: object) -> None:
         self.port = bento.free_port()
@@ -79,7 +78,7 @@ class Server:
         self.log = folder / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 90.0) -> None:
+    def start(self, seconds: float = 240.0) -> None:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [
@@ -96,7 +95,6 @@ class Server:
                 },
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         with self.client() as client:
             client.wait_ready(seconds)
@@ -105,10 +103,9 @@ class Server:
         return Client(self.url, TOKEN, timeout)
 
     def kill(self) -> None:
-        """SIGKILL to the supervisor and all workers at once."""
+        """SIGKILL to the supervisor and all its workers at once."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        bento.kill_tree(self._process)
 
     def stop(self) -> None:
         if self._process is None or self._process.poll() is not None:

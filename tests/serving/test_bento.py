@@ -1,0 +1,98 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serving import bento
+from training.contract.errors import PolicyError
+from training.contract.pointer import read_champion
+from training.contract.policy import load_policy
+from training.contract.settings import load_settings
+
+IMPORTS = """
+import serving.engine, serving.service, training.contract.policy
+import importlib.util
+for name in ("training.policies", "training.simulator", "training.features"):
+    found = importlib.util.find_spec(name)
+    assert found is None, found
+print(serving.service.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, constant):
+    """Settings, the pointer of a policy, its tag and its folder; built once for the module."""
+    folder = tmp_path_factory.mktemp("bento")
+    path = folder / "mtf.yaml"
+    path.write_text(yaml.safe_dump({"data": str(folder / "data"), "serving": {"port": 3456}}))
+    settings = load_settings(path)
+    pointer = constant(settings, "packed-v1", 0.25)
+    tag = bento.build(settings, pointer)
+    return settings, pointer, tag, settings.layout.bentos / "bentos" / tag.replace(":", "/")
+
+
+def test_a_bento_holds_the_service_the_contract_the_settings_and_the_policy(built):
+    settings, pointer, tag, folder = built
+    assert tag.startswith(f"mtf_rank:{pointer.sha256[:12]}-")
+    source = folder / "src"
+    packages = {str(path.parent.relative_to(source)) for path in source.rglob("*.py")}
+    assert packages == {"serving", "training", "training/contract"}
+    assert load_settings(source / "packed" / "settings.yaml") == settings
+    packed = read_champion(source / "packed" / "champion.json")
+    assert packed.version == "packed-v1"
+    assert load_policy(source / "packed" / packed.policy, pointer.sha256).version == "packed-v1"
+    requirements = (folder / "env" / "python" / "requirements.txt").read_text()
+    assert "bentoml==" in requirements and "torch" not in requirements
+    assert (folder / "env" / "docker" / "Dockerfile").exists()
+
+
+def test_nothing_of_the_training_code_can_be_imported_from_it(built):
+    *_, folder = built
+    # the source tree itself may be installed here: the Bento's packages come first and are alone
+    code = f"import sys; sys.path.insert(0, {str(folder / 'src')!r})\n"
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code + IMPORTS], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()) == folder / "src" / "serving" / "service.py"
+
+
+def test_building_the_same_again_returns_what_is_there(built):
+    settings, pointer, tag, folder = built
+    before = (folder / "bento.yaml").stat().st_mtime_ns
+    assert bento.build(settings, replace(pointer, promoted_ts="2026-02-01T00:00:00Z")) == tag
+    assert (folder / "bento.yaml").stat().st_mtime_ns == before
+
+
+def test_a_file_that_is_not_the_pointers_is_not_packed(built):
+    settings, pointer, *_ = built
+    with pytest.raises(PolicyError, match="is not the file of the pointer"):
+        bento.build(settings, replace(pointer, sha256="0" * 64))
+    with pytest.raises(PolicyError, match="is missing"):
+        bento.build(settings, replace(pointer, policy="models/none.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_smoke_serves_the_bento_with_its_own_policy(built):
+    from training import features
+
+    settings, pointer, tag, _ = built
+    # without a store: the Bento answers with static weights, and says so
+    record = bento.smoke(settings, tag)
+    assert record["ok"] and record["fallback"] == "store", record
+    features.apply(settings)
+    record = bento.smoke(settings, tag)
+    assert record["ok"] and record["policy_version"] == pointer.version, record
+    assert record["fallback"] is None and record["requests"] == bento.SMOKE_REQUESTS
+    assert 0 < record["p50_ms"] <= record["p99_ms"]
+    assert not settings.layout.serving_log.exists()  # nothing of the real folder was touched
+
+
+@pytest.mark.slow
+def test_the_smoke_tells_a_bento_that_does_not_start(built, tmp_path):
+    settings, *_ = built
+    record = bento.smoke(settings, "mtf_rank:none")
+    assert not record["ok"] and "bentoml serve ended" in record["reason"]
