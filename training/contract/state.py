@@ -60,11 +60,15 @@ class StateFeature:
         return out.astype(np.float32)[:, None]
 
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)  # a value that a state cannot hold counts as a null
+
+
 def _numbers(column: np.ndarray) -> np.ndarray:
     if column.dtype == object:
         column = np.array([np.nan if v is None else v for v in column])
     numbers = np.asarray(column, dtype=np.float64)
-    return np.where(np.isfinite(numbers), numbers, 0.0)  # nan_to_num costs ten times as much on one row
+    # also false for NaN and infinities; nan_to_num costs ten times as much on one row
+    return np.where(np.abs(numbers) <= _FLOAT32_MAX, numbers, 0.0)
 
 
 def _signed_log1p(values: np.ndarray) -> np.ndarray:

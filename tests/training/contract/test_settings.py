@@ -1,0 +1,141 @@
+"""The settings file: defaults, overrides, and refusals that name the line."""
+
+from pathlib import Path
+
+import pytest
+
+from training.contract.errors import SettingsError
+from training.contract.settings import Settings, load_settings, settings_path
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def text(content: str) -> Path:
+        path = tmp_path / "mtf.yaml"
+        path.write_text(content)
+        return path
+
+    return text
+
+
+@pytest.fixture(autouse=True)
+def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith("MTF__"):
+            monkeypatch.delenv(name)
+
+
+def test_an_empty_file_gives_the_papers_numbers(write) -> None:
+    settings = load_settings(write(""))
+    learner = settings.learner
+    assert (learner.gamma, learner.rho, learner.steps, learner.batch_size) == (0.95, 0.15, 300_000, 256)
+    assert (learner.generator_lr, learner.perturbation_lr, learner.critic_lr) == (1e-3, 1e-4, 2e-4)
+    assert (learner.target_rate, learner.target_interval, learner.window_days) == (0.05, 10, 3)
+    assert (settings.evaluation.cql_weight, settings.evaluation.test_share) == (5e-4, 0.1)
+    assert settings.state.history_length == 500
+
+
+def test_data_is_beside_the_file_unless_it_is_absolute(write, tmp_path: Path) -> None:
+    assert load_settings(write("data: lake\n")).data == tmp_path / "lake"
+    assert load_settings(write("data: /somewhere/else\n")).data == Path("/somewhere/else")
+
+
+def test_values_of_the_file_and_of_the_environment(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("learner:\n  steps: 10\n  gamma: 0.5\nsession:\n  gap_minutes: 20\n")
+    monkeypatch.setenv("MTF__LEARNER__STEPS", "77")
+    monkeypatch.setenv("MTF__LEARNER__CRITIC_HIDDEN", "[32, 16]")
+    monkeypatch.setenv("MTF__SEED", "3")
+    settings = load_settings(path)
+    assert (settings.learner.steps, settings.learner.gamma, settings.seed) == (77, 0.5, 3)
+    assert (settings.learner.critic_hidden, settings.session.gap_minutes) == ((32, 16), 20.0)
+
+
+def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("seed: 42\n")
+    monkeypatch.setenv("MTF_SETTINGS", str(path))
+    assert settings_path() == path
+    assert load_settings().seed == 42
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("seed: 1\nsede: 2\n", 2, "sede: unknown setting"),
+        ("seed: 1\nlearner:\n  steps: 5\n  stepz: 1\n", 4, "learner.stepz: unknown setting"),
+        ("learner:\n  gamma: 1.0\n", 2, "learner.gamma: Input should be less than 1"),
+        ("learner:\n  steps: many\n", 2, "learner.steps: Input should be a valid integer"),
+        ("learner:\n  gamma: .nan\n", 2, "learner.gamma"),
+        (
+            "heads:\n- name: click\n  static: 1.0\n- name: like\n  static: 2.0\n",
+            4,
+            "heads.1: Value error, static 2.0 must lie within [0.0, 1.0]",
+        ),
+        ("heads:\n- {name: a, static: 0.1}\n- {name: a, static: 0.1}\n", 1, "named twice: a"),
+        ("heads: []\n", 1, "heads"),
+        ("heads:\n- {name: Click, static: 0.1}\n", 2, "heads.0.name"),
+        (
+            "heads:\n- {name: a, low: 2, high: 1, static: 1}\n",
+            2,
+            "heads.0: Value error, low 2.0 must be below high 1.0",
+        ),
+        ("logs:\n  source: files\n", 1, "source 'files' needs logs.folder"),
+        (
+            "state:\n  profile:\n  - {column: degree, kind: categorical}\n",
+            3,
+            "categories belong to kind 'categorical'",
+        ),
+        ("version: 2\n", 1, "version"),
+    ],
+)
+def test_a_fault_is_named_by_line_and_setting(write, text: str, line: int, message: str) -> None:
+    path = write(text)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    assert f"{path}:{line}: " in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_every_fault_is_listed(write) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(write("sede: 1\nlearner:\n  steps: 0\n"))
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_shares_cannot_exceed_all_users(write) -> None:
+    with pytest.raises(SettingsError, match="add up to more than 1"):
+        load_settings(write("serving:\n  shares: {static: 0.6, random: 0.3, noise: 0.2}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1\n", "is not YAML"), ("- 1\n", ":1: expected a mapping"), ("just text\n", "expected a mapping")],
+)
+def test_what_is_no_mapping_is_refused(write, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(write(text))
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read .*none.yaml.*mtf init.*\$MTF_SETTINGS"):
+        load_settings(tmp_path / "none.yaml")
+
+
+def test_the_environment_is_refused_as_the_file_is(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTF__LERNER__STEPS", "5")
+    with pytest.raises(SettingsError, match=r"\$MTF__LERNER__STEPS: there is no setting 'lerner'"):
+        load_settings(write(""))
+    monkeypatch.delenv("MTF__LERNER__STEPS")
+    monkeypatch.setenv("MTF__LEARNER__STEPZ", "5")
+    with pytest.raises(SettingsError, match=r"or the environment: learner.stepz: unknown setting"):
+        load_settings(write(""))
+
+
+def test_settings_are_frozen_and_the_spec_follows_the_profile() -> None:
+    settings = Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 8
+    names = settings.state_spec.entry_names
+    assert names[:2] == ["user_active_degree=full_active", "user_active_degree=high_active"]
+    assert settings.fusion.names == tuple(head.name for head in settings.heads)
