@@ -26,7 +26,7 @@ class Marts:
         # int8 and int32 as dbt gives them: the views' types are wider
         kinds = {"flag": pa.int8(), "categorical": pa.string(), "numeric": pa.float64(), "log": pa.int32()}
         profile = {p.column: kinds[p.kind] for p in settings.state.profile}
-        keys = {"user_id": pa.int64(), "event_timestamp": INSTANT}
+        keys = {"user_id": pa.int64(), "event_timestamp": INSTANT, "dt": pa.date32()}
         self.schemas = {
             "dim_users": pa.schema({**keys, **profile}),
             "fct_user_history": pa.schema({**keys, **history, "hist_last_ts": INSTANT}),
@@ -46,7 +46,10 @@ class Marts:
         schema = self.schemas[mart]
         columns = {
             field.name: [
-                row.get(field.name, 0.0 if pa.types.is_floating(field.type) else None) for row in rows
+                day
+                if field.name == "dt"
+                else row.get(field.name, 0.0 if pa.types.is_floating(field.type) else None)
+                for row in rows
             ]
             for field in schema
         }
