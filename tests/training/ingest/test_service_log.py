@@ -1,5 +1,6 @@
 """The service's log: decisions and feedback joined, late and torn and repeated lines, bad ones named."""
 
+import os
 import random
 from datetime import timedelta
 
@@ -124,6 +125,21 @@ def test_a_torn_last_line_is_left_out_and_counted(settings: Settings) -> None:
     record = land_service_log(settings, DAY)
     assert record["tables"][IMPRESSIONS]["torn_lines"] == 1
     assert [row["request_id"] for row in read(settings, DECISIONS)] == ["r1", "r3"]
+
+
+def test_files_at_rest_and_files_still_written_to_land_the_same(settings: Settings) -> None:
+    path = write_log(settings, "decisions", DAY, [decision("r1")])
+    told_path = write_log(settings, "feedback", DAY, [feedback("r1", 1, event(10, 5))])
+    land_service_log(settings, DAY)
+    lake = lake_bytes(settings)
+    for one in (path, told_path):
+        os.utime(one, (0, 0))
+    land_service_log(settings, DAY)
+    assert lake_bytes(settings) == lake
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    os.utime(path, (0, 0))
+    with pytest.raises(DataError, match=rf"{path}, line 2: its version v is None"):
+        land_service_log(settings, DAY)
 
 
 def test_no_whole_line_is_no_day(settings: Settings) -> None:
