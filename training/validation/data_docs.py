@@ -146,11 +146,12 @@ def run(folder: Path, day: date, suites: Sequence[Suite], stale: Sequence[str]) 
     with _context(folder, forget=stale) as context:
         for name in stale:
             shutil.rmtree(folder / "results" / name / day.isoformat(), ignore_errors=True)
-        source = context.data_sources.add_pandas(DATASOURCE)
+        asset = context.data_sources.add_pandas(DATASOURCE).add_dataframe_asset("partition")
+        batch = asset.add_batch_definition_whole_dataframe("whole")
         pages = []
         outcomes = []
         for suite in suites:
-            key, results = _run_suite(context, source, suite, run_id)
+            key, results = _run_suite(context, batch, suite, run_id)
             pages += [key, ExpectationSuiteIdentifier(suite.name)]
             found = [_outcome(suite, result) for result in results]
             outcomes.append(SuiteOutcome(suite, f"{folder.name}/data_docs/{page_path(key)}", found))
@@ -162,10 +163,8 @@ def run(folder: Path, day: date, suites: Sequence[Suite], stale: Sequence[str]) 
 
 
 def _run_suite(
-    context: Any, source: Any, suite: Suite, run_id: RunIdentifier
+    context: Any, batch: Any, suite: Suite, run_id: RunIdentifier
 ) -> tuple[ValidationResultIdentifier, list[ExpectationValidationResult]]:
-    asset = source.add_dataframe_asset(suite.name)
-    batch = asset.add_batch_definition_whole_dataframe("day")
     expectations = [_expectation(index, check) for index, check in enumerate(suite.checks)]
     kept = context.suites.add(gx.ExpectationSuite(suite.name, expectations=expectations, notes=suite.about))
     definition = context.validation_definitions.add(

@@ -55,7 +55,7 @@ def validate_transitions(settings: Settings, day: date) -> dict[str, Any]:
     A day whose decisions carry no state (or that has none) needs no transitions.
     """
     layout = settings.layout
-    decided = Partition(inspect(parquet_files([layout.partition(DECISIONS, day)])))
+    decided = Partition(inspect(parquet_files([layout.partition(DECISIONS, day)]), every_page=True))
     expected = 0
     if not decided.empty and "state" in decided.columns:
         expected = decided.measures({"n": "count(state)"})["n"]
@@ -285,12 +285,16 @@ class _Table:
         if self.rules.table in (USERS, TRAINING_SET):
             return  # a day's new users follow no rhythm; a window is no day
         limits, days = self.settings.validation, []
-        for folders in self.recent_folders.values():
-            files = [file for file in inspect(parquet_files(folders)) if file.error is None]
-            past = Partition(files)
-            if not past.empty and sum(file.rows for file in files):
-                known = {n: sql for n, sql in self.rules.rates.items() if n in past.columns}
-                days.append((sum(file.rows for file in files), past.measures(known)))
+        for recent, folders in self.recent_folders.items():
+            past = Partition(inspect(parquet_files(folders)))
+            known = {n: sql for n, sql in self.rules.rates.items() if n in past.columns}
+            try:
+                measured = {} if past.empty else past.measures({"rows": "count(*)"} | known)
+            except duckdb.Error as error:
+                self._leave_out("day", f"{recent} as a recent day", f"it cannot be read: {error}"[:300])
+                continue
+            if measured.get("rows"):
+                days.append((measured["rows"], measured))
         if not days:
             self._leave_out("day", "volume and rates", "there is no recent day to hold them against")
             return

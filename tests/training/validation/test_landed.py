@@ -173,8 +173,9 @@ def truncate(content: bytes) -> bytes:
 
 
 def garble(content: bytes) -> bytes:
-    """Damage pages, leave the footer."""
-    return content[:2000] + bytes(7000) + content[9000:]
+    """Damage every page, leave the footer."""
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    return content[:4] + bytes(len(content) - footer - 4) + content[-footer:]
 
 
 @pytest.mark.parametrize("damage", [truncate, garble])
@@ -191,10 +192,16 @@ def test_a_broken_file_is_named_and_nothing_crashes(days: Any, damage: Callable[
     assert record["suites"]["decisions_rows"]["success"]
 
 
-def test_a_broken_file_among_the_recent_days_is_left_out(shown: Any) -> None:
-    path = shown.path("impressions", PAST[0])
-    path.write_bytes(truncate(path.read_bytes()))
-    assert validate_landed(shown.settings, DAY)["success"]
+def test_broken_files_among_the_recent_days_are_left_out(shown: Any) -> None:
+    for day, damage in zip(PAST, (truncate, garble), strict=True):
+        path = shown.path("impressions", day)
+        path.write_bytes(damage(path.read_bytes()))
+    record = validate_landed(shown.settings, DAY)
+    assert record["success"]
+    assert {entry["what"] for entry in record["not_judged"]} == {
+        f"{PAST[1]} as a recent day",
+        "volume and rates",
+    }
 
 
 def test_a_day_without_files_stops(days: Any) -> None:
