@@ -136,7 +136,10 @@ class OnlineState:
 
     def _open_reader(self) -> tuple[FeatureStore, FeatureService]:
         store = self._open(self._budget)
-        return store, store.get_feature_service(f"state_{self._spec.version}")
+        service = store.get_feature_service(f"state_{self._spec.version}")
+        # the first call loads the registry and opens the connection: not what the budget is about
+        store.get_online_features(service, [{"user_id": -1}])
+        return store, service
 
     def _open_writer(self) -> tuple[FeatureStore, FeatureView]:
         store = self._open(WRITE_SECONDS)

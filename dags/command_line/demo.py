@@ -32,10 +32,10 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
     Raises :class:`StackError` naming the task that failed; the summary is written all the same.
     """
     started = time.monotonic()
-    running = stack.services(settings, settings_path())
-    first = prepare_history(settings, console)
+    settings, first = prepare_history(settings, console)
     calendar = [first + timedelta(days=n) for n in range(days)]
     prepared = time.monotonic() - started
+    running = stack.services(settings, settings_path())
     try:
         for service in running:
             stack.start(settings, service)

@@ -154,7 +154,8 @@ def start(settings: Settings, service: Service) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    write_json_atomic(_pid_file(settings, service.name), {"pid": process.pid, "command": service.command})
+    entry = {"pid": process.pid, "started": _started(process.pid)}
+    write_json_atomic(_pid_file(settings, service.name), entry)
 
 
 def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> float:
@@ -198,14 +199,9 @@ def pid_of(settings: Settings, name: str) -> int | None:
     if not path.exists():
         return None
     entry = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        _reap(entry["pid"])
-        command = Path(f"/proc/{entry['pid']}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    # a recycled pid belongs to a program with another command line
-    known = {part.encode() for part in entry["command"][-3:]}
-    return entry["pid"] if known & set(command) else None
+    _reap(entry["pid"])
+    # a recycled pid belongs to a process that started at another time
+    return entry["pid"] if _started(entry["pid"]) == entry["started"] else None
 
 
 def log_file(settings: Settings, name: str) -> Path:
@@ -214,6 +210,14 @@ def log_file(settings: Settings, name: str) -> Path:
 
 def _pid_file(settings: Settings, name: str) -> Path:
     return settings.layout.root / "processes" / f"{name}.json"
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def _reap(pid: int) -> None:
