@@ -400,7 +400,11 @@ def properties(settings: Settings) -> str:
             [
                 _column("user_id", "whose profile", "bigint", required=True),
                 _column("event_timestamp", "from when on it holds", _INSTANT, required=True),
-                *[_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]) for p in profile],
+                *[
+                    # quoted: it may be a word of SQL
+                    {**_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]), "quote": True}
+                    for p in profile
+                ],
                 _column("dt", "local day it was landed for", "date", required=True),
             ],
             key=["user_id", "dt"],

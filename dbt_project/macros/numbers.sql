@@ -5,9 +5,9 @@
     cast({{ milliseconds }} as double) / cast(1000 as double)
 {%- endmacro %}
 
-{# A fraction in [0, 1] that can be summed exactly. #}
-{% macro exact_fraction(value) -%}
-    cast({{ value }} as decimal(18, 12))
+{# min(play / duration, 1), that can be summed exactly; of a known duration only. #}
+{% macro completion(play_ms, duration_ms) -%}
+    cast(least(cast({{ play_ms }} as double) / cast({{ duration_ms }} as double), 1) as decimal(18, 12))
 {%- endmacro %}
 
 {# A reward that can be summed, and its square summed, exactly: to one millionth. #}

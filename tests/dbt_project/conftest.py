@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, date, datetime, time, timedelta
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from training import transform
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
-from training.contract.settings import Settings
+from training.contract.settings import Settings, StateSettings
 
 ARROW = {
     "string": pa.string(),
@@ -23,7 +25,7 @@ ARROW = {
     "list<float>": pa.list_(pa.float32()),
     "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
 }
-ZEROS = {"string": "", "float": 0.5}
+DAYS = [date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)]
 
 
 def schema(columns: list[Column]) -> pa.Schema:
@@ -87,7 +89,8 @@ class Lake:
             {**row, "user_id": user, "updated_ts": self.instant(local), **profile}
         )
 
-    def land(self, *days: date) -> None:
+    def land(self, *days: date, without: frozenset[str] = frozenset()) -> None:
+        """Write all partitions of some days, leaving out the requests that are to come late."""
         schemas = {
             "impressions": schema(impression_columns(self.settings)),
             "decisions": schema(decision_columns()),
@@ -97,11 +100,11 @@ class Lake:
             if day in days:
                 folder = self.settings.layout.partition(table, day)
                 folder.mkdir(parents=True, exist_ok=True)
-                pq.write_table(pa.Table.from_pylist(rows, schema=schemas[table]), folder / "part-0.parquet")
+                kept = [row for row in rows if row.get("request_id") not in without]
+                pq.write_table(pa.Table.from_pylist(kept, schema=schemas[table]), folder / "part-0.parquet")
 
-    @property
-    def days(self) -> list[date]:
-        return sorted({day for _, day in self.rows})
+    def all(self, table: str) -> list[dict[str, Any]]:
+        return [row for (name, _), rows in self.rows.items() if name == table for row in rows]
 
 
 def export(settings: Settings, mart: str, day: date | str | None = None) -> list[dict[str, Any]]:
@@ -119,5 +122,76 @@ def contents(settings: Settings) -> dict[str, str]:
     }
 
 
-def project(path: Path) -> Path:
-    return Path(__file__).parents[2] / "dbt_project" / path
+def random_lake(settings: Settings, seed: int = 7) -> Lake:
+    """Visits of 24 users at any minute of :data:`DAYS`, many of them across midnight.
+
+    A third of the users have no session id, a third a new one a visit, a third one for ever. Feedback
+    is sometimes missing or minutes late; some requests were served without a state, or with one of
+    another specification; some durations are unknown.
+    """
+    random = Random(seed)
+    lake = Lake(settings)
+    for user in range(24):
+        for day in DAYS:
+            for visit in range(random.randint(0, 3)):
+                at = datetime.combine(day, time(random.choice([0, 9, 20, 23]), random.randint(0, 59)))
+                session = (None, f"v{user}-{day:%d}-{visit}", f"u{user}")[user % 3]
+                for _ in range(random.randint(1, 5)):
+                    if at.date() > DAYS[-1]:
+                        break
+                    stateless = {"state": None, "fallback": "store"} if random.random() < 0.05 else {}
+                    changed = {"state_spec": "s0"} if random.random() < 0.05 else {}
+                    state = {"state": [random.random() for _ in range(3)]}
+                    lake.request(
+                        f"r{random.getrandbits(32):08x}",
+                        user,
+                        at.isoformat(),
+                        session,
+                        items=[_item(random, settings) for _ in range(random.randint(1, 6))],
+                        feedback_after_s=random.choice([None, 400.0, *[random.uniform(5, 60)] * 6]),
+                        arm=("champion", "static")[user % 2],
+                        **{**state, **stateless, **changed},
+                    )
+                    at += timedelta(minutes=random.choice([1, 4, 12, 25, 45]), seconds=random.random())
+        if user % 2:
+            lake.user(user, f"{DAYS[user % 3]}T01:00:00", user_active_degree="full_active", fans_user_num=2.0)
+    return lake
+
+
+def _item(random: Random, settings: Settings) -> dict[str, Any]:
+    signals = {signal.column: int(random.random() < 0.3) for signal in settings.signals}
+    return {
+        **signals,
+        "play_time_ms": random.choice([0, random.randint(1, 300_000)]),
+        "duration_ms": random.choice([0, 15_000, 60_000]),
+    }
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """One lake transformed twice: day by day with rows of the first day coming late, and at once."""
+
+    lake: Lake
+    daily: Settings
+    at_once: Settings
+    records: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    root = tmp_path_factory.mktemp("transform")
+    state = StateSettings(history_length=9)
+    daily = Settings(data=root / "daily", state=state)
+    at_once = Settings(data=root / "at_once", state=state)
+    lake = random_lake(daily)
+    late = frozenset(sorted(r["request_id"] for r in lake.rows["decisions", DAYS[0]])[::5])
+    records = {}
+    for day in DAYS:
+        lake.land(day, without=late)
+        if day == DAYS[-1]:
+            lake.land(DAYS[0])
+        records[str(day)] = transform.run(daily, day)
+    other = Lake(at_once, lake.rows)
+    other.land(*DAYS)
+    records["at once"] = transform.run(at_once, DAYS[-1])
+    return Warehouse(lake, daily, at_once, records)

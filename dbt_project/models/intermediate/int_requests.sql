@@ -28,12 +28,7 @@ shown as (
         cast(sum(play_ms) as bigint) as play_ms,
         cast(sum(least(play_ms, {{ var('play_time_cap_ms') }})) as bigint) as capped_play_ms,
         cast(sum(case when duration_known then 1 else 0 end) as bigint) as known_durations,
-        sum(
-            case
-                when duration_known
-                    then {{ exact_fraction('least(cast(play_ms as double) / cast(duration_ms as double), 1)') }}
-            end
-        ) as completion,
+        sum(case when duration_known then {{ completion('play_ms', 'duration_ms') }} end) as completion,
         cast(sum(case when was_positive then 1 else 0 end) as bigint) as positive_interactions,
         cast(sum(case when was_played then 1 else 0 end) as bigint) as plays,
         cast(sum(case when was_played and was_positive then 1 else 0 end) as bigint) as positive_plays

@@ -93,27 +93,17 @@ numbered as (
 
     select
         *,
-        row_number() over (
-            partition by user_id, coalesce(served_session_id, ''), session_number
-            order by event_ts, request_id
-        ) as request_number,
-        first_value(event_ts) over (
-            partition by user_id, coalesce(served_session_id, ''), session_number
-            order by event_ts, request_id
-        ) as first_ts,
-        first_value(known_start) over (
-            partition by user_id, coalesce(served_session_id, ''), session_number
-            order by event_ts, request_id
-        ) as carried_start,
-        first_value(known_session_id) over (
-            partition by user_id, coalesce(served_session_id, ''), session_number
-            order by event_ts, request_id
-        ) as carried_session_id,
-        first_value(known_step) over (
-            partition by user_id, coalesce(served_session_id, ''), session_number
-            order by event_ts, request_id
-        ) as carried_step
+        row_number() over in_session as request_number,
+        first_value(event_ts) over in_session as first_ts,
+        first_value(event_us) over in_session as first_us,
+        first_value(known_start) over in_session as carried_start,
+        first_value(known_session_id) over in_session as carried_session_id,
+        first_value(known_step) over in_session as carried_step
     from cut
+    window in_session as (
+        partition by user_id, coalesce(served_session_id, ''), session_number
+        order by event_ts, request_id
+    )
 
 ),
 
@@ -124,11 +114,10 @@ named as (
         case
             when numbered.carried_session_id is not null then numbered.carried_session_id
             when numbered.served_session_id is null
-                then concat(cast(numbered.user_id as string), '-', cast({{ microseconds('numbered.first_ts') }} as string))
-            when numbered.session_number = 1
-                {% if is_incremental() %} and taken.served_session_id is null {% endif %}
+                then concat(cast(numbered.user_id as string), '-', cast(numbered.first_us as string))
+            when numbered.session_number = 1 {% if is_incremental() %}and taken.served_session_id is null{% endif %}
                 then numbered.served_session_id
-            else concat(numbered.served_session_id, '~', cast({{ microseconds('numbered.first_ts') }} as string))
+            else concat(numbered.served_session_id, '~', cast(numbered.first_us as string))
         end as session_id
     from numbered
     {% if is_incremental() %}

@@ -79,13 +79,10 @@ timed as (
     select
         *,
         {{ microseconds('event_timestamp') }} as event_us,
-        lag({{ microseconds('event_timestamp') }}) over (
-            partition by user_id order by event_timestamp, request_id
-        ) as previous_us,
-        lag(sess_session_id) over (
-            partition by user_id order by event_timestamp, request_id
-        ) as previous_session_id
+        lag({{ microseconds('event_timestamp') }}) over arrival as previous_us,
+        lag(sess_session_id) over arrival as previous_session_id
     from events
+    window arrival as (partition by user_id order by event_timestamp, request_id)
 
 ),
 

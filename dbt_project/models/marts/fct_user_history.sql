@@ -117,7 +117,7 @@ summed as (
         sum(
             case
                 when impressions.duration_ms > 0
-                    then {{ exact_fraction('least(cast(impressions.play_ms as double) / cast(impressions.duration_ms as double), 1)') }}
+                    then {{ completion('impressions.play_ms', 'impressions.duration_ms') }}
             end
         ) as completion,
         cast(count(distinct impressions.session_id) as bigint) as hist_sessions,

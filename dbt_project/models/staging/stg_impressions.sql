@@ -4,7 +4,7 @@
     'play_time_ms': 'bigint', 'duration_ms': 'bigint',
 } -%}
 {%- for signal in var('signals') -%}
-    {%- do columns.update({signal.column: 'int'}) -%}
+{%- do columns.update({signal.column: 'int'}) -%}
 {%- endfor -%}
 
 with source as (

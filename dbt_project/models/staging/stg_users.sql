@@ -1,6 +1,6 @@
 {%- set columns = {'user_id': 'bigint', 'updated_ts': instant_type()} -%}
 {%- for feature in var('profile') -%}
-    {%- do columns.update({feature.column: feature.type}) -%}
+{%- do columns.update({feature.column: feature.type}) -%}
 {%- endfor -%}
 
 with source as (

@@ -1,0 +1,109 @@
+"""Exported marts against plain Python over the same rows, and day by day against all at once."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.dbt_project.conftest import DAYS, Warehouse, contents, export
+from tests.dbt_project.reference import Reference
+from training.contract.state import history_columns, session_columns
+from training.transform import MARTS
+
+
+@pytest.fixture(scope="module")
+def reference(warehouse: Warehouse) -> Reference:
+    return Reference(warehouse.daily, warehouse.lake.all("impressions"), warehouse.lake.all("decisions"))
+
+
+def close(expected: dict) -> dict:
+    return {
+        name: pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
+        for name, value in expected.items()
+    }
+
+
+def test_day_by_day_with_late_rows_gives_what_all_at_once_gives(warehouse: Warehouse) -> None:
+    assert contents(warehouse.daily) == contents(warehouse.at_once)
+    assert warehouse.records[str(DAYS[1])]["reprocessed_days"] == [str(d) for d in DAYS[:2]]
+    assert warehouse.records[str(DAYS[2])]["reprocessed_days"] == [str(d) for d in DAYS]
+
+
+def test_transitions(warehouse: Warehouse, reference: Reference) -> None:
+    expected = reference.transitions()
+    rows = {row["request_id"]: row for row in export(warehouse.daily, "fct_transitions")}
+    assert rows.keys() == expected.keys()
+    for request_id, row in rows.items():
+        for name in ("state", "next_state"):
+            want = expected[request_id].pop(name)
+            assert row[name] == (want and pytest.approx(want, rel=1e-6))
+        assert {n: row[n] for n in expected[request_id]} == close(expected[request_id])
+    # the lake holds what the cases are about
+    assert {(row["done"], row["truncated"]) for row in rows.values()} == {
+        (False, False),
+        (True, False),
+        (False, True),
+    }
+    assert any("~" in row["session_id"] for row in rows.values())
+    assert any(row["step"] and row["event_ts"].hour == 16 for row in rows.values()), "none crosses midnight"
+
+
+def test_user_history_holds_the_last_impressions_up_to_the_end_of_the_day(
+    warehouse: Warehouse, reference: Reference
+) -> None:
+    expected = reference.history()
+    rows = {(row["user_id"], row["dt"]): row for row in export(warehouse.daily, "fct_user_history")}
+    assert rows.keys() == expected.keys()
+    for (user, day), row in rows.items():
+        assert {n: row[n] for n in expected[user, day]} == close(expected[user, day])
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1, hours=-8)
+        assert row["event_timestamp"] == midnight
+    assert max(row["hist_count"] for row in rows.values()) == 9
+
+
+def test_session_state_is_what_the_service_pushes(warehouse: Warehouse, reference: Reference) -> None:
+    expected = reference.session_state()
+    rows = {row["request_id"]: row for row in export(warehouse.daily, "fct_session_state")}
+    assert rows.keys() == expected.keys()
+    for request_id, row in rows.items():
+        assert {n: row[n] for n in expected[request_id]} == close(expected[request_id])
+
+
+def test_policy_daily(warehouse: Warehouse, reference: Reference) -> None:
+    expected = reference.policy_daily()
+    rows = {(row["dt"], row["arm"]): row for row in export(warehouse.daily, "fct_policy_daily")}
+    assert rows.keys() == expected.keys()
+    for key, row in rows.items():
+        want = {n: pytest.approx(v, abs=2e-6) if v is not None else None for n, v in expected[key].items()}
+        assert {n: row[n] for n in want} == want
+
+
+def test_users(warehouse: Warehouse) -> None:
+    rows = export(warehouse.daily, "dim_users")
+    assert {row["user_id"] for row in rows} == set(range(1, 24, 2))
+    assert {(row["user_active_degree"], row["fans_user_num"]) for row in rows} == {("full_active", 2.0)}
+
+
+@pytest.mark.parametrize("mart", MARTS)
+def test_exports_are_plain_microsecond_utc_and_sorted(warehouse: Warehouse, mart: str) -> None:
+    paths = sorted(warehouse.daily.layout.mart(mart).glob("dt=*/part-0.parquet"))
+    assert paths
+    for path in paths:
+        table = pq.ParquetFile(path).read()
+        for field in table.schema:
+            if pa.types.is_timestamp(field.type):
+                assert field.type == pa.timestamp("us", "UTC"), field
+            assert not pa.types.is_decimal(field.type), field
+        rows = [tuple(row.values()) for row in table.select(MARTS[mart]).to_pylist()]
+        assert rows == sorted(rows)
+        assert set(map(str, table["dt"].to_pylist())) == {path.parent.name.removeprefix("dt=")}
+
+
+def test_exports_have_the_columns_that_the_state_is_made_of(warehouse: Warehouse) -> None:
+    signals = warehouse.daily.signal_names
+    history, session = (
+        export(warehouse.daily, mart, DAYS[0])[0] for mart in ("fct_user_history", "fct_session_state")
+    )
+    assert [n for n in history if n.startswith("hist_")] == [*history_columns(signals), "hist_last_ts"]
+    assert [n for n in session if n in session_columns(signals)] == session_columns(signals)

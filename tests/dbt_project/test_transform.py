@@ -1,0 +1,121 @@
+"""The daily run: what it replaces, what it refuses, what it leaves alone."""
+
+import hashlib
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export
+from training import transform
+from training.contract.errors import DataError
+from training.contract.settings import (
+    CalendarSettings,
+    ProfileFeature,
+    SessionSettings,
+    Settings,
+    SignalSettings,
+    StateSettings,
+)
+
+SOURCE = Path(transform.__file__).parents[1] / "dbt_project"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_committed_project_is_that_of_the_default_settings() -> None:
+    assert (SOURCE / transform.GENERATED).read_text() == transform.properties(Settings())
+    variables = yaml.safe_load((SOURCE / "dbt_project.yml").read_text())["vars"]
+    assert variables.pop("landed") == ["impressions", "decisions", "users"]
+    assert variables == transform._model_variables(Settings())
+
+
+def test_every_model_and_column_is_described() -> None:
+    for path in SOURCE.rglob("models/**/*.yml"):
+        for model in yaml.safe_load(path.read_text()).get("models", []):
+            assert model["description"].startswith("One row per"), model["name"]
+            for column in model["columns"]:
+                assert column["description"], f"{model['name']}.{column['name']}"
+
+
+def test_models_hold_no_dialect() -> None:
+    for path in SOURCE.rglob("models/**/*.sql"):
+        sql = path.read_text().lower()
+        for word in ("::", "epoch", "read_parquet", "interval", "qualify", "filter (", "[]", "timestamptz"):
+            assert word not in sql, f"{path.name}: {word}"
+
+
+def test_a_rerun_of_an_earlier_day_gives_the_same_bytes(warehouse: Warehouse) -> None:
+    settings = warehouse.daily
+    source, before = digests(SOURCE), digests(settings.layout.marts)
+    record = transform.run(settings, DAYS[1])
+    assert record["reprocessed_days"] == [str(d) for d in DAYS[:2]]
+    assert digests(settings.layout.marts) == before
+    assert digests(SOURCE) == source
+    assert record["tests"] == {"passed": record["tests"]["passed"], "failed": 0, "warned": 0}
+    assert record["tests"]["passed"] >= 15
+    transitions = record["models"]["fct_transitions"]
+    assert transitions == {"status": "success", "rows": len(export(settings, "fct_transitions"))}
+    assert record["exported"]["fct_transitions"]["days"] == [str(d) for d in DAYS[:2]]
+
+
+def test_unit_tests_of_reward_sessions_and_transitions(warehouse: Warehouse) -> None:
+    results = transform._dbt(warehouse.daily, ["test", "--select", "test_type:unit"])
+    assert len(results) == 3
+    assert {result["status"] for result in results} == {"pass"}
+
+
+def test_a_log_without_decisions_and_users_of_other_signals(tmp_path: Path) -> None:
+    """As KuaiRand's: no session ids, no time of feedback; a day off UTC, own signals, own profile."""
+    settings = Settings(
+        data=tmp_path / "it's data",
+        signals=(SignalSettings(name="order", column="group", weight=2.0, positive_interaction=True),),
+        state=StateSettings(profile=(ProfileFeature(column="select", kind="numeric"),)),
+        calendar=CalendarSettings(utc_offset_hours=-5),
+        session=SessionSettings(gap_minutes=10.5),
+    )
+    lake = Lake(settings)
+    for request_id, local in (("a", "T23:55:00"), ("b", "T23:58:00")):
+        items = [{"group": 1, "play_time_ms": 5000, "duration_ms": 0}]
+        lake.request(request_id, 1, f"2026-01-05{local}", None, items, None, decision=False)
+    lake.request("c", 1, "2026-01-06T00:05:00", None, [{}], None, decision=False)
+    days = [date(2026, 1, 5), date(2026, 1, 6)]
+    lake.land(*days)
+    record = transform.run(settings, days[1])
+    assert record["exported"]["fct_transitions"] == {"days": [], "rows": 0}
+    assert record["exported"]["dim_users"] == {"days": [], "rows": 0}
+
+    *_, last = export(settings, "fct_session_state")
+    assert (last["sess_requests"], last["sess_order_count"], last["sess_play_s"]) == (3, 2, 10.0)
+    assert last["event_timestamp"] == datetime(2026, 1, 6, 5, 5, tzinfo=UTC)
+    first, second = export(settings, "fct_user_history")
+    assert (first["hist_order_rate"], second["hist_order_rate"]) == (1.0, pytest.approx(2 / 3))
+    assert first["event_timestamp"] == datetime(2026, 1, 6, 5, 0, tzinfo=UTC)
+    (daily, _) = export(settings, "fct_policy_daily")
+    assert (daily["arm"], daily["sessions"], daily["session_length_mean"]) == ("unknown", 1, 3.0)
+    assert daily["session_return_mean"] == pytest.approx(2 * (2.0 + 0.02 * 5))
+    assert (daily["upirate"], daily["return_rate"]) == (1.0, 1.0)
+
+    with pytest.raises(DataError, match=r"no impressions of 2026-01-07 are landed: .*dt=2026-01-07"):
+        transform.run(settings, date(2026, 1, 7))
+
+
+def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> None:
+    """Uses the other warehouse up: the day with the duplicate is not exported, nor marked as done."""
+    settings = warehouse.at_once
+    before = digests(settings.layout.marts)
+    lake = Lake(settings, {key: list(rows) for key, rows in warehouse.lake.rows.items()})
+    lake.rows["decisions", DAYS[2]].append(lake.rows["decisions", DAYS[2]][0])
+    lake.land(DAYS[2])
+    done = transform._transformed(settings)
+    with pytest.raises(DataError, match="unique_stg_decisions_request_id: Got 1 result"):
+        transform.run(settings, DAYS[2])
+    assert digests(settings.layout.marts) == before
+    assert transform._transformed(settings) == done
