@@ -54,9 +54,9 @@ class WorldConstants:
 
     # true response, eq. (W1): standard deviation of intercepts and loadings of the synthetic build
     taste: tuple[float, ...] = (0.50, 0.75, 0.50, 0.40, 0.40, 0.40, -0.40, 0.35)
-    quality: tuple[float, ...] = (0.15, 0.85, 0.50, 0.60, 0.10, 0.30, -0.30, 0.45)
-    bait: tuple[float, ...] = (1.00, -0.45, -0.20, -0.20, 0.10, 0.00, 0.60, -0.30)
-    sociality: tuple[float, ...] = (-0.10, -0.10, 1.00, 0.90, 0.90, 0.70, 0.00, -0.05)
+    quality: tuple[float, ...] = (0.15, 1.10, 0.50, 0.60, 0.10, 0.30, -0.30, 0.60)
+    bait: tuple[float, ...] = (1.30, -0.70, -0.20, -0.20, 0.10, 0.00, 0.60, -0.40)
+    sociality: tuple[float, ...] = (-0.10, -0.10, 0.70, 0.70, 0.80, 0.60, 0.00, -0.05)
     controversy: tuple[float, ...] = (0.10, -0.30, -0.20, -0.20, 1.00, 0.90, 1.20, -0.20)
     length: tuple[float, ...] = (0.00, -0.15, 0.00, 0.00, 0.00, 0.00, 0.00, 0.35)
     user_offset_sd: tuple[float, ...] = (0.30, 0.30, 0.50, 0.50, 0.50, 0.50, 0.50, 0.15)
@@ -66,7 +66,7 @@ class WorldConstants:
     kind_shift: tuple[tuple[float, ...], ...] = (
         (0.25, -0.35, -0.80, -0.50, -0.80, -0.60, -0.50, -0.30),
         (-0.10, 0.30, -0.50, 0.00, -0.50, -0.30, -0.50, 0.25),
-        (0.00, 0.00, 1.60, 1.20, 1.60, 1.40, -0.50, 0.00),
+        (0.00, 0.00, 2.20, 1.60, 2.20, 1.80, -0.50, 0.00),
         (-0.20, -0.10, -0.50, -0.30, -0.30, -0.30, 1.80, -0.05),
     )
     kind_length: tuple[tuple[float, ...], ...] = (
@@ -78,14 +78,14 @@ class WorldConstants:
     # kind from the profile, eq. (W2): columns are 1, active degree, log fans, log friends, log follows,
     # register days, video author; all but the first standardised
     kind_from_profile: tuple[tuple[float, ...], ...] = (
-        (0.6, -0.6, -0.5, -0.5, 0.2, -1.6, -0.3),
-        (0.6, 1.6, -0.4, -0.6, -0.3, 1.2, -0.3),
-        (-0.3, 0.3, 1.5, 2.0, 1.0, 0.0, 0.8),
-        (-0.3, -1.6, -0.4, -0.4, -0.8, 0.8, -0.5),
+        (1.70, -0.60, -0.50, -0.50, 0.20, -1.60, -0.30),
+        (0.50, 1.60, -0.40, -0.60, -0.30, 1.20, -0.30),
+        (-0.60, 0.30, 1.50, 2.00, 1.00, 0.00, 0.80),
+        (0.00, -1.60, -0.40, -0.40, -0.80, 0.80, -0.50),
     )
 
     # upstream predictions, eq. (W3)
-    prediction_noise: tuple[float, ...] = (0.35, 0.40, 0.60, 0.90, 0.90, 0.90, 0.80, 0.30)
+    prediction_noise: tuple[float, ...] = (0.35, 0.40, 0.80, 1.60, 1.60, 1.70, 1.50, 0.30)
     prediction_bias: float = 0.15  # amplitude by head and topic
     prediction_bias_days: float = 11.0
 
@@ -119,32 +119,33 @@ class WorldConstants:
     follow_given_like: float = 15.0  # relative odds of a follow after a like
 
     # satisfaction, eq. (W8): what one event of each sort is worth to each kind
-    worth_long_view: tuple[float, ...] = (0.04, 0.22, 0.06, 0.10)
-    worth_deep_play: tuple[float, ...] = (-0.20, 0.30, 0.00, 0.05)  # of min(play / deep_play_s, 1)
-    worth_click_only: tuple[float, ...] = (0.08, -0.24, -0.06, -0.20)
-    worth_short_finish: tuple[float, ...] = (0.20, 0.00, 0.05, 0.05)  # finished, at most short_s long
-    worth_interaction: tuple[float, ...] = (0.20, 0.20, 0.90, 0.20)
+    worth_long_view: tuple[float, ...] = (0.05, 0.30, 0.05, 0.20)
+    worth_deep_play: tuple[float, ...] = (-0.60, 0.50, -0.10, 0.05)  # of min(play / deep_play_s, 1)
+    worth_click_only: tuple[float, ...] = (0.09, -0.50, -0.20, -0.45)
+    worth_short_finish: tuple[float, ...] = (0.45, -0.05, 0.05, 0.05)  # finished, at most short_s long
+    worth_interaction: tuple[float, ...] = (0.20, 0.20, 0.50, 0.20)
     worth_hate: tuple[float, ...] = (-0.50, -0.50, -0.50, -1.50)
-    worth_repetition: tuple[float, ...] = (-0.25, -0.10, -0.15, -0.30)
+    worth_repetition: tuple[float, ...] = (-0.30, -0.10, -0.15, -0.60)
     deep_play_s: float = 60.0
     short_s: float = 30.0
-    satisfaction_memory: float = 0.80
-    satisfaction_gain: float = 2.0
+    satisfaction_memory: float = 0.85
+    satisfaction_gain: float = 5.0
+    felt_share: float = 0.7  # of what an item is worth to the user; the rest is what happened to happen
     satisfaction_range: float = 3.0
     topic_memory: float = 0.6
 
     # fatigue, eq. (W9), and what it does to the response
     fatigue_request: float = 0.05
-    fatigue_second: float = 0.00045
-    kind_fatigue: tuple[float, ...] = (1.5, 0.7, 1.0, 1.1)
+    fatigue_second: float = 0.0007
+    kind_fatigue: tuple[float, ...] = (1.40, 0.90, 1.00, 1.10)
     fatigue_shift: tuple[float, ...] = (-0.20, -0.30, 0.0, 0.0, 0.0, 0.0, 0.3, -0.20)
     fatigue_length: tuple[float, ...] = (-0.10, -0.50, 0.0, 0.0, 0.0, 0.0, 0.1, -0.35)
 
     # leaving, eq. (W10), and coming back, eq. (W11)
-    leave_base: float = -4.2
-    leave_fatigue: float = 4.0
-    leave_satisfaction: float = 1.3
-    carry: float = 0.3  # share of the long-term satisfaction that a session starts with
+    leave_base: float = -4.0
+    leave_fatigue: float = 3.0
+    leave_satisfaction: float = 1.6
+    carry: float = 0.4  # share of the long-term satisfaction that a session starts with
     long_term_memory: float = 0.7
     activity: tuple[float, float] = (0.43, 0.89)  # Beta of the daily visit probability, fits the gaps
     return_satisfaction: float = 0.8
@@ -152,7 +153,7 @@ class WorldConstants:
     # time
     think_s: tuple[float, float] = (1.0, 8.0)
     last_start_h: float = 23.4  # no session starts later, so that few meet midnight
-    session_requests: float = 8.5  # mean length under static weights, used to size the day's traffic
+    session_requests: float = 7.2  # mean length under static weights, used to size the day's traffic
     maximum_sessions: int = 6
 
 

@@ -154,7 +154,7 @@ def best_constants(
                 cost[k, member] = -result.session_return[mine].mean() if result.kind[mine].size else 0.0
         for search, actions, costs in zip(searches, asked, cost, strict=True):
             search.tell(actions, costs.tolist())
-    best = np.array([search.mean for search in searches])
+    best = np.clip([search.result.xfavorite for search in searches], -1.0, 1.0)
     return best if per_kind else best[0]
 
 

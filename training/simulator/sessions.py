@@ -25,7 +25,7 @@ TRUNCATED = (LIMIT, MIDNIGHT, FAILED)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is fitted to the target rates: intercepts [h], and per kind the worth users are used to."""
+    """What is fitted to static weights: intercepts [h], and the worth of a page that users expect [n]."""
 
     intercept: np.ndarray
     expectation: np.ndarray
@@ -98,7 +98,7 @@ class Scene:
         self.user_level = self.user @ p.response.user_weight.T + calibration.intercept
         self.user_level = self.user_level.astype(np.float32)
         self.item_level = p.item @ p.response.item_weight.T + self.length[:, None] * np.array(c.length)
-        self.expectation = calibration.expectation[p.kind]
+        self.expectation = calibration.expectation
         self.item_level = self.item_level.astype(np.float32)
         self.item_latents = np.column_stack([p.item, self.length]).astype(np.float32)
         self.kind_shift = np.array(c.kind_shift, dtype=np.float32)
@@ -192,10 +192,12 @@ class Scene:
     def predict(self, keys: np.ndarray, logits: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Upstream predictions float32[b, c, k], eq. (W3): noisy, biased, and blind to fatigue."""
         noise = randomness.normal(keys, _PREDICTION, *items.shape[1:], len(HEADS))
-        noise *= np.array(self.constants.prediction_noise, dtype=np.float32)
+        spread = np.array(self.constants.prediction_noise, dtype=np.float32)
+        noise *= spread
         noise += self.bias[self.population.topic[items]]
         duration_s = self.duration_s[items]
         p = response.probabilities(logits, duration_s, self.constants)
+        noise -= 0.5 * spread**2 * (1.0 - 2.0 * expit(logits))  # so that the mean of a prediction stays
         out = np.clip(expit(logits + noise), 1e-6, 1.0 - 1e-6)
         play = p[..., response.PLAY] * np.exp(noise[..., response.PLAY])
         out[..., response.PLAY] = np.clip(play, 0.01, self.play_maximum)
@@ -366,7 +368,10 @@ class Sessions:
         topic = scene.population.topic[items]
         repetition = np.take_along_axis(self.topics[s], topic, axis=1).mean(axis=1)
         kind = scene.population.kind[requests.user_row]
-        worth = scene.worth(requests.user_row, events, play_s, duration_s).mean(axis=1)
+        seen = response.attention(page, c)
+        expected = (scene.expected_worth(requests.user_row, truth, duration_s) * seen).mean(axis=1)
+        happened = scene.worth(requests.user_row, events, play_s, duration_s).mean(axis=1)
+        worth = c.felt_share * expected + (1.0 - c.felt_share) * happened
         worth = worth + np.array(c.worth_repetition)[kind] * repetition
         gained = c.satisfaction_gain * (worth - scene.expectation[requests.user_row])
         bound = c.satisfaction_range

@@ -6,6 +6,7 @@ own, and run again from the same start.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
@@ -288,11 +289,11 @@ class World:
                 "first_day": None if self.first_day is None else self.first_day.isoformat(),
                 "sessions_before": self.sessions_before,
                 "intercept": self.calibration.intercept.tolist(),
-                "expectation": self.calibration.expectation.tolist(),
             }
             (fresh / "world.json").write_text(json.dumps(facts, sort_keys=True, indent=2) + "\n")
             np.savez(
                 fresh / "state.npz",
+                expectation=self.calibration.expectation,
                 long_term=self.long_term,
                 last_day=self.last_day,
                 follows=self.follows,
@@ -313,11 +314,11 @@ class World:
                 arrays = {name: file[name] for name in file.files}
             if facts["format"] != FORMAT:
                 raise ValueError(f"format {facts['format']}, this code reads {FORMAT}")
-            calibration = Calibration(np.array(facts["intercept"]), np.array(facts["expectation"]))
+            calibration = Calibration(np.array(facts["intercept"]), arrays["expectation"])
             first = facts["first_day"]
             expected = facts["fingerprint"]
             seed, sessions_before = facts["seed"], facts["sessions_before"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the world's snapshot {folder}: {error}") from error
         if expected != fingerprint(settings, constants):
             raise DataError(
