@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from serving.online_state import OnlineState
 
 _log = structlog.get_logger("mtf.serving.state_store")
-_RECONNECT_S = 2.0
+_RECONNECT_S = 0.5
 _FEEDBACK_S = 3.0  # longer than the store's own waits for a lock or for Redis
 
 T = TypeVar("T")
@@ -99,18 +99,23 @@ class StateStore:
         self._feedback.close()
 
     def _connect(self) -> None:
-        """Build the store and ask it for the state of nobody, until it answers."""
+        """Ask the store for the state of nobody, until it answers: the first reads are slow ones."""
         reason = None
+        store = None
         while not self._stop.is_set():
             try:
-                from serving.online_state import OnlineState
+                if store is None:
+                    from serving.online_state import OnlineState
 
-                store = OnlineState(self._settings)
+                    store = OnlineState(self._settings)
                 store.read(-1, "", datetime.now(UTC))
             except Exception as error:  # whatever it is: serve static weights and try again
-                if str(error) != reason:
-                    reason = str(error)
-                    _log.warning("store not reached", reason=reason[:500])
+                if not isinstance(error, MtfError):
+                    store = None  # it did not expect this of itself
+                # the same failure is told once, though the times in its text differ
+                if type(error).__name__ != reason:
+                    reason = type(error).__name__
+                    _log.warning("store not reached", reason=str(error)[:500])
                 self._stop.wait(_RECONNECT_S)
                 continue
             self._store, self._healthy = store, True

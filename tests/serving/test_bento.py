@@ -27,7 +27,7 @@ def built(tmp_path_factory, constant):
     """Settings, the pointer of a policy, its tag and its folder; built once for the module."""
     folder = tmp_path_factory.mktemp("bento")
     path = folder / "mtf.yaml"
-    path.write_text(yaml.safe_dump({"data": str(folder / "data"), "serving": {"port": 3456}}))
+    path.write_text(yaml.safe_dump({"data": str(folder / "data"), "serving": {"state_budget_ms": 2000.0}}))
     settings = load_settings(path)
     pointer = constant(settings, "packed-v1", 0.25)
     tag = bento.build(settings, pointer)
@@ -51,8 +51,9 @@ def test_a_bento_holds_the_service_the_contract_the_settings_and_the_policy(buil
 
 def test_nothing_of_the_training_code_can_be_imported_from_it(built):
     *_, folder = built
-    # the source tree itself may be installed here: the Bento's packages come first and are alone
+    # an editable installation would find the source tree behind the Bento's own packages
     code = f"import sys; sys.path.insert(0, {str(folder / 'src')!r})\n"
+    code += "sys.meta_path = [finder for finder in sys.meta_path if 'Editable' not in repr(finder)]\n"
     result = subprocess.run(
         [sys.executable, "-I", "-c", code + IMPORTS], cwd=folder, capture_output=True, text=True, timeout=120
     )
