@@ -1,5 +1,6 @@
 """A small log with a known answer, for the tests of trajectories, learner and judge."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -40,7 +41,7 @@ def uniform(states: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class ToyWorld:
     """Sessions of users whose satisfaction x wears off when a request grabs clicks (a_0 > 0).
 
-    State: (x, taste, 0, …). Reward r = 4 x + 0.5 a_0 − (a_1 − taste)², x' = 0.7 x + 0.15 (1 − a_0): the
+    State: (x, taste, 0, …). Reward r = 4 x − 1.5 + 0.5 a_0 − (a_1 − taste)², x' = 0.7 x + 0.15 (1 − a_0): the
     best single step has a_0 = 1, and the best session a_0 = −1 throughout (a unit of a_0 gains 0.5 now
     and loses 0.6 γ' / (1 − 0.7 γ') = 1.11 later, for γ' = 0.95 (1 − stop)). A session ends after a
     request with probability ``stop``.
@@ -57,7 +58,7 @@ class ToyWorld:
         return states
 
     def reward(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        return 4.0 * states[:, 0] + 0.5 * actions[:, 0] - (actions[:, 1] - states[:, 1]) ** 2
+        return 4.0 * states[:, 0] - 1.5 + 0.5 * actions[:, 0] - (actions[:, 1] - states[:, 1]) ** 2
 
     def move(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         after = states.copy()
@@ -79,41 +80,45 @@ class ToyWorld:
     ) -> list[dict[str, object]]:
         """Rows of ``fct_transitions``; session i belongs to the i-th arm, in turn."""
         rng = np.random.default_rng([seed, day.toordinal()])
-        arms = list(behaviours)
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=8)
+        arms, version = list(behaviours), self.settings.state_spec.version
+        begin = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=8)
+        states, alive = self.start(sessions, rng), np.arange(sessions)
         out: list[dict[str, object]] = []
-        for number in range(sessions):
-            arm = arms[number % len(arms)]
-            state, name, step, done = self.start(1, rng), f"{day.isoformat()}-{number:05d}", 0, False
-            while not done:
-                action = behaviours[arm](state, rng)
-                after = self.move(state, action)
-                done = bool(rng.random() < self.stop)
+        for step in itertools.count():
+            arm_of = alive % len(arms)
+            actions = np.zeros((len(alive), 2), dtype=np.float32)
+            for index, arm in enumerate(arms):
+                actions[arm_of == index] = behaviours[arm](states[arm_of == index], rng)
+            rewards, after = self.reward(states, actions), self.move(states, actions)
+            done = rng.random(len(alive)) < self.stop
+            for i, number in enumerate(alive.tolist()):
+                name = f"{day.isoformat()}-{number:05d}"
                 out.append(
                     {
                         "request_id": f"{name}-{step:03d}",
                         "session_id": name,
                         "user_id": number,
-                        "event_ts": start + timedelta(seconds=10 * number, milliseconds=100 * step),
+                        "event_ts": begin + timedelta(seconds=10 * number, milliseconds=100 * step),
                         "step": step,
-                        "arm": arm,
+                        "arm": arms[arm_of[i]],
                         "policy_version": "toy",
                         "fallback": None,
-                        "state": state[0].tolist(),
-                        "action": action[0].tolist(),
-                        "action_mean": action[0].tolist(),
+                        "state": states[i],
+                        "action": actions[i],
+                        "action_mean": actions[i],
                         "log_density": None,
-                        "reward": float(self.reward(state, action)[0]),
-                        "next_state": None if done else after[0].tolist(),
-                        "done": done,
+                        "reward": float(rewards[i]),
+                        "next_state": None if done[i] else after[i],
+                        "done": bool(done[i]),
                         "truncated": False,
-                        "next_request_id": None if done else f"{name}-{step + 1:03d}",
-                        "state_spec": self.settings.state_spec.version,
+                        "next_request_id": None if done[i] else f"{name}-{step + 1:03d}",
+                        "state_spec": version,
                         "dt": day.isoformat(),
                     }
                 )
-                state, step = after, step + 1
-        return out
+            states, alive = after[~done], alive[~done]
+            if len(alive) == 0:
+                return sorted(out, key=lambda row: (row["event_ts"], row["request_id"]))
 
     def write(self, day: date, rows: list[dict[str, object]]) -> Path:
         path = self.settings.layout.mart("fct_transitions") / f"dt={day.isoformat()}" / "part-0.parquet"

@@ -226,3 +226,13 @@ def test_no_usable_row_is_an_error(toy):
         rewrite(part(world, day), other)
     with pytest.raises(DataError, match="no usable transition"):
         trajectories.load(world.settings, DAY)
+
+
+def test_a_day_without_decisions_adds_nothing(toy):
+    world = toy()
+    world.log(10)
+    yesterday = part(world, DAY - timedelta(days=1))
+    pq.write_table(pq.read_table(yesterday, partitioning=None).slice(0, 0), yesterday)
+    data = trajectories.load(world.settings, DAY)
+    assert data.partitions[(DAY - timedelta(days=1)).isoformat()]["rows"] == 0
+    assert len(data.train) > 0

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ class StateSpec:
 
     features: tuple[StateFeature, ...]
 
-    @property
+    @cached_property
     def version(self) -> str:
         """``s`` and ten hex digits of the content's SHA-256."""
         return "s" + hashlib.sha256(self.to_json().encode()).hexdigest()[:10]

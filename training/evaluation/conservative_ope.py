@@ -33,9 +33,10 @@ class Actions:
 class Estimates:
     """V̂ of each policy, eq. (9): of the fit on the data, and of the fits on the R resamples.
 
-    ``interval`` is Student's t with R − 1 degrees of freedom around the fit on the data, with the
-    deviation of the resampled fits as its standard error. That deviation holds both the sampling of
-    sessions and the seed of a fit. Percentiles are not used: they would need hundreds of fits.
+    ``interval`` is Student's t with R − 1 degrees of freedom around the fit on the data; its standard
+    error is the root mean square deviation of the resampled fits from that fit. It holds the sampling
+    of sessions, the seed of a fit, and the bias that less data brings (the deviation from their own
+    mean would leave that out). Percentiles are not used: they would need hundreds of fits.
     """
 
     values: Mapping[str, float]
@@ -53,7 +54,7 @@ class Estimates:
 
     def _around(self, value: float, replicates: np.ndarray) -> dict[str, float]:
         quantile = student_t.ppf(0.5 + self.confidence / 2.0, len(replicates) - 1)
-        half = float(quantile * replicates.std(ddof=1))
+        half = float(quantile * np.sqrt(np.square(replicates - value).mean()))
         return {"lower": value - half, "value": value, "upper": value + half}
 
 

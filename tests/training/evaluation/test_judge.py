@@ -10,9 +10,10 @@ import torch
 from training import trajectories
 from training.contract.errors import DataError
 from training.contract.policy import Policy, PolicyHeader, constant_policy
-from training.evaluation import evaluate
+from training.contract.settings import EvaluationSettings
+from training.evaluation import conservative_ope, evaluate
 from training.evaluation.conservative_ope import Actions, estimate
-from training.evaluation.judge import whole_session_returns
+from training.evaluation.judge import _acts, _alarms, whole_session_returns
 
 DAY = date(2026, 1, 7)
 GAMMA = 0.95
@@ -37,12 +38,19 @@ def judged(tmp_path_factory, request):
     make = request.getfixturevalue("make_toy")
     world = make(
         tmp_path_factory.mktemp("judged"),
-        evaluation={"test_share": 0.6, "steps": 600, "lr": 2e-3, "replicates": 4, "batch_size": 128},
+        evaluation={
+            "test_share": 0.6,
+            "steps": 400,
+            "lr": 2e-3,
+            "replicates": 4,
+            "batch_size": 256,
+            "hidden": (64,),
+        },
     )
-    world.log(400)
+    world.log(1_000)
     policies = {
-        "challenger": constant(world.settings, -0.6, 0.0),
-        "champion": constant(world.settings, 0.6, 0.0),
+        "challenger": constant(world.settings, -0.4, 0.0),
+        "champion": constant(world.settings, 0.4, 0.0),
         "far": constant(world.settings, 1.0, 1.0),
     }
     return world, policies, evaluate(world.settings, DAY, policies)
@@ -57,10 +65,10 @@ def test_the_record_is_plain_and_complete(judged):
         assert set(one["action_quantiles"]) == {"click", "like"}
         assert one["version"] == policies[name].version
     assert set(record["differences"]) == {f"{a} - {b}" for a in policies for b in policies if a != b}
-    assert record["jump"]["challenger vs champion"] == pytest.approx(0.6)
+    assert record["jump"]["challenger vs champion"] == pytest.approx(0.4)
     assert record["estimates"]["far"]["bound_share"] == 1.0
     assert record["estimates"]["champion"]["bound_share"] == 0.0
-    assert record["estimates"]["champion"]["action_quantiles"]["click"] == pytest.approx([0.6] * 5)
+    assert record["estimates"]["champion"]["action_quantiles"]["click"] == pytest.approx([0.4] * 5)
 
 
 @pytest.mark.parametrize("name", ["challenger", "champion"])
@@ -68,7 +76,7 @@ def test_the_interval_of_a_constant_covers_its_true_value(judged, name):
     world, policies, record = judged
     truth, found = true_value(world, policies[name]), record["estimates"][name]
     assert found["lower"] <= truth <= found["upper"], (truth, found)
-    assert abs(found["value"] - truth) < 0.2 * truth
+    assert abs(found["value"] - truth) < 1.2  # values of constants here go from −9 to 6
     assert not found["alarm"]
 
 
@@ -88,7 +96,7 @@ def test_the_estimate_of_the_logging_policy_is_near_its_observed_return(judged):
     assert calibration["observed"]["value"] == pytest.approx(observed.mean())
     assert calibration["sessions"] == len(observed) == record["test"]["sessions"]
     assert calibration["bias"]["lower"] <= 0.0 <= calibration["bias"]["upper"]
-    assert abs(calibration["bias"]["value"]) < 0.1 * calibration["observed"]["value"]
+    assert abs(calibration["bias"]["value"]) < 0.5
 
 
 def test_judging_twice_gives_the_same_record_and_equal_policies_no_difference(toy):
@@ -123,8 +131,6 @@ def test_a_policy_outside_the_data_raises_the_alarm_apart_from_its_value(toy):
 
 
 def test_a_value_that_the_rewards_make_impossible_raises_the_alarm(toy):
-    from training.evaluation.judge import _alarms
-
     world = toy(evaluation={"test_share": 0.5})
     world.log(30)
     test = trajectories.load(world.settings, DAY).test
@@ -143,8 +149,6 @@ def test_states_are_acted_on_once_each_and_in_place(toy):
         calls.append(len(states))
         return np.stack([states[:, 0], states[:, 1]], axis=1)
 
-    from training.evaluation.judge import _acts
-
     header = PolicyHeader("constant", "taste", world.settings.state_spec, world.settings.fusion)
     test = trajectories.load(world.settings, DAY).test
     actions = _acts(test, {"taste": Policy(header, "", taste)})["taste"]
@@ -153,11 +157,8 @@ def test_states_are_acted_on_once_each_and_in_place(toy):
     assert sum(calls) < 2 * len(test)
 
 
-def test_one_step_of_the_estimator_is_the_papers(toy):
+def test_one_step_of_the_estimator_is_the_papers(toy, monkeypatch):
     """Eq. (10) by hand for the fit on the data: the whole change of one step of Adam."""
-    from training.contract.settings import EvaluationSettings
-    from training.evaluation import conservative_ope
-
     world = toy(evaluation={"test_share": 0.5})
     world.log(15)
     test = trajectories.load(world.settings, DAY).test
@@ -173,11 +174,9 @@ def test_one_step_of_the_estimator_is_the_papers(toy):
             seen["end"] = parameters
             super().__init__(parameters, lr, fused=fused)
 
-    conservative_ope.torch.optim.Adam = Recorded
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Recorded)
         estimate(test, {"p": policy}, settings, GAMMA, seed=5)
-    finally:
-        conservative_ope.torch.optim.Adam = whole
 
     g = torch.Generator().manual_seed(5)
     rows, _ = conservative_ope._resamples(test, 2, g)

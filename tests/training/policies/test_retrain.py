@@ -151,7 +151,8 @@ def test_a_warm_start_goes_on_from_the_champion_of_an_earlier_day(toy):
     record = train(settings, DAY)
     assert record["lineage"]["warm_start"]["version"] == yesterday["version"]
     cold = train(toy(folder="data").settings, DAY)
-    assert record["curves"]["reconstruction"][0] < cold["curves"]["reconstruction"][0]
+    early = slice(0, 10)
+    assert sum(record["curves"]["reconstruction"][early]) < sum(cold["curves"]["reconstruction"][early])
     # a rerun after the day's own promotion starts where the first run did
     promote(settings, record, DAY, previous=pointer.__dict__)
     assert train(settings, DAY) == record
