@@ -10,7 +10,10 @@ from training.simulator.constants import HEADS, KINDS, TARGET_RATES, WorldConsta
 from training.simulator.population import Population
 from training.simulator.sessions import ALIVE, Calibration, Outcome, Requests, Scene, Sessions, top
 
-SESSIONS = (500, 500, 500, 500, 2_000, 2_000)  # of each round
+SESSIONS = (500, 500, 500, 2_000, 2_000, 2_000)  # of each round
+# what is shown follows the intercepts: rare heads answer with more than their shift (their logarithm in
+# eq. (1) wakes up), long views with less (they are bounded by clicks)
+GAIN = np.array([1.0, 1.8, 0.6, 0.6, 0.6, 0.6, 0.6, 1.0])
 FIRST_PAGES = 6_000
 RIDGE = 3.0
 _OUTSIDE = 1_000_000  # session numbers that no simulated day uses
@@ -41,7 +44,7 @@ def calibrate(
         level = np.array(
             [worth[kind == k].mean() if (kind == k).sum() >= 30 else worth.mean() for k in range(len(KINDS))]
         )
-        intercept, expectation = intercept + step, level[population.kind] + spread
+        intercept, expectation = intercept + GAIN * step, level[population.kind] + spread
     return Calibration(intercept, expectation)
 
 

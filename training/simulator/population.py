@@ -95,7 +95,8 @@ def synthetic(settings: Settings, constants: WorldConstants, seed: int) -> Popul
     seconds = constants.duration_median_s * np.exp(rng.normal(0.0, constants.duration_log_sd, items))
     drift = np.zeros_like(user)
     drift[:, :topics] = rng.standard_normal((n, topics))
-    start = np.array([-0.2, -0.9, -4.5, -7.5, -6.5, -7.5, -8.0, 2.5])
+    # near what calibration ends at, so that it needs few rounds
+    start = np.array([-0.95, -1.2, -6.3, -8.8, -8.6, -9.3, -7.8, 2.2])
     return Population(
         user_id=np.arange(1, n + 1, dtype=np.int64),
         profile=profile,

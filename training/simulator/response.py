@@ -100,8 +100,9 @@ def sample(
             continue
         odds = np.array(c.interaction_odds[name])
         chance = p[..., place] * odds[kind] / (shares @ odds)
+        if place == LIKE:
+            liked = np.minimum(chance, 0.95)
         if place == FOLLOW:
-            liked = p[..., LIKE]
             chance = chance * np.where(events[..., LIKE] == 1, c.follow_given_like, 1.0)
             chance /= 1.0 + (c.follow_given_like - 1.0) * liked
         chance = np.where(looked, np.minimum(chance, 0.95), 0.0)

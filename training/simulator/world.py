@@ -133,9 +133,9 @@ class World:
 
     def fail(self, requests: Requests) -> None:
         """End the sessions of answered requests whose feedback could not be delivered: truncated."""
-        open_ones = requests.session[self.sessions.ended[requests.session] == ALIVE]
-        self.sessions.ended[open_ones] = FAILED
-        self._advance(open_ones)
+        going_on = requests.session[self.sessions.ended[requests.session] == ALIVE]
+        self.sessions.ended[requests.session] = FAILED
+        self._advance(going_on)  # who had left already made way for his next session
 
     def _advance(self, done: np.ndarray) -> None:
         ended = done[self.sessions.ended[done] != ALIVE]

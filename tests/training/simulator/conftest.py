@@ -1,11 +1,13 @@
 """One calibrated world for all tests of the simulator; those that change it take a copy from its files."""
 
+import shutil
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from training.contract.settings import Settings, WorldSettings
+from training.simulator.drivers import state_folder
 from training.simulator.world import World
 
 DAY = date(2026, 1, 5)
@@ -29,6 +31,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
 def calm(saved: tuple[Settings, Path]) -> World:
     """A world that no test may start a day in."""
     return World.load(*saved)
+
+
+def beginning(saved: tuple[Settings, Path], data: Path, requests_per_day: int) -> Settings:
+    """Settings of a data folder in which the saved world is about to begin its first day."""
+    settings = world_settings(data, requests_per_day=requests_per_day)
+    shutil.copytree(saved[1], state_folder(settings, DAY))
+    return settings
 
 
 @pytest.fixture

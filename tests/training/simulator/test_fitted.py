@@ -58,10 +58,11 @@ def write_fit(folder: Path) -> None:
     (folder / "heads.json").write_text(json.dumps(heads))
 
 
-@pytest.fixture
-def fitted(tmp_path: Path) -> Settings:
-    write_fit(tmp_path / "models" / "upstream" / "world")
-    return world_settings(tmp_path, build="kuairand", requests_per_day=400)
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    data = tmp_path_factory.mktemp("fitted")
+    write_fit(data / "models" / "upstream" / "world")
+    return world_settings(data, build="kuairand", requests_per_day=400)
 
 
 def test_world_of_fitted_users_and_videos(fitted: Settings) -> None:
@@ -84,7 +85,7 @@ def test_world_of_fitted_users_and_videos(fitted: Settings) -> None:
 
 
 def test_rates_are_calibrated_in_this_build_too(fitted: Settings) -> None:
-    world = World(fitted)
+    world = drivers.open_world(fitted, DAY)
     bench = Bench(world, DAY, sessions=600, seed=2)
     sessions = Sessions(
         bench.scene, bench.user_row, bench.number, np.full(600, bench.scene.day_start_us), np.zeros(600)
@@ -99,17 +100,20 @@ def test_rates_are_calibrated_in_this_build_too(fitted: Settings) -> None:
         live = live[outcome.ended == ALIVE]
     means = np.concatenate(rates).mean(axis=0)
     for place, head in enumerate(HEADS):
-        assert means[place] == pytest.approx(TARGET_RATES[head], rel=0.25), head
+        assert means[place] == pytest.approx(TARGET_RATES[head], rel=0.4), head
     assert means[0] == pytest.approx(TARGET_RATES["click"], rel=0.05)
+    assert means[1] == pytest.approx(TARGET_RATES["long_view"], rel=0.08)
 
 
-def test_faults_of_the_fit_are_named(fitted: Settings, tmp_path: Path) -> None:
-    folder = fitted.layout.upstream / "world"
+def test_faults_of_the_fit_are_named(tmp_path: Path) -> None:
+    settings = world_settings(tmp_path, build="kuairand")
+    folder = settings.layout.upstream / "world"
+    write_fit(folder)
     users = pq.read_table(folder / "users.parquet")
 
     def refused(message: str) -> None:
         with pytest.raises(DataError, match=message):
-            World(fitted)
+            World(settings)
 
     pq.write_table(users.drop_columns(["fans_user_num"]), folder / "users.parquet")
     refused("lacks the column fans_user_num")

@@ -13,7 +13,7 @@ import uvicorn
 
 from serving.app import create_app
 from serving.engine import Engine
-from tests.training.simulator.conftest import DAY, world_settings
+from tests.training.simulator.conftest import DAY, beginning
 from training.contract.settings import Settings
 from training.simulator import drivers
 
@@ -21,8 +21,10 @@ TOKEN = "a-token-of-the-test"  # noqa: S105
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, str]]:
-    settings = world_settings(tmp_path_factory.mktemp("http"), users=300, items=300, requests_per_day=300)
+def service(
+    saved: tuple[Settings, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Settings, str]]:
+    settings = beginning(saved, tmp_path_factory.mktemp("http"), 250)
     app = create_app(settings)
     app.state.token = TOKEN
     app.state.engine = engine = Engine(settings, "w0", [])

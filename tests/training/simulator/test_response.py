@@ -4,11 +4,12 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from tests.training.simulator.conftest import DAY
 from training.simulator import response
 from training.simulator.constants import CONSTANTS, HEADS, KINDS, TARGET_JOINT, TARGET_RATES
-from training.simulator.references import Bench
+from training.simulator.references import Bench, random_actions
 from training.simulator.sessions import ALIVE, Sessions, top
 from training.simulator.world import World
 
@@ -40,10 +41,11 @@ def test_rates_under_static_weights_are_kuairands(shown: dict[str, np.ndarray]) 
     rows = len(shown["play"])
     for place, head in enumerate(HEADS[:-1]):
         target = TARGET_RATES[head]
-        # the true rates may drift a little from the calibration's sample; counts also have their noise
-        assert shown["rates"][:, place].mean() == pytest.approx(target, rel=0.10), head
+        # few users make most of the rare events, so the sample's users matter; counts also have their noise
+        close = 0.04 if head in ("click", "long_view") else 0.20
+        assert shown["rates"][:, place].mean() == pytest.approx(target, rel=close), head
         noise = 4.0 * np.sqrt(target / rows)
-        assert shown["events"][:, place].mean() == pytest.approx(target, rel=0.12, abs=noise), head
+        assert shown["events"][:, place].mean() == pytest.approx(target, rel=close, abs=noise), head
     assert shown["play"].mean() / 1000 == pytest.approx(TARGET_RATES["play_time"], rel=0.1)
 
 
@@ -55,8 +57,8 @@ def test_joint_rates_are_kuairands(shown: dict[str, np.ndarray]) -> None:
 
     assert given("long_view", "click") == pytest.approx(TARGET_JOINT["long_view|click"], abs=0.03)
     assert given("like", "click") == pytest.approx(TARGET_JOINT["like|click"], abs=0.007)
-    assert given("click", "like") == pytest.approx(TARGET_JOINT["click|like"], abs=0.08)
-    assert given("follow", "like") == pytest.approx(TARGET_JOINT["follow|like"], abs=0.015)
+    assert given("click", "like") == pytest.approx(TARGET_JOINT["click|like"], abs=0.1)
+    assert given("follow", "like") == pytest.approx(TARGET_JOINT["follow|like"], abs=0.02)
 
 
 def test_clicks_and_long_views_follow_kuairands_rules(shown: dict[str, np.ndarray]) -> None:
@@ -109,6 +111,30 @@ def test_clickbait_costs_session_length_and_satisfaction(calm: World) -> None:
     assert clicks.satisfaction.mean() < depth.satisfaction.mean() - 0.2
 
 
+def test_effects_of_weights_are_as_documented(calm: World) -> None:
+    """Random < static < one good constant < one a kind, on the same sessions; numbers of docs/world.md."""
+    bench, fusion = Bench(calm, DAY, sessions=1_500, seed=7), calm.settings.fusion
+    good = fusion.to_action(np.array([1.4, 2.0, 0.05, 0.0, 0.2, 0.0, 0.0, 0.1]))
+    # skimmer, deep, social, sensitive
+    personal = fusion.to_action(
+        np.array(
+            [
+                [2.0, 0.0, 0.17, 0.3, 0.3, 0.3, -0.6, 0.0],
+                [1.2, 1.8, 0.1, 0.1, 0.1, 0.0, 0.0, 0.4],
+                [0.1, 1.4, 0.7, 0.5, 0.0, 0.5, 0.0, 0.0],
+                [0.5, 1.9, 0.0, 0.0, 0.0, 0.1, -0.8, 0.1],
+            ]
+        )
+    )
+    static = bench.evaluate_constant(fusion.static_action)
+    base = static.session_return.mean()
+    assert bench.evaluate(random_actions(0, 8)).difference(static)[2] < 0.0
+    one, each = bench.evaluate_constant(good), bench.evaluate_constant(personal)
+    assert one.difference(static)[1] > 0.05 * base
+    assert each.difference(static)[1] > 0.15 * base
+    assert each.difference(one)[1] > 0.03 * base
+
+
 def test_satisfaction_brings_users_back(world: World) -> None:
     shares = []
     for level in (-1.5, 0.0, 1.5):
@@ -137,8 +163,6 @@ def test_predictions_are_imperfect_and_drift(calm: World) -> None:
 
 
 def test_kinds_are_told_by_profiles_but_not_fully(calm: World) -> None:
-    from sklearn.linear_model import LogisticRegression
-
     p = calm.population.profile
     names = ("fans_user_num", "friend_user_num", "follow_user_num")
     x = np.column_stack([*(np.log1p(p[name]) for name in names), p["register_days"] / 1_000])

@@ -1,5 +1,6 @@
 """Days of the world: traffic, clocks, identity of reruns, snapshots, the truth ledger."""
 
+import itertools
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -8,27 +9,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training.simulator.conftest import DAY, world_settings
+from tests.training.simulator.conftest import DAY, beginning, world_settings
 from training.contract.columns import user_columns
 from training.contract.errors import DataError, SettingsError
 from training.contract.settings import HeadSettings, SessionSettings, Settings, SignalSettings
 from training.simulator import drivers
 from training.simulator.constants import CONSTANTS, HOUR_SHARE, TARGET_RETURN_GAPS
-from training.simulator.sessions import ABSENT, ALIVE, FAILED, LEFT, LIMIT, MIDNIGHT, Requests
+from training.simulator.sessions import ABSENT, ALIVE, FAILED, LEFT, LIMIT, MIDNIGHT, Requests, top
 from training.simulator.world import World
 
 
-def first_items(world: World, requests: Requests) -> np.ndarray:
-    return requests.item_ids[:, : world.settings.world.page]
+def static_page(world: World, requests: Requests) -> np.ndarray:
+    fusion, page = world.settings.fusion, world.settings.world.page
+    scores = fusion.score(requests.predictions, fusion.to_weights(fusion.static_action))
+    return np.take_along_axis(requests.item_ids, top(scores, page), axis=1)
 
 
 def play(world: World, day: date = DAY) -> list[tuple]:
-    """A day in which everybody is shown his first candidates; every request with its outcome."""
+    """A day under static weights; every request with its outcome."""
     world.start_day(day)
     seen = []
     while len(world.live):
         requests = world.requests()
-        outcome = world.respond(requests, first_items(world, requests), ["static"] * len(requests))
+        outcome = world.respond(requests, static_page(world, requests), ["static"] * len(requests))
         seen.append((requests, outcome))
     return seen
 
@@ -70,7 +73,7 @@ def test_clocks_stay_in_the_day_and_keep_the_session_gap(world: World) -> None:
         for (_, answered), (asked, _) in zip(times[name], times[name][1:], strict=False):
             assert answered < asked
         starts = [asked for asked, _ in times[name]]
-        assert all(b - a < gap for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a < gap for a, b in itertools.pairwise(starts))
         user = users[name]
         if user in ends:
             repeated += 1
@@ -110,9 +113,9 @@ def test_answers_in_another_order_change_nothing(saved: tuple[Settings, Path]) -
     two.start_day(DAY)
     a, b = one.requests(), two.requests()
     half = np.arange(len(b)) < len(b) // 2
-    whole = one.respond(a, first_items(one, a), ["x"] * len(a))
+    whole = one.respond(a, static_page(one, a), ["x"] * len(a))
     parts = [b.part(~half), b.part(half)]
-    outcomes = [two.respond(part, first_items(two, part), ["x"] * len(part)) for part in parts]
+    outcomes = [two.respond(part, static_page(two, part), ["x"] * len(part)) for part in parts]
     np.testing.assert_array_equal(whole.play_time_ms[~half], outcomes[0].play_time_ms)
     np.testing.assert_array_equal(whole.events[half], outcomes[1].events)
     np.testing.assert_array_equal(one.live, two.live)
@@ -123,17 +126,17 @@ def test_failures_end_their_session_as_truncated(world: World) -> None:
     world.start_day(DAY)
     requests = world.requests()
     failed = np.arange(len(requests)) % 2 == 0
-    shown = first_items(world, requests)
+    shown = static_page(world, requests)
     shown[failed] = 0  # not looked at
     world.respond(requests, shown, ["static"] * len(requests), failed)
     assert (world.sessions.ended[requests.session[failed]] == FAILED).all()
     rest = world.requests()
-    outcome = world.respond(rest, first_items(world, rest), ["static"] * len(rest))
+    outcome = world.respond(rest, static_page(world, rest), ["static"] * len(rest))
     world.fail(rest)  # their feedback was lost
     assert (world.sessions.ended[rest.session[outcome.ended == ALIVE]] == FAILED).all()
     while len(world.live):
         more = world.requests()
-        world.respond(more, first_items(world, more), ["static"] * len(more))
+        world.respond(more, static_page(world, more), ["static"] * len(more))
     ledger = world.end_day().to_pandas()
     assert ledger.loc[ledger["ended"] == FAILED, "truncated"].all()
     assert (ledger["requests"] > 0).all()
@@ -142,14 +145,14 @@ def test_failures_end_their_session_as_truncated(world: World) -> None:
 def test_an_item_that_was_no_candidate_is_refused(world: World) -> None:
     world.start_day(DAY)
     requests = world.requests()
-    shown = first_items(world, requests)
+    shown = static_page(world, requests)
     shown[3, 2] = 987_654_321
     with pytest.raises(DataError, match="987654321 was no candidate"):
         world.respond(requests, shown, ["static"] * len(requests))
 
 
-def test_a_day_run_twice_is_the_same_and_goes_on(tmp_path: Path) -> None:
-    settings = world_settings(tmp_path, users=300, items=400, requests_per_day=400)
+def test_a_day_run_twice_is_the_same_and_goes_on(saved: tuple[Settings, Path], tmp_path: Path) -> None:
+    settings = beginning(saved, tmp_path, 500)
     static = settings.fusion.static_action
 
     def choose(states: np.ndarray, requests: Requests) -> np.ndarray:
@@ -182,12 +185,14 @@ def test_a_day_run_twice_is_the_same_and_goes_on(tmp_path: Path) -> None:
     assert {user for user, back in told.items() if back} == came & set(told.index)
 
 
-def test_users_are_told_whole_once_and_then_as_they_change(tmp_path: Path) -> None:
-    settings = world_settings(tmp_path, users=300, items=400, requests_per_day=2_000)
+def test_users_are_told_whole_once_and_then_as_they_change(
+    saved: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    settings = beginning(saved, tmp_path, 3_000)
     static = settings.fusion.static_action
     drivers.run_day_inprocess(settings, DAY, lambda s, _: np.repeat(static[None], len(s), axis=0))
     table = drivers.users_of(settings, DAY)
-    assert table.num_rows == 300
+    assert table.num_rows == 1_500
     assert [field.name for field in table.schema] == [column.name for column in user_columns(settings)]
     assert table.schema.field("updated_ts").type == pa.timestamp("us", tz="UTC")
     assert table["updated_ts"][0].as_py() == datetime(2026, 1, 4, 16, tzinfo=UTC)
@@ -211,6 +216,15 @@ def test_snapshots_that_cannot_be_used_are_refused(saved: tuple[Settings, Path],
     (broken / "state.npz").write_bytes((folder / "state.npz").read_bytes()[:1000])
     with pytest.raises(DataError, match="cannot read the world's snapshot"):
         World.load(settings, broken)
+
+
+def test_a_new_world_is_saved_before_its_first_day(tmp_path: Path) -> None:
+    settings = world_settings(tmp_path, users=200, items=200)
+    made = drivers.open_world(settings, DAY)
+    again = drivers.open_world(settings, DAY)
+    np.testing.assert_array_equal(made.calibration.intercept, again.calibration.intercept)
+    np.testing.assert_array_equal(made.calibration.expectation, again.calibration.expectation)
+    assert again.users_table(DAY).num_rows == 200
 
 
 def test_settings_that_make_no_world_are_refused(tmp_path: Path) -> None:
