@@ -6,10 +6,11 @@ written to the source tree. The copy differs in one file, ``models/_from_setting
 and profile, because dbt's YAML cannot make columns out of variables. :func:`properties` writes it; the
 committed one is that of the default settings, and a test keeps it so.
 
-Which days a run replaces: the day itself, the days before it that it can still change
-(:data:`LOOK_BACK_DAYS`), and every day whose landed content is not what was last transformed, with all
-transformed days after it, since users' histories build on it. What was transformed is written down in
-``warehouse/transformed.json`` after a run that passed all its tests; until then the next run does it again.
+Which days a run replaces: the day itself, and every day whose landed content is not what was last
+transformed, with all transformed days after it, since users' histories build on it. Transitions and policy
+metrics are also replaced on the days before these that they can still change (:data:`LOOK_BACK_DAYS`). What
+was transformed is written down in ``warehouse/transformed.json`` after a run that passed all its tests;
+until then the next run does it again.
 """
 
 import json
@@ -32,10 +33,11 @@ from training.contract.state import history_columns, session_columns
 
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 GENERATED = "models/_from_settings.yml"
-# Transformed days before the day of the run that its rows can still change: a session's last request
-# becomes terminal, or gets its s', once the log has gone on, and users of the day before have come
-# back. Two and not one, because a day's log may end within an idle gap of its start.
+# Transformed days before a day whose transitions and metrics its rows can still change: a session's last
+# request becomes terminal, or gets its s', once the log has gone on, and users of the day before have
+# come back. Two and not one, because a day's log may end within an idle gap of its start.
 LOOK_BACK_DAYS = 2
+LOOKING_BACK = ("fct_transitions", "fct_policy_daily")
 # mart: columns that fix the order of an export's rows
 MARTS = {
     "fct_transitions": ("event_ts", "request_id"),
@@ -65,11 +67,12 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
     full_refresh = full_refresh or done["variables"] != models or not layout.warehouse.exists()
     landed = _landed(settings)
     before = {} if full_refresh else done["days"]
-    first, last = _window(landed, before, day)
+    look_back, first, last = _window(landed, before, day)
     if full_refresh and done["days"]:
         last = max(last, date.fromisoformat(max(done["days"])))
 
     window = {
+        "MTF_LOOK_BACK_DAY": look_back.isoformat(),
         "MTF_FIRST_DAY": first.isoformat(),
         "MTF_LAST_DAY": last.isoformat(),
         "MTF_HORIZON_DAY": max([last.isoformat(), *before]),
@@ -79,11 +82,12 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
     record = {
         "models": _models(settings, results),
         "tests": _tests(results),
-        "exported": _export(settings, first, last),
-        "reprocessed_days": [d for d in sorted(landed) if first.isoformat() <= d <= last.isoformat()],
+        "exported": _export(settings, look_back, first, last),
+        "reprocessed_days": [d for d in sorted(landed) if look_back.isoformat() <= d <= last.isoformat()],
     }
-    days = {d: content for d, content in before.items() if not first.isoformat() <= d <= last.isoformat()}
-    days |= {d: landed[d] for d in record["reprocessed_days"]}
+    outside = {d: content for d, content in before.items() if not first.isoformat() <= d <= last.isoformat()}
+    inside = {d: content for d, content in landed.items() if first.isoformat() <= d <= last.isoformat()}
+    days = {**outside, **inside}
     write_json_atomic(_transformed_path(settings), {"variables": models, "days": days})
     return record
 
@@ -97,14 +101,14 @@ def docs(settings: Settings) -> Path:
 # --- which days
 
 
-def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date]:
-    """First and last day to replace, given landed and transformed content by day."""
+def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date, date]:
+    """First day to look back to, first and last day to replace, given landed and transformed content."""
     changed = [d for d in landed if d <= day.isoformat() and landed[d] != before.get(d)]
     changed += [d for d in before if landed.get(d) != before[d]]
     first = min([day.isoformat(), *changed])
     last = max([day.isoformat(), *before]) if changed else day.isoformat()
     earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
-    return date.fromisoformat(min([first, *earlier])), date.fromisoformat(last)
+    return tuple(map(date.fromisoformat, (min([first, *earlier]), first, last)))
 
 
 def _landed(settings: Settings) -> dict[str, dict[str, str]]:
@@ -245,22 +249,23 @@ def _tests(results: list[dict[str, Any]]) -> dict[str, int]:
 # --- exports
 
 
-def _export(settings: Settings, first: date, last: date) -> dict[str, dict[str, Any]]:
-    """Write each mart's days from ``first`` to ``last``, and remove exports of days without rows."""
+def _export(settings: Settings, look_back: date, first: date, last: date) -> dict[str, dict[str, Any]]:
+    """Write the days that each mart replaced, and remove exports of those that have no rows now."""
     exported = {}
     with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
         connection.execute("set TimeZone = 'UTC'")
         for mart, key in MARTS.items():
+            since = look_back if mart in LOOKING_BACK else first
             counts = connection.execute(
                 f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
-                [first, last],
+                [since, last],
             ).fetchall()
             for day, _ in counts:
                 _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
             kept = {day for day, _ in counts}
             for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
                 day = date.fromisoformat(path.parent.name.removeprefix("dt="))
-                if first <= day <= last and day not in kept:
+                if since <= day <= last and day not in kept:
                     shutil.rmtree(path.parent)
             exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}
     return exported

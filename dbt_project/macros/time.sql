@@ -1,11 +1,15 @@
-{# The days, by the local calendar, that a run replaces (MTF_FIRST_DAY to MTF_LAST_DAY), and the last day
+{# The days, by the local calendar, that a run replaces (MTF_FIRST_DAY to MTF_LAST_DAY; from
+   MTF_LOOK_BACK_DAY on where meta.look_back says that a row can change after its day), and the last day
    whose rows it may see (MTF_HORIZON_DAY); all days where they are not given. They are environment
    variables that are read at execution only, because a changed dbt variable makes dbt parse the whole
    project again, which takes longer than a small day's build. #}
 {% macro run_day(name, otherwise) -%}
     cast('{{ env_var("MTF_" ~ name, otherwise) if execute else otherwise }}' as date)
 {%- endmacro %}
-{% macro first_day() %}{{ run_day('FIRST_DAY', '1970-01-01') }}{% endmacro %}
+{% macro first_day() -%}
+    {{ look_back_day() if model.config.meta.look_back else run_day('FIRST_DAY', '1970-01-01') }}
+{%- endmacro %}
+{% macro look_back_day() %}{{ run_day('LOOK_BACK_DAY', '1970-01-01') }}{% endmacro %}
 {% macro last_day() %}{{ run_day('LAST_DAY', '9999-12-30') }}{% endmacro %}
 {% macro horizon_day() %}{{ run_day('HORIZON_DAY', '9999-12-30') }}{% endmacro %}
 
@@ -21,9 +25,9 @@
     and {{ column }} <= {{ horizon_day() }}
 {%- endmacro %}
 
-{# Every model has dt, and every data test looks at the days that this run replaced. #}
+{# Every model has dt, and every data test looks at the days that this run replaced, and back. #}
 {% macro get_where_subquery(relation) -%}
-    (select * from {{ relation }} where {{ in_window('dt') }}) as in_window
+    (select * from {{ relation }} where dt between {{ look_back_day() }} and {{ last_day() }}) as in_window
 {%- endmacro %}
 
 {# Days that one idle gap can span, beyond the day it begins on. #}

@@ -1,6 +1,9 @@
 """The daily run: what it replaces, what it refuses, what it leaves alone."""
 
 import hashlib
+import shutil
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import yaml
 from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export
 from training import transform
 from training.contract.errors import DataError
+from training.contract.files import read_json
 from training.contract.settings import (
     CalendarSettings,
     ProfileFeature,
@@ -119,3 +123,26 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
         transform.run(settings, DAYS[2])
     assert digests(settings.layout.marts) == before
     assert transform._transformed(settings) == done
+
+
+@pytest.mark.slow
+def test_documentation_and_freshness(warehouse: Warehouse) -> None:
+    page = transform.docs(warehouse.daily)
+    text = page.read_text()
+    for words in ("fct_transitions", "From logs to trajectories", "Feast feature view, the profile part"):
+        assert words in text
+    # held against the clock, a log of another time is stale, and dbt says so
+    with pytest.raises(RuntimeError, match="source freshness"):
+        transform._dbt(warehouse.daily, ["source", "freshness", "--select", "source:lake.impressions"])
+    (source,) = read_json(warehouse.daily.layout.dbt_target / "sources.json")["results"]
+    newest = max(row["event_ts"] for row in warehouse.lake.all("impressions"))
+    assert datetime.fromisoformat(source["max_loaded_at"]) == newest
+
+
+@pytest.mark.slow
+def test_sqlfluff_has_nothing_to_say(tmp_path: Path) -> None:
+    project = tmp_path / "dbt_project"
+    shutil.copytree(SOURCE, project, ignore=shutil.ignore_patterns("target", "logs"))
+    command = [sys.executable, "-m", "sqlfluff", "lint", "models"]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

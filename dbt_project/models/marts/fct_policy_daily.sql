@@ -1,3 +1,5 @@
+{{ config(meta={'look_back': true}) }}
+
 -- A request counts for the policy that served it; a session for the policy and the day of its first
 -- request, with everything that it brought, be it after midnight.
 

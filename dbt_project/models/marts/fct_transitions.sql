@@ -1,3 +1,5 @@
+{{ config(meta={'look_back': true}) }}
+
 -- (s, a, r, s', done). A session's last request is terminal when the log is known to have gone on for
 -- longer than the idle gap after it, and truncated when it is not: then its s' may still come.
 
