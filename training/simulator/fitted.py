@@ -3,7 +3,8 @@
 Interface: the folder ``models/upstream/world`` below the data folder holds
 
 ``users.parquet``    one row per user: ``user_id`` int64, ``rows`` (how many log rows he has), the profile
-                     columns of the users table under KuaiRand's names, and his latents ``u_0`` … ``u_{m-1}``
+                     columns of the users table under KuaiRand's names (null where unknown), and his latents
+                     ``u_0`` … ``u_{m-1}``
 ``videos.parquet``   one row per video: ``item_id`` int64, ``duration_ms`` int64 (0: unknown), ``v_0`` …
                      ``v_{m-1}``, and optionally ``rows`` (popularity; without it all are alike)
 ``heads.json``       ``{head: {"intercept": c, "user_weight": [m], "item_weight": [m], "interaction": [m]}}``
@@ -30,11 +31,6 @@ from training.contract.settings import Settings
 from training.simulator.constants import HEADS, WorldConstants
 from training.simulator.population import BilinearResponse, Population, check_sizes, draw_kinds
 
-_KIND_COLUMNS = (
-    *("fans_user_num", "friend_user_num", "follow_user_num"),
-    *("register_days", "is_video_author", "user_active_degree"),
-)
-
 
 def load_fitted(settings: Settings, constants: WorldConstants, seed: int) -> Population:
     """Read the folder described above.
@@ -48,7 +44,7 @@ def load_fitted(settings: Settings, constants: WorldConstants, seed: int) -> Pop
     if user.shape[1] != item.shape[1]:
         raise DataError(f"{folder}: users have {user.shape[1]} latents and videos {item.shape[1]}")
     response = _response(folder / "heads.json", user.shape[1])
-    for name in ("user_id", "rows", *_KIND_COLUMNS):
+    for name in ("user_id", "rows"):
         if name not in users.column_names:
             raise DataError(f"{folder / 'users.parquet'} lacks the column {name}")
     for name in ("item_id", "duration_ms"):

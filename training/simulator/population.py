@@ -127,16 +127,18 @@ def draw_kinds(
     profile: dict[str, np.ndarray], constants: WorldConstants, rng: np.random.Generator
 ) -> np.ndarray:
     """Hidden kinds int8[n] given the profiles, eq. (W2): P(kind) = softmax(M · profile)."""
-    columns = [
-        _degree_rank(profile["user_active_degree"]),
-        np.log1p(profile["fans_user_num"]),
-        np.log1p(profile["friend_user_num"]),
-        np.log1p(profile["follow_user_num"]),
-        profile["register_days"],
-        profile["is_video_author"],
-    ]
-    scaled = [(c - np.mean(c)) / max(np.std(c), 1e-9) for c in np.asarray(columns, dtype=np.float64)]
-    features = np.column_stack([np.ones(len(scaled[0])), *scaled])
+    n = len(next(iter(profile.values())))
+
+    def column(name: str) -> np.ndarray:
+        """Standardised; zeros where the value is missing, or the whole column is."""
+        values = np.array(profile.get(name, np.zeros(n)), dtype=np.float64)
+        values = np.log1p(np.maximum(values, 0.0)) if name.endswith("_num") else values
+        return np.nan_to_num((values - np.nanmean(values)) / max(np.nanstd(values), 1e-9))
+
+    degree = _degree_rank(profile.get("user_active_degree", np.full(n, DEGREES[-1], dtype=object)))
+    names = ("fans_user_num", "friend_user_num", "follow_user_num", "register_days", "is_video_author")
+    scaled = [(degree - degree.mean()) / max(degree.std(), 1e-9), *map(column, names)]
+    features = np.column_stack([np.ones(n), *scaled])
     probability = softmax(features @ np.array(constants.kind_from_profile).T, axis=1)
     draws = rng.random((len(probability), 1))
     return np.minimum((draws > probability.cumsum(axis=1)).sum(axis=1), len(KINDS) - 1).astype(np.int8)

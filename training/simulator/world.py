@@ -271,8 +271,7 @@ class World:
                 array = pa.array([midnight] * len(rows), pa.timestamp("us", tz="UTC"))
             else:
                 values = profile[column.name][rows].tolist()
-                kind = _ARROW[column.type]
-                array = pa.array(values, kind) if kind != pa.string() else pa.array(map(str, values), kind)
+                array = pa.array([None if v != v else v for v in values], _ARROW[column.type])
             arrays.append(array)
             fields.append(pa.field(column.name, array.type))
         return pa.table(arrays, schema=pa.schema(fields))

@@ -38,6 +38,8 @@ def write_fit(folder: Path) -> None:
         },
         **latents,
     }
+    followed = [None if user < 5 else int(count) for user, count in enumerate(users["follow_user_num"])]
+    users["follow_user_num"] = pa.array(followed, pa.int64())  # users without a profile
     pq.write_table(pa.table(users), folder / "users.parquet")
     duration = rng.integers(3_000, 300_000, ITEMS)
     duration[:20] = 0
@@ -81,6 +83,7 @@ def test_world_of_fitted_users_and_videos(fitted: Settings) -> None:
     unknown = [outcome.item_id[outcome.duration_ms == 0] for _, outcome in seen]
     assert set(np.concatenate(unknown)) <= set(np.arange(20) * 11 + 5)
     table = drivers.users_of(fitted, DAY)
+    assert table["follow_user_num"].null_count <= 5
     assert table.num_rows == USERS and table.schema.field("user_active_degree").type == pa.string()
 
 
@@ -115,8 +118,8 @@ def test_faults_of_the_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             World(settings)
 
-    pq.write_table(users.drop_columns(["fans_user_num"]), folder / "users.parquet")
-    refused("lacks the column fans_user_num")
+    pq.write_table(users.drop_columns(["rows"]), folder / "users.parquet")
+    refused("lacks the column rows")
     pq.write_table(users.drop_columns(["u_3"]), folder / "users.parquet")
     refused("users have 3 latents and videos 4")
     bad = users["u_0"].to_numpy().copy()
