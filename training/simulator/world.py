@@ -343,7 +343,9 @@ def population_of(settings: Settings, constants: WorldConstants, seed: int) -> P
 
 def fingerprint(settings: Settings, constants: WorldConstants) -> str:
     """Hash of all that decides what a saved world means."""
-    world = settings.world.model_dump(mode="json", exclude={"concurrency", "requests_per_day", "logs"})
+    world = settings.world.model_dump(
+        mode="json", exclude={"concurrency", "requests_per_day", "logs", "start_day"}
+    )
     parts = {
         "world": world,
         "heads": [head.model_dump() for head in settings.heads],
