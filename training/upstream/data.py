@@ -54,7 +54,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Vocabulary of each category and mean and scale of each number; index 0 is "unknown"."""
+    """Vocabulary of each category, mean and scale of each number.
+
+    Index 0 of a category is the unknown value. Scale 0 is a number that never varied (past counts
+    on the first day of all): nothing was learnt of it, and it is encoded as 0 whatever it becomes.
+    """
 
     vocabularies: dict[str, list[str]]
     scales: dict[str, tuple[float, float]]
@@ -68,7 +72,7 @@ class Encoder:
         scales = {}
         for name in numbers:
             mean, std = float(frame[name].mean()), float(frame[name].std(ddof=0))
-            scales[name] = (mean, std) if std > 0 else (0.0 if np.isnan(mean) else mean, 1.0)
+            scales[name] = (mean, std) if std > 0 else (0.0, 0.0)  # also when all are null
         return cls(vocabularies, scales)
 
     def to_plain(self) -> dict[str, list]:
@@ -85,12 +89,13 @@ class Encoder:
         return [len(values) + 1 for values in self.vocabularies.values()]
 
     def encode(self, frame: pd.DataFrame) -> Block:
-        """Unknown and null categories are index 0, null numbers the mean; numbers are clipped."""
+        """Unknown and null categories are index 0, null numbers the mean; the rest are clipped."""
         categories = [
             pd.Index(values).get_indexer(frame[name]) + 1 for name, values in self.vocabularies.items()
         ]
         numbers = [
-            ((frame[name].to_numpy(np.float64) - mean) / scale) for name, (mean, scale) in self.scales.items()
+            (frame[name].to_numpy(np.float64) - mean) / scale if scale else np.zeros(len(frame))
+            for name, (mean, scale) in self.scales.items()
         ]
         n = len(frame)
         return Block(

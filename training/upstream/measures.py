@@ -1,6 +1,7 @@
 """How good predictions are: AUC with its interval, and calibration."""
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import norm, rankdata
 
 
@@ -21,7 +22,7 @@ def auc(labels: np.ndarray, scores: np.ndarray, confidence: float = 0.95) -> dic
     inner = min(max(value, 1e-6), 1.0 - 1e-6)
     centre = np.log(inner / (1.0 - inner))
     half = norm.ppf(0.5 + confidence / 2.0) * np.sqrt(variance) / (inner * (1.0 - inner))
-    lower, upper = (float(1.0 / (1.0 + np.exp(-x))) for x in (centre - half, centre + half))
+    lower, upper = float(expit(centre - half)), float(expit(centre + half))
     return {"value": value, "lower": lower, "upper": upper, "positives": m}
 
 

@@ -1,6 +1,5 @@
 """The reference upstream model: features, PLE and calibration, fitted on past days, kept in two files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -102,7 +102,7 @@ class UpstreamModel:
             heads = tuple(header["heads"])
             network = _network(settings, list(encoders.values()), len(heads))
             network.load_state_dict(tensors)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no upstream model: {error}") from error
         return cls(
             heads,

@@ -83,5 +83,5 @@ class PLE(nn.Module):
         embedded = [table(categories[:, i]) for i, table in enumerate(self.embeddings)]
         x = self.dropout(torch.cat([*embedded, numbers], dim=1))
         for layer in self.layers:
-            x = self.dropout(layer(x))
+            x = layer(x)
         return (torch.bmm(x, self.tower_weight) + self.tower_bias)[:, :, 0].T

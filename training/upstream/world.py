@@ -56,7 +56,8 @@ def export_world(settings: Settings, folder: Path) -> dict[str, Any]:
 
     - users: user_id, the profile columns of the settings, ``rows`` (impressions), ``u_0`` … ``u_11``;
     - videos: item_id, ``duration_ms`` (0: unknown), ``rows``, ``v_0`` … ``v_11``;
-    - heads: per head ``link`` ("logit" or "log"), ``intercept``, ``user``, ``item`` and ``cross``.
+    - heads: per head ``link`` ("logit" or "log"), ``intercept`` c, ``user_weight`` a, ``item_weight`` b
+      and ``interaction`` w.
 
     Latents have mean 0 and deviation 1. The users and videos are those with a landed impression, the
     model is the one that predicted the last landed day. The record holds ``r2`` a head on pairs that
@@ -233,9 +234,9 @@ def _normalised(
     heads = [
         {
             "intercept": float(intercept[h]),
-            "user": user[h].tolist(),
-            "item": item[h].tolist(),
-            "cross": cross[h].tolist(),
+            "user_weight": user[h].tolist(),
+            "item_weight": item[h].tolist(),
+            "interaction": cross[h].tolist(),
         }
         for h in range(len(c))
     ]

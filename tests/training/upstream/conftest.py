@@ -81,7 +81,7 @@ def write_release(folder: Path, change: Change = lambda log: log) -> None:
         {
             "user_id": user,
             "video_id": video,
-            "date": [(DAYS[0] + timedelta(days=int(d))).strftime("%Y%m%d") for d in day],
+            "date": [int((DAYS[0] + timedelta(days=int(d))).strftime("%Y%m%d")) for d in day],
             "hourmin": 1200,
             "time_ms": (seconds * 1000).astype(np.int64),
             "is_click": click,

@@ -54,14 +54,18 @@ def test_an_encoder_knows_the_unknown() -> None:
         {
             "page": ["a"] * MINIMUM_COUNT + ["b"] * MINIMUM_COUNT + ["rare"],
             "x": [0.0, 2.0] * MINIMUM_COUNT + [1.0],
+            "still": 0.0,
         }
     )
-    encoder = Encoder.learn(frame, ["page"], ["x"])
+    encoder = Encoder.learn(frame, ["page"], ["x", "still"])
     assert encoder.cardinalities == [3]
-    block = encoder.encode(pd.DataFrame({"page": ["b", "rare", None, "new"], "x": [1.0, np.nan, 1e9, 0.0]}))
+    block = encoder.encode(
+        pd.DataFrame({"page": ["b", "rare", None, "new"], "x": [1.0, np.nan, 1e9, 0.0], "still": 3.0})
+    )
     assert block.categories[:, 0].tolist() == [2, 0, 0, 0]
     assert block.numbers[:3, 0].tolist() == [0.0, 0.0, 5.0]
     assert block.numbers[3, 0] < 0
+    assert (block.numbers[:, 1] == 0.0).all()  # it never varied: what it would mean was not learnt
 
 
 def test_what_lacks_is_named(landed: Settings, release: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_auc_is_scikit_learns_and_its_interval_a_bootstraps(positives: int) -> N
     assert found["positives"] == positives
     resampled = [
         roc_auc_score(labels[rows], scores[rows])
-        for rows in (rng.integers(len(labels), size=len(labels)) for _ in range(300))
+        for rows in (rng.integers(len(labels), size=len(labels)) for _ in range(150))
     ]
     lower, upper = np.percentile(resampled, [2.5, 97.5])
     assert found["lower"] == pytest.approx(lower, abs=0.04)
@@ -54,7 +54,7 @@ def test_each_kind_of_head_is_calibrated_by_its_link() -> None:
     found = Calibration.learn(heads, f, labels, np.array([0.5, 0.001, 3.0]))
     assert found.intercept[0] == pytest.approx(0.5, abs=0.05)
     assert found.slope[0] == pytest.approx(2.0, abs=0.08)
-    assert found.slope[1] == 1.0
+    assert 0.1 < found.slope[1] < 0.7  # nothing depends on f: drawn down, and held by the prior
     assert (found.intercept[2], found.slope[2]) == pytest.approx((1.0, 0.5), abs=0.03)
     predicted = found.apply(f)
     assert predicted[:, 0].mean() == pytest.approx(click.mean(), rel=1e-6)
@@ -69,5 +69,5 @@ def test_outputs_that_order_the_wrong_way_keep_their_order() -> None:
     f = rng.normal(size=(5_000, 1))
     y = (rng.random((5_000, 1)) < 1 / (1 + np.exp(2.0 * f))).astype(float)
     found = Calibration.learn(("click",), f, y, np.array([0.5]))
-    assert found.slope == (1.0,)
+    assert found.slope == (0.1,)
     assert found.apply(f).mean() == pytest.approx(y.mean(), abs=0.02)
