@@ -27,26 +27,26 @@ def document(settings: Settings) -> dict[str, Any]:
     milliseconds = {"type": "integer", "minimum": 0, "maximum": MAXIMUM_MS, "default": 0}
     time = (
         {
-            "event_ts": {
-                "type": "string",
-                "format": "date-time",
-                "description": "the request's own time, for simulated or replayed traffic",
-            }
+            "event_ts": _or_null(
+                type="string",
+                format="date-time",
+                description="the request's own time, for simulated or replayed traffic",
+            )
         }
         if serving.accept_event_ts
         else {}
     )
     rank_request = _object(
         ["user_id", "candidates"],
-        request_id={**_ID, "description": "unique; made by the service when absent"},
+        request_id=_or_null(**_ID, description="unique; made by the service when absent"),
         user_id=_INT64,
-        session_id={
+        session_id=_or_null(
             **_ID,
-            "description": "when absent, the user's last session if it is not older than "
+            description="when absent, the user's last session if it is not older than "
             f"{settings.session.gap_minutes:g} minutes, else a new one",
-        },
-        k={"type": "integer", "minimum": 1, "maximum": serving.max_k, "default": serving.default_k},
-        context=_object([]),
+        ),
+        k=_or_null(type="integer", minimum=1, maximum=serving.max_k, default=serving.default_k),
+        context=_or_null(**_object([])),
         candidates=_object(
             ["item_id"],
             item_id={
@@ -84,8 +84,8 @@ def document(settings: Settings) -> dict[str, Any]:
     feedback_request = _object(
         ["request_id", "events"],
         request_id=_ID,
-        user_id={**_INT64, "description": "needed only when another machine ranked the request"},
-        session_id=_ID,
+        user_id=_or_null(**_INT64, description="needed only when another machine ranked the request"),
+        session_id=_or_null(**_ID),
         events={
             "type": "array",
             "maxItems": serving.max_k,
@@ -151,6 +151,11 @@ def document(settings: Settings) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _or_null(**schema: Any) -> dict[str, Any]:
+    """A field that may be left out, or be null, which means the same."""
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 def _object(required: list[str], **properties: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -17,6 +18,10 @@ from serving.client import Client
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings
+
+# an example's time says something about the machine, not about the parser
+hypothesis.settings.register_profile("serving", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("serving")
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
 REPOSITORY = Path(__file__).parents[2]
