@@ -48,7 +48,8 @@ lint: $(READY)
 	cd dbt_project && ../$(BIN)/sqlfluff lint models
 	$(BIN)/pip-audit -r requirements.lock --no-deps --disable-pip
 
-lock:
+lock:  # torch is left open first, so that a CPU build in UV_FIND_LINKS is preferred to one with CUDA
+	sed -i "/^torch==/d" requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
 		--no-emit-find-links -o requirements.lock
 	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock

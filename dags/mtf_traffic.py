@@ -2,14 +2,14 @@
 
 from datetime import timedelta
 
-from airflow.sdk import DAG, get_current_context, task
+from airflow.sdk import DAG, PartitionedAtRuntime, get_current_context, task
 
 from dags.tasks import day_of
 from training.contract.settings import load_settings
 
 with DAG(
     dag_id="mtf_traffic",
-    schedule=None,
+    schedule=PartitionedAtRuntime(),  # by hand, with the day as the partition key
     catchup=False,
     max_active_runs=1,
     tags=["mtf", "demo"],

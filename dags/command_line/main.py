@@ -1,5 +1,7 @@
 """The console command ``mtf``."""
 
+import atexit
+import os
 import sys
 from datetime import date, datetime, timedelta, timezone
 from enum import StrEnum
@@ -47,12 +49,22 @@ class Source(StrEnum):
 
 
 def run() -> None:
-    """Entry point: expected errors are shown without a stack trace, and end with code 1."""
+    """Entry point: expected errors are shown without a stack trace, and end with code 1.
+
+    Ends without the interpreter's teardown, in which DuckDB's binding prints a page of leak notes.
+    """
+    code: int | str | None = 0
     try:
         app()
+    except SystemExit as ending:
+        code = ending.code
     except MtfError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(2 if isinstance(error, SettingsError) else 1)
+        code = 2 if isinstance(error, SettingsError) else 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
 @app.command()
@@ -190,8 +202,6 @@ def rollback(
 @app.command()
 def serve() -> None:
     """Run the ranking service in the foreground (Ctrl-C stops it)."""
-    import os
-
     settings = load_settings()
     service = next(s for s in stack.services(settings, settings_path()) if s.name == "service")
     (settings.layout.bentos).mkdir(parents=True, exist_ok=True)
