@@ -18,7 +18,7 @@ import pyarrow as pa
 from scipy.stats import spearmanr
 
 from training.contract.errors import DataError
-from training.contract.files import write_json_atomic
+from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest.landing import with_predictions
@@ -102,7 +102,7 @@ def model_before(settings: Settings, log: Log, day: date) -> UpstreamModel:
     note.unlink(missing_ok=True)
     model = fit_log(settings, log, train_days)
     model.save(folder)
-    note.write_text(digest)  # last: a kill before it makes the next run fit again
+    write_text_atomic(note, digest)  # last: a kill before it makes the next run fit again
     return model
 
 
