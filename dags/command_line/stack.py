@@ -20,6 +20,12 @@ from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import SETTINGS_VARIABLE, Settings
 
+# Airflow imports this in each of its processes. The scheduler's tasks are forks of it.
+LOCAL_SETTINGS = """import sys
+
+if "scheduler" in sys.argv:
+    import dags.preload  # noqa: F401
+"""
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 20
 
@@ -142,6 +148,7 @@ def start(settings: Settings, service: Service) -> None:
             )
     for folder in (settings.layout.mlflow, settings.layout.airflow, settings.layout.bentos):
         folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(settings.layout.airflow / "config" / "airflow_local_settings.py", LOCAL_SETTINGS)
     log = log_file(settings, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:

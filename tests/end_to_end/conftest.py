@@ -65,7 +65,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, airflow_database: None) -> It
     try:
         stack.wait_ready(settings, service)
         traffic = simulate_day(settings, day)
-        dags = DagBag(include_examples=False).dags
+        dags = DagBag().dags
         states = {}
         for name in LOOP:
             run = dags[name].test(run_conf={"day": day.isoformat()})
