@@ -16,6 +16,7 @@ from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation import conservative_ope, stability
 from training.evaluation.conservative_ope import Actions
+from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
 _LOGGED = "__logged__"
@@ -48,13 +49,14 @@ def evaluate(settings: Settings, day: date, policies: Mapping[str, Policy]) -> d
         )
     seed = int.from_bytes(hashlib.sha256(f"judge/{settings.seed}/{day}".encode()).digest()[:6], "big")
     acts = _acts(test, policies)
-    estimates = conservative_ope.estimate(
-        test,
-        acts | {_LOGGED: Actions(test.actions, test.next_actions)},
-        settings.evaluation,
-        settings.learner.gamma,
-        seed,
-    )
+    with reproducible(settings.learner.threads):
+        estimates = conservative_ope.estimate(
+            test,
+            acts | {_LOGGED: Actions(test.actions, test.next_actions)},
+            settings.evaluation,
+            settings.learner.gamma,
+            seed,
+        )
     actions = {name: act.here.numpy() for name, act in acts.items()}
     logged = stability.LoggedActions(torch.cat([data.train.actions, test.actions]).numpy(), seed)
     heads = [head.name for head in settings.heads]

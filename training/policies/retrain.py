@@ -41,7 +41,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     folder, steps = layout.model(day), learner_settings.steps
     data = trajectories.load(settings, day)
     seed = _seed(settings.seed, day)
-    with _reproducible(learner_settings.threads):
+    with reproducible(learner_settings.threads):
         warnings = list(data.warnings)
         weights, warm_start = None, None
         if learner_settings.warm_start:
@@ -127,7 +127,7 @@ def _networks(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _reproducible(threads: int) -> Iterator[None]:
+def reproducible(threads: int) -> Iterator[None]:
     """Deterministic kernels and a fixed number of threads; both are put back."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
