@@ -30,6 +30,7 @@ LOGARITHMIC = {  # numbers of a wide range; every other column is taken for a ca
 IGNORED = {"video_id", "user_id", "author_id", "music_id", "upload_dt", "video_duration"}
 SMOOTHING = 20.0  # impressions that a rate of past days must outweigh
 CLIP = 5.0  # standard deviations: a rare signal's rates have tails that would rule the network
+STILL_SHARE = 0.85  # a number that is the same in more of the rows is not used
 MINIMUM_COUNT = 10  # entities that share a category before it is told from the unknown one
 ENTITIES = ("user", "item", "author")
 
@@ -56,8 +57,8 @@ class Block:
 class Encoder:
     """Vocabulary of each category, mean and scale of each number.
 
-    Index 0 of a category is the unknown value. Scale 0 is a number that never varied (past counts
-    on the first day of all): nothing was learnt of it, and it is encoded as 0 whatever it becomes.
+    Index 0 of a category is the unknown value. Scale 0 is a number that hardly varied (past counts
+    on the first days of all): little was learnt of it, and it is encoded as 0 whatever it becomes.
     """
 
     vocabularies: dict[str, list[str]]
@@ -71,8 +72,9 @@ class Encoder:
             vocabularies[name] = sorted(counts.index[counts >= min(MINIMUM_COUNT, len(frame))])
         scales = {}
         for name in numbers:
+            still = frame[name].value_counts(normalize=True, dropna=False).iloc[0] > STILL_SHARE
             mean, std = float(frame[name].mean()), float(frame[name].std(ddof=0))
-            scales[name] = (mean, std) if std > 0 else (0.0, 0.0)  # also when all are null
+            scales[name] = (0.0, 0.0) if still else (mean, std)
         return cls(vocabularies, scales)
 
     def to_plain(self) -> dict[str, list]:

@@ -26,10 +26,11 @@ from training.upstream.data import (
     context_columns,
     count_columns,
 )
-from training.upstream.ple import PLE
+from training.upstream.ple import PLE, one_thread
 
 MINIMUM_ROWS = 5_000  # fewer past impressions teach nothing worth ranking by
 MAXIMUM_ROWS = 2_000_000  # the newest are kept; a day's fit then takes a bounded time
+MINIMUM_STEPS = 75  # gradient steps: a log of few days is walked more often than settings.epochs
 WEIGHT_DECAY = 0.05
 PREDICT_BATCH = 16_384
 
@@ -51,7 +52,7 @@ class UpstreamModel:
         """Uncalibrated outputs float64[n, heads]: logits, and log(1 + seconds) for play time."""
         self.network.eval()
         outputs = []
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():
             for start in range(0, len(features.numbers), PREDICT_BATCH):
                 part = slice(start, start + PREDICT_BATCH)
                 outputs.append(
@@ -141,7 +142,8 @@ def fit_log(settings: Settings, log: Log, train_days: Sequence[date]) -> Upstrea
         train_days=tuple(day.isoformat() for day in sorted(train_days)),
     )
     y = labels(log, train)
-    _optimise(upstream, network, untrained.features(log, train), y, log.heads)
+    with one_thread():
+        _optimise(upstream, network, untrained.features(log, train), y, log.heads)
     scores = untrained.raw(untrained.features(log, held_out))
     calibration = Calibration.learn(log.heads, scores, labels(log, held_out), y.mean(axis=0))
     return UpstreamModel(**{**untrained.__dict__, "calibration": calibration})
@@ -192,9 +194,10 @@ def _optimise(
     categories, numbers = torch.from_numpy(features.categories), torch.from_numpy(features.numbers)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY)
     batches = -(-len(target) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * batches)
+    epochs = max(settings.epochs, -(-MINIMUM_STEPS // batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * batches)
     network.train()
-    for _ in range(settings.epochs):
+    for _ in range(epochs):
         for rows in torch.randperm(len(target)).split(settings.batch_size):
             out, wanted = network(categories[rows], numbers[rows]), target[rows]
             cross_entropy = functional.binary_cross_entropy_with_logits(

@@ -1,7 +1,22 @@
 """Progressive layered extraction: the multi-task network (Tang et al., RecSys 2020)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small: threads wait for each other longer than they work (on a shared machine four
+    times the processor time), and one gives the same sums whatever the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class ExtractionLayer(nn.Module):

@@ -25,6 +25,7 @@ from training.contract.settings import Settings
 from training.upstream.daily import model_before
 from training.upstream.data import Block, Log, count_columns, read_log
 from training.upstream.model import UpstreamModel
+from training.upstream.ple import one_thread
 
 LATENTS = 12
 PAIRS = 200_000  # random (user, item) pairs that the model is asked about
@@ -73,7 +74,8 @@ def export_world(settings: Settings, folder: Path) -> dict[str, Any]:
     target = model.calibration.link(model.raw(pairs.features(user, item)))
     torch.manual_seed(settings.seed)
     user_x, item_x = _standard(pairs.user_inputs()), _standard(pairs.item_inputs())
-    student, r2 = _distil(user_x, item_x, user, item, target)
+    with one_thread():
+        student, r2 = _distil(user_x, item_x, user, item, target)
     u, v, heads = _normalised(student, user_x, item_x, target)
     with replaced_folder(settings.layout.upstream / "world") as out:
         _write(out / "users.parquet", users, u, "u")

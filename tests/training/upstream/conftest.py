@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from training.contract.settings import Settings, UpstreamSettings
 from training.ingest import land_kuairand
@@ -18,11 +17,6 @@ ROWS_A_DAY = 2_600
 UPSTREAM = UpstreamSettings(epochs=6, batch_size=128, lr=4e-3, hidden=16, embedding=4)
 
 Change = Callable[[pd.DataFrame], pd.DataFrame]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def write_release(folder: Path, change: Change = lambda log: log) -> None:
