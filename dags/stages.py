@@ -91,7 +91,8 @@ def evaluate(settings: Settings, day: date) -> Record:
     pointer = promotion.champion_before(settings, day)
     if pointer is not None:
         champion = load_policy(layout.root / pointer.policy, pointer.sha256)
-        if champion.header.spec.version == settings.state_spec.version:
+        header = champion.header
+        if header.spec.version == settings.state_spec.version and header.fusion == settings.fusion:
             candidates["champion"] = champion
     return evaluation.evaluate(settings, day, candidates)
 

@@ -1,0 +1,153 @@
+"""Rows a second through each stage of a day, beside the floor: DuckDB scanning the same Parquet.
+
+python -m tests.benchmarks --impressions 100000 1000000 5000000 --out build/bench
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from training.contract.files import write_json_atomic
+from training.contract.layout import DECISIONS, IMPRESSIONS
+from training.contract.settings import Settings
+
+DAY = date(2026, 1, 5)
+PAGE, REQUESTS_A_SESSION = 6, 8
+
+
+def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Table]:
+    """Impressions and decisions of one day: random feedback, states and actions, whole sessions."""
+    rng = np.random.default_rng(settings.seed)
+    requests = impressions // PAGE
+    session = np.arange(requests) // REQUESTS_A_SESSION
+    step = np.arange(requests) % REQUESTS_A_SESSION
+    start = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC) - timedelta(
+        hours=settings.calendar.utc_offset_hours
+    )
+    offsets = (session % 80_000) + step * 60
+    stamps = np.datetime64(start.replace(tzinfo=None), "us") + offsets.astype("timedelta64[s]")
+    times = pa.array(stamps).cast(pa.timestamp("us", "UTC"))
+    names = [f"r{n}" for n in range(requests)]
+    sessions = [f"s{n}" for n in session]
+    users = pa.array(session.astype(np.int64))
+    k, width = len(settings.heads), settings.state_spec.width
+    actions = rng.uniform(-1, 1, (requests, k)).astype(np.float32)
+    arms = np.where(session % 2 == 0, "random", "noise")
+
+    def lists(values: np.ndarray) -> pa.Array:
+        return pa.array(list(values), pa.list_(pa.float32()))
+
+    decisions = pa.table(
+        {
+            "request_id": names,
+            "session_id": sessions,
+            "user_id": users,
+            "event_ts": times,
+            "policy_version": ["static"] * requests,
+            "arm": arms,
+            "state": lists(rng.normal(size=(requests, width)).astype(np.float32)),
+            "action": lists(actions),
+            "action_mean": lists(actions),
+            "log_density": np.zeros(requests),
+            "fallback": pa.nulls(requests, pa.string()),
+            "state_spec": [settings.state_spec.version] * requests,
+        }
+    )
+    repeat = np.repeat(np.arange(requests), PAGE)
+    rows = len(repeat)
+    shown = {
+        "request_id": pa.array(names).take(repeat),
+        "session_id": pa.array(sessions).take(repeat),
+        "user_id": users.take(repeat),
+        "item_id": pa.array(np.arange(rows, dtype=np.int64)),
+        "event_ts": times.take(repeat),
+        "feedback_ts": times.take(repeat),
+        "position": pa.array(np.tile(np.arange(PAGE, dtype=np.int32), requests)),
+        **{f"p_{h.name}": pa.array(rng.random(rows, dtype=np.float32)) for h in settings.heads},
+        **{s.column: pa.array((rng.random(rows) < 0.2).astype(np.int8)) for s in settings.signals},
+        "play_time_ms": pa.array(rng.integers(0, 60_000, rows)),
+        "duration_ms": pa.array(rng.integers(5_000, 120_000, rows)),
+    }
+    return pa.table(shown), decisions
+
+
+def measure(impressions: int, folder: Path) -> dict:
+    """Seconds and rows a second of every stage at one size, imports left out."""
+    import training.features
+    import training.validation.data_docs
+    from training import trajectories, transform, validation
+    from training.ingest import land
+
+    settings = Settings(data=folder, learner={"mixed_exploration": True, "replay_capacity": 10_000_000})
+    shown, decisions = day_of_logs(settings, impressions)
+    training.features.apply(settings)
+    stages: dict[str, Callable[[], object]] = {
+        "land": lambda: (
+            land(settings, IMPRESSIONS, DAY, shown, "bench"),
+            land(settings, DECISIONS, DAY, decisions, "bench"),
+        ),
+        "validate_landed": lambda: validation.validate_landed(settings, DAY),
+        "transform": lambda: transform.run(settings, DAY),
+        "validate_transitions": lambda: validation.validate_transitions(settings, DAY),
+        "materialise": lambda: training.features.materialise(settings, DAY),
+        "trajectories": lambda: trajectories.load(settings, DAY),
+        "floor": lambda: scan(settings),
+    }
+    seconds = {}
+    for name, run in stages.items():
+        started = time.perf_counter()
+        run()
+        seconds[name] = time.perf_counter() - started
+        print(f"{impressions:>9,} impressions  {name:22s} {seconds[name]:8.2f} s", flush=True)
+    total = sum(value for name, value in seconds.items() if name != "floor")
+    return {
+        "impressions": impressions,
+        "stages": {
+            name: {
+                "seconds": round(value, 3),
+                "rows_per_second": round(impressions / value),
+                "share": round(value / total, 4) if name != "floor" else None,
+                "times_floor": round(value / seconds["floor"], 1),
+            }
+            for name, value in seconds.items()
+        },
+    }
+
+
+def scan(settings: Settings) -> None:
+    """The floor: read every column of the day's impressions and decisions once, joined by request."""
+    impressions = settings.layout.partition(IMPRESSIONS, DAY) / "part-0.parquet"
+    decisions = settings.layout.partition(DECISIONS, DAY) / "part-0.parquet"
+    query = f"""
+        select count(*), max(hash(columns(*))) from read_parquet('{impressions}') i
+        join read_parquet('{decisions}') d on i.request_id = d.request_id
+    """  # noqa: S608
+    with duckdb.connect() as connection:
+        connection.sql(query).fetchall()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--impressions", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    arguments = parser.parse_args()
+    results = []
+    for count in arguments.impressions:
+        with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
+            results.append(measure(count, Path(folder)))
+    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    write_json_atomic(arguments.out / "stages.json", {"machine": machine, "results": results})
+    print(f"wrote {arguments.out / 'stages.json'}")
+
+
+if __name__ == "__main__":
+    main()
