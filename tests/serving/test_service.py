@@ -305,7 +305,10 @@ def test_a_broken_artefact_is_refused_while_the_old_serves(server, client, raw, 
     assert "SHA-256" in client.status()["refused"]
     assert client.rank(user, [1, 2], {}).policy_version == "tests-v1"
     assert "mtf_champion_refused_total" in raw.get("/metrics").text
-    server.promote(champion)
+    server.promote(champion)  # its version is served already: the follower still has to look again
+    deadline = time.monotonic() + 10
+    while client.status()["refused"] is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert client.status()["refused"] is None
 
 
