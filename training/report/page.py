@@ -107,7 +107,10 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         return {"state": "good", "text": f"Promoted {gate['challenger']['version']}."}
     if gate["decision"] == "unchanged":
         return {"state": "good", "text": "Unchanged: this day's model is already the champion."}
-    return {"state": "held", "text": f"Refused, the champion serves on: {'; '.join(gate['reasons'])}"}
+    return {
+        "state": "held",
+        "text": f"Refused, what was served before serves on: {'; '.join(gate['reasons'])}",
+    }
 
 
 def _volumes(settings: Settings, days: list[date]) -> str | None:
