@@ -158,6 +158,11 @@ def _interval(arm: dict) -> str:
     return f"({low:.3f} to {high:.3f})"
 
 
+def _half_width(arm: dict) -> float:
+    low, high = arm["session_return_ci"]
+    return (high - low) / 2.0
+
+
 def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
     table = Table(title="true session return by arm (95 % interval), as the world knows it")
     arms = sorted({arm for day in summary["days"].values() for arm in day["arms"] or {}})
@@ -165,7 +170,7 @@ def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> No
         table.add_column(column)
     for day, facts in summary["days"].items():
         cells = [
-            f"{facts['arms'][arm]['session_return_mean']:.2f} {_interval(facts['arms'][arm])}"
+            f"{facts['arms'][arm]['session_return_mean']:.1f} ±{_half_width(facts['arms'][arm]):.1f}"
             if arm in (facts["arms"] or {})
             else "-"
             for arm in arms
