@@ -88,12 +88,9 @@ def evaluate(settings: Settings, day: date) -> Record:
             settings.state_spec, settings.fusion, settings.fusion.static_action, "static"
         ),
     }
-    pointer = promotion.champion_before(settings, day)
-    if pointer is not None:
-        champion = load_policy(layout.root / pointer.policy, pointer.sha256)
-        header = champion.header
-        if header.spec.version == settings.state_spec.version and header.fusion == settings.fusion:
-            candidates["champion"] = champion
+    champion = promotion.champion_policy(settings, before=day)
+    if champion.version != "static":
+        candidates["champion"] = champion
     return evaluation.evaluate(settings, day, candidates)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import structlog
 
+from training.contract.files import fsync_folder
+
 _log = structlog.get_logger("mtf.serving.decision_log")
 _READ_BACK = 64 * 1024
 
@@ -86,7 +88,7 @@ class DayFiles:
         self._sequence += 1
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _sync_folder(self._folder)
+        fsync_folder(self._folder)
         self._files[day] = _Open(descriptor, path, 0)
         return self._files[day]
 
@@ -143,11 +145,3 @@ def _write_all(descriptor: int, block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ import io
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,7 +96,7 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
     :class:`DataError` naming the mart that cannot be read.
     """
     store = _store(settings)
-    start, end = day_start(settings, day), day_start(settings, day + timedelta(days=1))
+    start, end = settings.day_start(day), settings.day_start(day + timedelta(days=1))
     record: dict[str, Any] = {"until": end.isoformat(), "views": {}}
     for view in _batch_views(settings, store):
         done, until = view.most_recent_end_time, _usable(view.name, end)
@@ -247,11 +247,6 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
     for name in settings.state_spec.inputs("context"):
         columns[name] = np.array([context_values(event_ts, offset)[name] for event_ts in instants])
     return settings.state_spec.assemble(columns)
-
-
-def day_start(settings: Settings, day: date) -> datetime:
-    """The instant at which local day ``day`` begins, in UTC."""
-    return datetime.combine(day, time(), UTC) - timedelta(hours=settings.calendar.utc_offset_hours)
 
 
 def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:

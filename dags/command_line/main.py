@@ -140,8 +140,7 @@ def day(date_: Day) -> None:
     the champion then serves on, and the day's page says why.
     """
     settings, chosen = load_settings(), date_.date()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with _progress() as progress:
         bar = progress.add_task(str(chosen), total=len(stages.FUNCTIONS))
         for stage in stages.FUNCTIONS:
             progress.update(bar, description=f"{chosen} {stage}")
@@ -150,6 +149,11 @@ def day(date_: Day) -> None:
             progress.console.print(f"{stage:24s} {record['seconds']:7.1f} s  {note}")
             progress.advance(bar)
     console.print(f"report: {stages.make_report(settings, chosen)}")
+
+
+def _progress() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
 
 
 def _run(stage: str, chosen: datetime | None) -> dict:
@@ -215,8 +219,7 @@ def simulate(date_: Day) -> None:
     from dags.command_line.world import simulate_day
 
     settings = load_settings()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with _progress() as progress:
         bar = progress.add_task(f"{date_.date()} requests", total=settings.world.requests_per_day)
         record = simulate_day(
             settings,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's names durable: a rename or a new file is on disk when this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,7 +36,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -72,7 +73,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.replace(old)
         fresh.replace(folder)
-        _fsync_folder(folder.parent)
+        fsync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -7,6 +7,7 @@ sets ``learner.steps``; lists and mappings are given as JSON.
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -362,6 +363,10 @@ class Settings(BaseSettings):
     @property
     def signal_names(self) -> list[str]:
         return [signal.name for signal in self.signals]
+
+    def day_start(self, day: date) -> datetime:
+        """The instant at which a local day starts, in UTC."""
+        return datetime.combine(day, time(), UTC) - timedelta(hours=self.calendar.utc_offset_hours)
 
     @property
     def state_spec(self) -> StateSpec:

@@ -48,7 +48,7 @@ from training.ingest.landing import (
     summary,
     write_partition,
 )
-from training.ingest.schema import day_start, local_day_sql
+from training.ingest.schema import local_day_sql
 
 SOURCE = "kuairand"
 SIGNALS = (
@@ -304,7 +304,7 @@ def _users(settings: Settings, files: Sequence[Path], day: date) -> pa.Table:
         connection.register(
             "users", pa.concat_tables([read_table(path, types, list(types)) for path in files])
         )
-        start = day_start(settings, day)
+        start = settings.day_start(day)
         rows = connection.sql(
             f"select user_id, timestamptz '{start.isoformat()}' as updated_ts{columns} from users"
         ).to_arrow_table()

@@ -1,7 +1,7 @@
 """The contracts as Arrow schemas, and the one place where foreign columns are made to fit them."""
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -122,12 +122,6 @@ def _first_bad(values: pa.ChunkedArray, target: pa.DataType) -> int:
     return low
 
 
-def day_start(settings: Settings, day: date) -> datetime:
-    """The UTC instant at which a local day starts."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return midnight - timedelta(hours=settings.calendar.utc_offset_hours)
-
-
 def local_day_sql(settings: Settings, column: str) -> str:
     """SQL of the local day of a UTC timestamp column: a connection's time zone must be UTC."""
     return f"({column}::timestamp + interval ({settings.calendar.utc_offset_hours}) hour)::date"
@@ -135,7 +129,7 @@ def local_day_sql(settings: Settings, column: str) -> str:
 
 def check_day(settings: Settings, day: date, times: pa.ChunkedArray, where: str) -> None:
     """Raise :class:`DataError` naming the first row whose time is null or not within the local day."""
-    start = int(day_start(settings, day).timestamp()) * 1_000_000
+    start = int(settings.day_start(day).timestamp()) * 1_000_000
     us = times.cast(pa.int64())
     inside = pc.fill_null(pc.and_(pc.greater_equal(us, start), pc.less(us, start + DAY_US)), False)
     row = pc.index(inside, False).as_py()

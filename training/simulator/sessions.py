@@ -4,7 +4,7 @@ A step of b requests costs a few array operations over [b, candidates, heads]; n
 """
 
 from dataclasses import dataclass, fields
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from functools import cached_property
 
 import numpy as np
@@ -112,9 +112,7 @@ class Scene:
         self.topic_start, self.topic_end = self.cumulative[edges[:-1]], self.cumulative[edges[1:]]
         self.topic_cdf = self._topic_cdf()
 
-        offset = timedelta(hours=settings.calendar.utc_offset_hours)
-        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - offset
-        self.day_start_us = int(midnight.timestamp()) * 1_000_000
+        self.day_start_us = int(settings.day_start(day).timestamp()) * 1_000_000
         self.day_end_us = self.day_start_us + 86_400_000_000
         gap_s = settings.session.gap_minutes * 60.0
         self.play_cap_s = 0.8 * gap_s / settings.world.page

@@ -9,7 +9,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -260,9 +260,7 @@ class World:
         first = self.first_day is None or day <= self.first_day
         rows = np.flatnonzero(np.ones(len(self.follows), dtype=bool) if first else self.follows > 0)
         profile = profile_columns(self.settings, self.population.profile, len(self.follows))
-        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(
-            hours=self.settings.calendar.utc_offset_hours
-        )
+        midnight = self.settings.day_start(day)
         arrays, fields = [], []
         for column in user_columns(self.settings):
             if column.name == "user_id":

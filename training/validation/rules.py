@@ -6,7 +6,7 @@ be wrong; *warning* is for a person to look at, because the data can be right an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import date
 
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
@@ -72,8 +72,7 @@ def _finite(sql: str) -> str:
 
 def _local_hour(column: str, day: date, settings: Settings) -> Field:
     """Hours from the day's local midnight."""
-    offset = timezone(timedelta(hours=settings.calendar.utc_offset_hours))
-    midnight = datetime(day.year, day.month, day.day, tzinfo=offset).timestamp()
+    midnight = settings.day_start(day).timestamp()
     return Field(f"{column}_local_hour", f"epoch({column}) / 3600.0 - {midnight / 3600.0!r}", (column,))
 
 
