@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.group_commit import LogError
+from serving.decision_log import LogError
 from serving.messages import RequestError
 from serving.openapi import document
 from training.contract.settings import Settings

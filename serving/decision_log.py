@@ -15,10 +15,15 @@ from pathlib import Path
 
 import structlog
 
+from training.contract.errors import MtfError
 from training.contract.files import fsync_folder
 
 _log = structlog.get_logger("mtf.serving.decision_log")
 _READ_BACK = 64 * 1024
+
+
+class LogError(MtfError):
+    """Something could not be made durable, so it was not acknowledged."""
 
 
 @dataclass

@@ -13,12 +13,12 @@ import numpy as np
 import orjson
 
 from serving import arms, metrics, ranker
+from serving.batches import Batches
 from serving.champion import Champion, ChampionFollower, Source
-from serving.decision_log import DayFiles
-from serving.group_commit import GroupCommit, LogError
+from serving.decision_log import DayFiles, LogError
 from serving.messages import Parser, RequestError, local_day, timestamp
 from serving.request_index import Entry, RequestIndex
-from serving.state_store import StateStore
+from serving.state_store import Feedback, StateRequest, StateStore
 from training.contract.settings import Settings
 
 LINE_VERSION = 1
@@ -45,8 +45,12 @@ class Engine:
         self._index = RequestIndex(settings.layout.serving / "requests.sqlite", settings.session.gap_minutes)
         self._decision_files = DayFiles(settings.layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(settings.layout.serving_log / "feedback", worker)
-        self._decisions: GroupCommit[tuple[str, bytes, Entry]] = GroupCommit("decision", self._commit)
-        self._feedback: GroupCommit[tuple[str, bytes]] = GroupCommit("feedback", self._feedback_files.write)
+        self._decisions: Batches[tuple[str, bytes, Entry], None] = Batches(
+            "decision log", self._commit, LogError
+        )
+        self._feedback: Batches[tuple[str, bytes], None] = Batches(
+            "feedback log", self._feedback_files.write, LogError
+        )
         self._follower = ChampionFollower(settings, sources, _swapped, _refused)
         self._follower.start()
         self._store = StateStore(settings, _store_failed)
@@ -75,7 +79,7 @@ class Engine:
 
         session_id = self._session(request.user_id, request.session_id, event_ts)
         arm = arms.draw(self._serving.shares, self._serving.salt, request.user_id)
-        state = await self._store.read(request.user_id, session_id, event_ts)
+        state = await self._store.read(StateRequest(request.user_id, session_id, event_ts))
         read = time.perf_counter()
 
         champion = self._follower.current
@@ -175,7 +179,9 @@ class Engine:
             }
         )
         await self._feedback.add((local_day(event_ts, self._offset), line))
-        moved = await self._store.feedback(user_id, session_id, request.request_id, event_ts, request.events)
+        moved = await self._store.feedback(
+            Feedback(user_id, session_id, request.request_id, event_ts, request.events)
+        )
         metrics.feedback_events.inc(len(request.events))
         return orjson.dumps(
             {

@@ -3,32 +3,35 @@
 One ``OnlineState`` a process; its methods may be called from several threads. It reads the
 configuration and the registry that ``training.features.apply`` wrote, once, when they appear.
 
-What Feast's own push does with a data frame takes 28 ms a row, so feedback is written through the
-same provider's ``online_write_batch``, which takes protobuf values: under 1 ms.
+It reads and writes through the provider's ``online_read`` and ``online_write_batch``, which take many
+users at once and hand over protobuf values: what the SDK's calls for data frames and responses add to
+them is most of their time (28 ms a row of a push, 1 ms of a read).
 """
 
 import fcntl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from feast import FeatureService, FeatureStore, FeatureView, RepoConfig
+from feast import FeatureStore, FeatureView, RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import feast_value_type_to_python_type
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from serving.state_store import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.session import add_feedback, is_current
 from training.contract.settings import Settings
-from training.contract.state import context_values, days_since, history_columns, session_columns
+from training.contract.state import Source, context_values, days_since, session_columns
 
 SESSION_VIEW = "user_session"
 WRITE_SECONDS = 1.0  # longest wait of feedback for Redis, or for another worker's hold on the user
@@ -49,27 +52,21 @@ class OnlineState:
         self._gap = timedelta(minutes=settings.session.gap_minutes)
         self._signals = {signal.name: signal.column for signal in settings.signals}
         self._sums = session_columns(settings.signal_names)
-        self._categories = {p.column for p in settings.state.profile if p.kind == "categorical"}
-        self._stored = [
-            *[p.column for p in settings.state.profile],
-            *history_columns(settings.signal_names),
-            *self._sums,
-        ]
-        self._session_refs = [
-            f"{SESSION_VIEW}:{name}"
-            for name in (*self._sums, "sess_session_id", "sess_last_ts", "request_id")
-        ]
+        self._categories = [p.column for p in settings.state.profile if p.kind == "categorical"]
+        sources: tuple[Source, ...] = ("profile", "history", "session", "context")
+        inputs = [name for source in sources for name in self._spec.inputs(source)]
+        self._numbers = [name for name in inputs if name not in self._categories]
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._reader: tuple[FeatureStore, FeatureService] | None = None
+        self._reader: tuple[FeatureStore, list[tuple[FeatureView, list[str]]]] | None = None
         self._writer: tuple[FeatureStore, FeatureView] | None = None
         # but one registry: Feast keeps resolved features for one registry a process, and with two of
         # them each call would throw away what the other resolved, 5 ms a read
         self._registry: BaseRegistry | None = None
         self._registry_lock = threading.Lock()
 
-    def read(self, user_id: int, session_id: str, event_ts: datetime) -> np.ndarray:
-        """State float32[d] of a request at ``event_ts`` (timezone-aware).
+    def read(self, requests: Sequence[StateRequest]) -> np.ndarray:
+        """States float32[n, d] of n requests, in one read of the store.
 
         A user never seen gives zeros where nothing is known; so do the session's entries when the
         stored session is another one or has been idle for longer than the gap. Raises
@@ -82,9 +79,15 @@ class OnlineState:
             with self._failures():
                 if self._reader is None:
                     self._reader = self._open_reader()
-                store, service = self._reader
+                store, views = self._reader
                 started = time.perf_counter()
-                values = store.get_online_features(service, [{"user_id": user_id}]).to_dict()
+                keys = [_key(request.user_id) for request in requests]
+                found: list[dict[str, Any]] = [{} for _ in keys]
+                for view, names in views:
+                    for values, (_, row) in zip(
+                        found, store.provider.online_read(store.config, view, keys, names), strict=True
+                    ):
+                        values.update(_python(row))
                 elapsed = time.perf_counter() - started
         finally:
             self._read_lock.release()
@@ -92,30 +95,11 @@ class OnlineState:
             raise StoreError(
                 f"the online store took {elapsed * 1000:.0f} ms, more than serving.state_budget_ms"
             )
-        stored = {name: column[0] for name, column in values.items()}
-        raw: dict[str, Any] = {
-            name: [stored[name]] if name in self._categories else _number(stored[name])
-            for name in self._stored
-        }
-        if not is_current(stored, session_id, event_ts, self._gap):
-            raw.update(dict.fromkeys(self._sums, _number(0.0)))
-        offset = self._settings.calendar.utc_offset_hours
-        raw["hist_days_since_last"] = _number(days_since(stored["hist_last_ts"], event_ts, offset))
-        for name, value in context_values(event_ts, offset).items():
-            raw[name] = _number(value)
-        return self._spec.assemble(raw)[0]
+        return self._assemble(requests, found)
 
-    def feedback(
-        self,
-        user_id: int,
-        session_id: str,
-        request_id: str,
-        event_ts: datetime,
-        events: Iterable[Mapping[str, Any]],
-    ) -> None:
-        """Add what the user did with one request to his session; his next state holds it.
+    def feedback(self, batch: Sequence[Feedback]) -> None:
+        """Add what users did to their sessions, in order; their next states hold it.
 
-        ``events`` has one mapping per shown item, with the signals' 0/1 columns and ``play_time_ms``;
         :func:`training.contract.session.add_feedback` has the rules. Raises :class:`StoreError` when
         the store did not take it.
         """
@@ -123,28 +107,55 @@ class OnlineState:
             if self._writer is None:
                 self._writer = self._open_writer()
             store, view = self._writer
-            with self._only_writer(store, user_id):
-                values = store.get_online_features(self._session_refs, [{"user_id": user_id}]).to_dict()
-                session = add_feedback(
-                    {name: column[0] for name, column in values.items()},
-                    self._signals,
-                    session_id,
-                    request_id,
-                    event_ts.astimezone(UTC),
-                    events,
-                    self._gap,
-                )
-                if session is not None:
-                    key = EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
-                    row = (key, _protobuf(session), session["sess_last_ts"], None)
-                    store.provider.online_write_batch(store.config, view, [row], None)
+            users = sorted({feedback.user_id for feedback in batch})
+            with self._only_writer(store, users):
+                keys = {user_id: _key(user_id) for user_id in users}
+                rows = store.provider.online_read(store.config, view, list(keys.values()), None)
+                sessions = {user: _python(row) for user, (_, row) in zip(users, rows, strict=True)}
+                moved = {}
+                for feedback in batch:
+                    session = add_feedback(
+                        sessions[feedback.user_id],
+                        self._signals,
+                        feedback.session_id,
+                        feedback.request_id,
+                        feedback.event_ts.astimezone(UTC),
+                        feedback.events,
+                        self._gap,
+                    )
+                    if session is not None:
+                        sessions[feedback.user_id] = moved[feedback.user_id] = session
+                if moved:
+                    data = [
+                        (keys[user_id], _protobuf(session), session["sess_last_ts"], None)
+                        for user_id, session in moved.items()
+                    ]
+                    store.provider.online_write_batch(store.config, view, data, None)
 
-    def _open_reader(self) -> tuple[FeatureStore, FeatureService]:
+    def _assemble(self, requests: Sequence[StateRequest], found: list[dict[str, Any]]) -> np.ndarray:
+        offset = self._settings.calendar.utc_offset_hours
+        for values, request in zip(found, requests, strict=True):
+            if not is_current(values, request.session_id, request.event_ts, self._gap):
+                values.update(dict.fromkeys(self._sums, 0.0))
+            values["hist_days_since_last"] = days_since(values.get("hist_last_ts"), request.event_ts, offset)
+            values.update(context_values(request.event_ts, offset))
+        raw: dict[str, Any] = {name: [v.get(name) for v in found] for name in self._categories}
+        for name in self._numbers:
+            # null and unknown alike are NaN, which the specification takes for 0
+            raw[name] = np.array([v.get(name) for v in found], dtype=np.float64)
+        return self._spec.assemble(raw)
+
+    def _open_reader(self) -> tuple[FeatureStore, list[tuple[FeatureView, list[str]]]]:
+        """The store, and the views of the feature service with the features that it takes of each."""
         store = self._open(self._budget)
         service = store.get_feature_service(f"state_{self._spec.version}")
-        # the first call loads the registry and opens the connection: not what the budget is about
-        store.get_online_features(service, [{"user_id": -1}])
-        return store, service
+        views = [
+            (store.get_feature_view(part.name), [feature.name for feature in part.features])
+            for part in service.feature_view_projections
+        ]
+        for view, names in views:  # the first read opens the connection: not what the budget is about
+            store.provider.online_read(store.config, view, [_key(-1)], names)
+        return store, views
 
     def _open_writer(self) -> tuple[FeatureStore, FeatureView]:
         store = self._open(WRITE_SECONDS)
@@ -185,11 +196,18 @@ class OnlineState:
         return store
 
     @contextmanager
-    def _only_writer(self, store: FeatureStore, user_id: int) -> Iterator[None]:
-        """Keep the other workers from moving the same user between our read and our write."""
+    def _only_writer(self, store: FeatureStore, users: Iterable[int]) -> Iterator[None]:
+        """Keep the other workers from moving the same users between our read and our write.
+
+        ``users`` are in ascending order, in which every worker locks: none waits for one that waits
+        for it.
+        """
         if self._settings.store.online == "redis":
-            name = f"mtf:feedback:{user_id}"
-            with _redis(store).lock(name, timeout=2 * WRITE_SECONDS, blocking_timeout=WRITE_SECONDS):
+            with ExitStack() as held:
+                for user_id in users:
+                    name = f"mtf:feedback:{user_id}"
+                    lock = _redis(store).lock(name, timeout=2 * WRITE_SECONDS, blocking_timeout=WRITE_SECONDS)
+                    held.enter_context(lock)
                 yield
             return
         with (self._folder / "feedback.lock").open("a") as file:
@@ -212,8 +230,20 @@ def _redis(store: FeatureStore) -> Any:
     return store.provider.online_store._get_client(store.config.online_store)
 
 
-def _number(value: float | None) -> np.ndarray:
-    return np.array([np.nan if value is None else value], dtype=np.float64)
+def _key(user_id: int) -> EntityKey:
+    return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
+
+
+def _python(row: Mapping[str, Value] | None) -> dict[str, Any]:
+    """A row of the store as Python values; empty for a user it does not have."""
+    values = {}
+    for name, value in (row or {}).items():
+        kind = value.WhichOneof("val")
+        if kind == "unix_timestamp_val":
+            values[name] = feast_value_type_to_python_type(value)
+        else:
+            values[name] = None if kind is None else getattr(value, kind)
+    return values
 
 
 def _protobuf(session: Mapping[str, Any]) -> dict[str, Value]:

@@ -1,22 +1,21 @@
 """The online store behind a time budget: a state in time, or none.
 
-Feast's SDK blocks, so it runs on threads of its own, one for reads and one for feedback, and a
-request never waits longer than its budget. A call that overruns marks its lane as stuck: until it
-returns nobody else waits behind it. The connection is made in the background, so a service may start
-before the store does and recovers by itself.
+Feast's SDK blocks, so it runs on threads of its own, one for reads and one for feedback, each with
+what is waiting as one batch; a request never waits longer than its budget. A batch that overruns marks
+its thread as stuck: until it returns nobody else waits behind it. The connection is made in the
+background, so a service may start before the store does and recovers by itself.
 """
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import structlog
 
+from serving.batches import Batches
 from training.contract.errors import MtfError
 from training.contract.settings import Settings
 
@@ -26,8 +25,31 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("mtf.serving.state_store")
 _RECONNECT_S = 0.5
 _FEEDBACK_S = 3.0  # longer than the store's own waits for a lock or for Redis
+_LARGEST = 64  # users a call: what a batch takes is what its first user waits
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class StateRequest(NamedTuple):
+    """Whose state, at which request; ``event_ts`` is timezone-aware."""
+
+    user_id: int
+    session_id: str
+    event_ts: datetime
+
+
+class Feedback(NamedTuple):
+    """What a user did with one request.
+
+    ``events`` has one mapping per shown item, with the signals' 0/1 columns and ``play_time_ms``.
+    """
+
+    user_id: int
+    session_id: str
+    request_id: str
+    event_ts: datetime
+    events: list[dict[str, int]]
 
 
 class _Unavailable(MtfError):
@@ -43,8 +65,13 @@ class StateStore:
         self._on_error = on_error
         self._store: OnlineState | None = None
         self._healthy = False
-        self._reads = _Lane("store-read", settings.serving.state_budget_ms / 1000.0)
-        self._feedback = _Lane("store-feedback", _FEEDBACK_S)
+        self._budget = settings.serving.state_budget_ms / 1000.0
+        self._reads: Batches[StateRequest, np.ndarray] = Batches(
+            "online store", lambda batch: self._reached_store.read(batch), _Unavailable, largest=_LARGEST
+        )
+        self._feedback: Batches[Feedback, None] = Batches(
+            "online store", lambda batch: self._reached_store.feedback(batch), _Unavailable, largest=_LARGEST
+        )
         self._stop = threading.Event()
         self._connector = threading.Thread(target=self._connect, name="store-connect", daemon=True)
         self._connector.start()
@@ -59,13 +86,11 @@ class StateStore:
         """Whether its latest answer came in time and without error."""
         return self._healthy
 
-    async def read(self, user_id: int, session_id: str, event_ts: datetime) -> np.ndarray | None:
+    async def read(self, request: StateRequest) -> np.ndarray | None:
         """State float32[d] of a user, or None when the store gave none in time."""
-        store = self._store
         try:
-            if store is None:
-                raise _Unavailable("not reached yet")
-            state = await self._reads.call(lambda: store.read(user_id, session_id, event_ts))
+            state = await self._in_time(self._reads, request, self._budget)
+            assert state is not None
             if state.shape != (self._width,) or not np.isfinite(state).all():
                 raise _Unavailable(
                     f"the store gave a state of shape {state.shape}, expected ({self._width},)"
@@ -76,27 +101,41 @@ class StateStore:
         self._answered()
         return state
 
-    async def feedback(
-        self, user_id: int, session_id: str, request_id: str, event_ts: datetime, events: list[dict[str, int]]
-    ) -> bool:
+    async def feedback(self, feedback: Feedback) -> bool:
         """Move the user's state; False when the store did not confirm it."""
-        store = self._store
         try:
-            if store is None:
-                raise _Unavailable("not reached yet")
-            await self._feedback.call(
-                lambda: store.feedback(user_id, session_id, request_id, event_ts, events)
-            )
+            await self._in_time(self._feedback, feedback, _FEEDBACK_S)
         except _Unavailable as error:
             self._failed("feedback", error)
             return False
         self._answered()
         return True
 
+    async def _in_time(self, lane: Batches[Item, Answer], item: Item, budget: float) -> Answer | None:
+        """Raises :class:`_Unavailable` for an error, or when the running batch is over its budget.
+
+        The budget is the store's and not the queue's: time spent behind quick batches does not count.
+        """
+        if self._store is None:
+            raise _Unavailable("not reached yet")
+        if lane.running > budget:
+            raise _Unavailable("an earlier call has not returned")
+        future = lane.add(item)
+        while not (await asyncio.wait((future,), timeout=budget))[0]:
+            if lane.running > budget:
+                future.cancel()
+                raise _Unavailable(f"no answer within {budget * 1000:g} ms")
+        return future.result()
+
+    @property
+    def _reached_store(self) -> "OnlineState":
+        assert self._store is not None  # nothing is added before it is reached
+        return self._store
+
     def close(self) -> None:
         self._stop.set()
-        self._reads.close()
-        self._feedback.close()
+        self._reads.close(wait=False)
+        self._feedback.close(wait=False)
 
     def _connect(self) -> None:
         """Ask the store for the state of nobody, until it answers: the first reads are slow ones."""
@@ -108,7 +147,7 @@ class StateStore:
                     from serving.online_state import OnlineState
 
                     store = OnlineState(self._settings)
-                store.read(-1, "", datetime.now(UTC))
+                store.read([StateRequest(-1, "", datetime.now(UTC))])
             except Exception as error:  # whatever it is: serve static weights and try again
                 if not isinstance(error, MtfError):
                     store = None  # it did not expect this of itself
@@ -132,43 +171,3 @@ class StateStore:
         if self._healthy:  # once an outage, not once a request
             self._healthy = False
             _log.warning("store failed", operation=operation, reason=str(error)[:500])
-
-
-class _Lane:
-    """Blocking calls, one at a time, that nobody waits for longer than ``budget`` seconds."""
-
-    def __init__(self, name: str, budget: float) -> None:
-        self._budget = budget
-        self._running_since: float | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    async def call(self, work: Callable[[], T]) -> T:
-        """Raises :class:`_Unavailable` for an error, or when the call running is over its budget.
-
-        The budget is the store's and not the queue's: time spent behind quick calls does not count.
-        """
-        if self._overrun():
-            raise _Unavailable("an earlier call has not returned")
-        future = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, work)
-        while not (await asyncio.wait((future,), timeout=self._budget))[0]:
-            if self._overrun():
-                future.cancel()
-                raise _Unavailable(f"no answer within {self._budget * 1000:g} ms")
-        try:
-            return future.result()
-        except Exception as error:
-            raise _Unavailable(str(error)) from error
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _timed(self, work: Callable[[], T]) -> T:
-        self._running_since = time.monotonic()
-        try:
-            return work()
-        finally:
-            self._running_since = None
-
-    def _overrun(self) -> bool:
-        since = self._running_since
-        return since is not None and time.monotonic() - since > self._budget

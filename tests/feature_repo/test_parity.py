@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from serving.online_state import OnlineState
+from serving.state_store import Feedback, StateRequest
 from training import features
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS
@@ -58,7 +59,7 @@ def traffic(settings, day, at, seed=0):
                     "session_id": session,
                     "user_id": user,
                     "event_ts": now,
-                    "state": state.read(user, session, now).tolist(),
+                    "state": state.read([StateRequest(user, session, now)])[0].tolist(),
                     "state_spec": settings.state_spec.version,
                 }
             )
@@ -73,7 +74,7 @@ def traffic(settings, day, at, seed=0):
                 for _ in range(rng.randrange(1, 5))
             ]
             feedback_ts = now + timedelta(seconds=rng.choice([0, 20]))
-            state.feedback(user, session, request, feedback_ts, events)
+            state.feedback([Feedback(user, session, request, feedback_ts, events)])
             fresh = (
                 sums is None
                 or rows[-1]["sess_session_id"] != session

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.decision_log import DayFiles, cut_torn_tails
-from serving.group_commit import GroupCommit, LogError
+from serving.batches import Batches
+from serving.decision_log import DayFiles, LogError, cut_torn_tails
 
 DAY = "2026-01-05"
 
@@ -95,10 +95,10 @@ def test_one_commit_serves_many_waiters():
         batches.append(batch)
 
     async def run():
-        log = GroupCommit("test", commit)
-        first = asyncio.create_task(log.add(0))
+        log = Batches("test log", commit, LogError)
+        first = asyncio.ensure_future(log.add(0))
         await asyncio.sleep(0.05)  # the writer is now busy with it
-        rest = [asyncio.create_task(log.add(number)) for number in range(1, 100)]
+        rest = [asyncio.ensure_future(log.add(number)) for number in range(1, 100)]
         await asyncio.sleep(0.05)
         assert log.queue == 99 and log.lag > 0.0 and not first.done()
         gate.set()
@@ -115,8 +115,8 @@ def test_a_failed_commit_reaches_every_waiter_of_its_batch_and_no_other():
             raise OSError("disk full")
 
     async def run():
-        log = GroupCommit("test", commit)
-        with pytest.raises(LogError, match="cannot write the test log: disk full"):
+        log = Batches("test log", commit, LogError)
+        with pytest.raises(LogError, match="the test log failed: disk full"):
             await log.add("bad")
         await log.add("good")
         log.close()
@@ -130,12 +130,12 @@ def test_a_queue_that_is_full_refuses():
     gate = threading.Event()
 
     async def run():
-        log = GroupCommit("test", lambda batch: gate.wait(10), capacity=2)
-        waiting = [asyncio.create_task(log.add(0))]
+        log = Batches("test log", lambda batch: gate.wait(10) and None, LogError, capacity=2)
+        waiting = [asyncio.ensure_future(log.add(0))]
         await asyncio.sleep(0.05)
-        waiting += [asyncio.create_task(log.add(number)) for number in (1, 2)]
+        waiting += [asyncio.ensure_future(log.add(number)) for number in (1, 2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(LogError, match="2 lines of the test log wait"):
+        with pytest.raises(LogError, match="2 items wait for the test log"):
             await log.add(3)
         gate.set()
         await asyncio.gather(*waiting)
@@ -147,11 +147,11 @@ def test_a_queue_that_is_full_refuses():
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from serving.decision_log import DayFiles
-from serving.group_commit import GroupCommit
+from serving.decision_log import DayFiles, LogError
+from serving.batches import Batches
 
 async def main():
-    log = GroupCommit("test", DayFiles(Path(sys.argv[1]), "w1").write)
+    log = Batches("test log", DayFiles(Path(sys.argv[1]), "w1").write, LogError)
     async def writer(name):
         number = 0
         while True:

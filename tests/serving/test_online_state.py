@@ -19,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from serving.online_state import OnlineState, StoreError
+from serving.state_store import Feedback, StateRequest
 from training import features
 from training.contract.settings import (
     ProfileFeature,
@@ -102,6 +103,16 @@ def user() -> int:
     return next(USERS)
 
 
+def read(state: OnlineState, user: int, session: str, at: datetime) -> np.ndarray:
+    return state.read([StateRequest(user, session, at)])[0]
+
+
+def feedback(
+    state: OnlineState, user: int, session: str, request: str, at: datetime, events: list[dict[str, int]]
+) -> None:
+    state.feedback([Feedback(user, session, request, at, events)])
+
+
 def named(settings: Settings, vector: np.ndarray) -> dict[str, float]:
     return dict(zip(settings.state_spec.entry_names, vector.tolist(), strict=True))
 
@@ -111,7 +122,7 @@ def shown(click: int = 0, like: int = 0, play_ms: int = 0) -> dict[str, int]:
 
 
 def test_an_unknown_user_has_a_state_of_zeros_and_the_hour(profile, state, user):
-    vector = state.read(user, "s", T0)
+    vector = read(state, user, "s", T0)
     assert vector.dtype == np.float32 and vector.shape == (profile.state_spec.width,)
     entries = named(profile, vector)
     assert entries.pop("hour_sin") == pytest.approx(np.sin(2 * np.pi * 10 / 24), abs=1e-6)
@@ -120,48 +131,48 @@ def test_an_unknown_user_has_a_state_of_zeros_and_the_hour(profile, state, user)
 
 
 def test_feedback_moves_the_next_state(profile, state, user):
-    state.feedback(user, "s", "r1", T0, [shown(1, 0, 3_000), shown(0, 0, 1_000)])
-    entries = named(profile, state.read(user, "s", T0))
+    feedback(state, user, "s", "r1", T0, [shown(1, 0, 3_000), shown(0, 0, 1_000)])
+    entries = named(profile, read(state, user, "s", T0))
     assert entries["sess_requests"] == pytest.approx(np.log1p(1))
     assert entries["sess_click_rate"] == entries["last_click_rate"] == 0.5
     assert entries["sess_play_s"] == pytest.approx(np.log1p(2.0))
-    state.feedback(user, "s", "r2", T0 + MINUTE, [shown(1, 1), shown(1, 0)])
-    entries = named(profile, state.read(user, "s", T0 + 2 * MINUTE))
+    feedback(state, user, "s", "r2", T0 + MINUTE, [shown(1, 1), shown(1, 0)])
+    entries = named(profile, read(state, user, "s", T0 + 2 * MINUTE))
     assert entries["sess_requests"] == pytest.approx(np.log1p(2))
     assert entries["sess_click_rate"] == 0.75 and entries["last_click_rate"] == 1.0
     assert entries["sess_like_rate"] == 0.25 and entries["last_play_s"] == 0.0
 
 
 def test_more_feedback_of_one_request_accumulates(profile, state, user):
-    state.feedback(user, "s", "r1", T0, [shown(1)])
-    state.feedback(user, "s", "r1", T0, [shown(0)])  # the same instant too
-    entries = named(profile, state.read(user, "s", T0))
+    feedback(state, user, "s", "r1", T0, [shown(1)])
+    feedback(state, user, "s", "r1", T0, [shown(0)])  # the same instant too
+    entries = named(profile, read(state, user, "s", T0))
     assert entries["sess_requests"] == pytest.approx(np.log1p(1))
     assert entries["sess_click_rate"] == entries["last_click_rate"] == 0.5
 
 
 def test_another_session_or_a_long_pause_forgets(profile, state, user):
-    state.feedback(user, "s", "r1", T0, [shown(1)])
-    nothing = state.read(user, "other", T0)
+    feedback(state, user, "s", "r1", T0, [shown(1)])
+    nothing = read(state, user, "other", T0)
     assert named(profile, nothing)["sess_requests"] == 0.0
     gap = timedelta(minutes=profile.session.gap_minutes)
-    assert named(profile, state.read(user, "s", T0 + gap))["sess_requests"] > 0.0
-    assert named(profile, state.read(user, "s", T0 + gap + MINUTE))["sess_requests"] == 0.0
-    state.feedback(user, "s", "r2", T0 + gap + MINUTE, [shown(0)])  # starts from zero
-    assert named(profile, state.read(user, "s", T0 + gap + MINUTE))["sess_click_rate"] == 0.0
+    assert named(profile, read(state, user, "s", T0 + gap))["sess_requests"] > 0.0
+    assert named(profile, read(state, user, "s", T0 + gap + MINUTE))["sess_requests"] == 0.0
+    feedback(state, user, "s", "r2", T0 + gap + MINUTE, [shown(0)])  # starts from zero
+    assert named(profile, read(state, user, "s", T0 + gap + MINUTE))["sess_click_rate"] == 0.0
 
 
 def test_feedback_of_an_older_session_changes_nothing(profile, state, user):
-    state.feedback(user, "new", "r2", T0, [shown(1)])
-    before = state.read(user, "new", T0)
-    state.feedback(user, "old", "r1", T0 - 5 * MINUTE, [shown(0, 1)])
-    np.testing.assert_array_equal(state.read(user, "new", T0), before)
+    feedback(state, user, "new", "r2", T0, [shown(1)])
+    before = read(state, user, "new", T0)
+    feedback(state, user, "old", "r1", T0 - 5 * MINUTE, [shown(0, 1)])
+    np.testing.assert_array_equal(read(state, user, "new", T0), before)
 
 
 def test_late_feedback_of_the_same_session_is_counted_but_is_not_the_latest(profile, state, user):
-    state.feedback(user, "s", "r2", T0, [shown(1)])
-    state.feedback(user, "s", "r1", T0 - MINUTE, [shown(0)])
-    entries = named(profile, state.read(user, "s", T0))
+    feedback(state, user, "s", "r2", T0, [shown(1)])
+    feedback(state, user, "s", "r1", T0 - MINUTE, [shown(0)])
+    entries = named(profile, read(state, user, "s", T0))
     assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 1.0
 
 
@@ -177,8 +188,28 @@ def test_days_since_the_last_visit_are_counted_on_the_day_of_use(hours_before_mi
 
 def test_users_do_not_mix(profile, state):
     one, two = next(USERS), next(USERS)
-    state.feedback(one, "s", "r", T0, [shown(1)])
-    assert named(profile, state.read(two, "s", T0))["sess_requests"] == 0.0
+    feedback(state, one, "s", "r", T0, [shown(1)])
+    assert named(profile, read(state, two, "s", T0))["sess_requests"] == 0.0
+
+
+def test_a_batch_is_as_good_as_one_after_another(profile, state):
+    """Several users, and one of them twice: the second feedback of a user adds to the first."""
+    one, two, unknown = next(USERS), next(USERS), next(USERS)
+    items = [
+        Feedback(one, "s", "r1", T0, [shown(1)]),
+        Feedback(two, "t", "r2", T0, [shown(0, 1)]),
+        Feedback(one, "s", "r3", T0 + MINUTE, [shown(0)]),
+    ]
+    state.feedback(items)
+    asked = [
+        StateRequest(user, session, T0 + MINUTE) for user, session in ((two, "t"), (unknown, "u"), (one, "s"))
+    ]
+    together = state.read(asked)
+    np.testing.assert_array_equal(together, [state.read([request])[0] for request in asked])
+    entries = [named(profile, vector) for vector in together]
+    assert [e["sess_requests"] for e in entries] == pytest.approx([np.log1p(1), 0.0, np.log1p(2)])
+    assert [e["sess_click_rate"] for e in entries] == [0.0, 0.0, 0.5]
+    assert entries[0]["last_like_rate"] == 1.0
 
 
 requests = st.lists(
@@ -215,8 +246,8 @@ def test_sums_equal_a_plain_recomputation(profile, state, sequence):
             raw[f"{prefix}_play_s"] = [sum(item[2] for item in items) / 1000]
         raw["sess_requests"] = [len(so_far)]
         expected = profile.state_spec.assemble(raw)[0]
-        np.testing.assert_allclose(state.read(user, session, now), expected, rtol=1e-6, atol=1e-6)
-        state.feedback(user, session, f"r{number}", now, [shown(*event) for event in events])
+        np.testing.assert_allclose(read(state, user, session, now), expected, rtol=1e-6, atol=1e-6)
+        feedback(state, user, session, f"r{number}", now, [shown(*event) for event in events])
         last = now
         so_far.append(events)
 
@@ -224,21 +255,21 @@ def test_sums_equal_a_plain_recomputation(profile, state, sequence):
 def test_threads_lose_no_feedback(profile, state, user):
     def work(thread: int) -> None:
         for number in range(10):
-            state.feedback(user, "s", f"{thread}-{number}", T0, [shown(1), shown(0)])
-            assert state.read(user, "s", T0).shape == (profile.state_spec.width,)
+            feedback(state, user, "s", f"{thread}-{number}", T0, [shown(1), shown(0)])
+            assert read(state, user, "s", T0).shape == (profile.state_spec.width,)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert named(profile, state.read(user, "s", T0))["sess_requests"] == pytest.approx(np.log1p(40))
+    assert named(profile, read(state, user, "s", T0))["sess_requests"] == pytest.approx(np.log1p(40))
 
 
 def _worker(settings: Settings, user: int, name: str) -> None:
     state = OnlineState(settings)
     for number in range(25):
-        state.feedback(user, "s", f"{name}-{number}", T0, [shown(1)])
+        feedback(state, user, "s", f"{name}-{number}", T0, [shown(1)])
 
 
 def test_processes_lose_no_feedback(profile, user):
@@ -249,37 +280,37 @@ def test_processes_lose_no_feedback(profile, user):
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    entries = named(profile, OnlineState(profile).read(user, "s", T0))
+    entries = named(profile, read(OnlineState(profile), user, "s", T0))
     assert entries["sess_requests"] == pytest.approx(np.log1p(50))
 
 
 def test_a_missing_store_is_named_and_found_once_it_is_there(settings):
     state = OnlineState(settings)
     with pytest.raises(StoreError, match=r"feature_store\.yaml"):
-        state.read(1, "s", T0)
+        read(state, 1, "s", T0)
     with pytest.raises(StoreError, match=r"feature_store\.yaml"):
-        state.feedback(1, "s", "r", T0, [shown(1)])
+        feedback(state, 1, "s", "r", T0, [shown(1)])
     features.apply(settings)
     registry = settings.layout.feast / "registry.db"
     kept = registry.read_bytes()
     registry.unlink()
     with pytest.raises(StoreError, match=r"registry\.db"):
-        state.read(1, "s", T0)
+        read(state, 1, "s", T0)
     assert not registry.exists()
     registry.write_bytes(b"")  # a registry that is being written
     with pytest.raises(StoreError, match=settings.state_spec.version):
-        state.read(1, "s", T0)
+        read(state, 1, "s", T0)
     registry.write_bytes(kept)
-    assert state.read(1, "s", T0).shape == (settings.state_spec.width,)
-    state.feedback(1, "s", "r", T0, [shown(1)])
+    assert read(state, 1, "s", T0).shape == (settings.state_spec.width,)
+    feedback(state, 1, "s", "r", T0, [shown(1)])
 
 
 def test_a_running_service_does_not_depend_on_the_registry_file(settings):
     features.apply(settings)
     state = OnlineState(settings)
-    state.read(1, "s", T0)
+    read(state, 1, "s", T0)
     (settings.layout.feast / "registry.db").write_bytes(b"")
-    state.read(1, "s", T0)
+    read(state, 1, "s", T0)
 
 
 def test_a_broken_database_is_a_store_error(settings):
@@ -288,19 +319,19 @@ def test_a_broken_database_is_a_store_error(settings):
         file.unlink()
     (settings.layout.feast / "online.db").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match="database"):
-        OnlineState(settings).read(1, "s", T0)
+        read(OnlineState(settings), 1, "s", T0)
 
 
 def test_a_writer_does_not_hold_up_readers(settings):
     """While a day is materialised, states are read as they were."""
     features.apply(settings)
     state = OnlineState(settings)
-    state.feedback(1, "s", "r", T0, [shown(1)])
+    feedback(state, 1, "s", "r", T0, [shown(1)])
     writer = sqlite3.connect(settings.layout.feast / "online.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE mtf_user_session SET value = x''")
     started = time.monotonic()
-    assert named(settings, state.read(1, "s", T0))["sess_click_rate"] == 1.0
+    assert named(settings, read(state, 1, "s", T0))["sess_click_rate"] == 1.0
     assert time.monotonic() - started < 2.0
     writer.execute("ROLLBACK")
     writer.close()
@@ -310,7 +341,7 @@ def test_a_store_of_another_kind_than_the_settings_is_refused(settings):
     features.apply(settings)
     other = settings.model_copy(update={"store": StoreSettings(online="redis")})
     with pytest.raises(StoreError, match="sqlite"):
-        OnlineState(other).read(1, "s", T0)
+        read(OnlineState(other), 1, "s", T0)
 
 
 def test_redis_that_hangs_or_is_gone_costs_the_budget_and_no_more(tmp_path):
@@ -340,19 +371,19 @@ def test_redis_that_hangs_or_is_gone_costs_the_budget_and_no_more(tmp_path):
     try:
         features.apply(settings)
         state = OnlineState(settings)
-        state.feedback(1, "s", "r", T0, [shown(1)])
+        feedback(state, 1, "s", "r", T0, [shown(1)])
         for stop, go_on in ((signal.SIGSTOP, signal.SIGCONT), (signal.SIGKILL, None)):
             os.kill(server.pid, stop)
             started = time.monotonic()
             with pytest.raises(StoreError):
-                state.read(1, "s", T0)
+                read(state, 1, "s", T0)
             assert time.monotonic() - started < 1.5
             if go_on is not None:
                 os.kill(server.pid, go_on)
-                assert named(settings, state.read(1, "s", T0))["sess_requests"] > 0.0
+                assert named(settings, read(state, 1, "s", T0))["sess_requests"] > 0.0
         server.wait()
         server = start()
-        assert named(settings, state.read(1, "s", T0))["sess_requests"] == 0.0  # empty, and answering
+        assert named(settings, read(state, 1, "s", T0))["sess_requests"] == 0.0  # empty, and answering
     finally:
         server.kill()
         server.wait()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from training.contract.settings import Settings
-from training.contract.state import StateFeature, history_columns, session_columns
+from training.contract.state import StateSpec, history_columns, session_columns
 from training.simulator.sessions import Outcome, Requests, Scene, Sessions
 
 _FIELDS = ("user_row", "session", "events", "play_s", "completion")
@@ -100,11 +100,12 @@ class States:
     def __init__(self, settings: Settings, raw: dict[str, np.ndarray]) -> None:
         self.settings, self.spec = settings, settings.state_spec
         self.session_names = session_columns(settings.signal_names)
-        self.fixed = {
-            id(feature): feature.encode([raw[name] for name in feature.inputs])
-            for feature in self.spec.features
-            if feature.source in ("profile", "history")
-        }
+        moving = np.array([f.source in ("session", "context") for f in self.spec.features])
+        widths = [f.width for f in self.spec.features]
+        self.moving_entries = np.repeat(moving, widths)
+        self.moving = StateSpec(tuple(f for f in self.spec.features if f.source in ("session", "context")))
+        fixed = StateSpec(tuple(f for f in self.spec.features if f.source not in ("session", "context")))
+        self.fixed = fixed.assemble(raw)
 
     def assemble(self, sessions: Sessions, requests: Requests) -> np.ndarray:
         """States float32[b, d] at the requests: what :meth:`StateSpec.assemble` gives for them."""
@@ -114,12 +115,10 @@ class States:
         seconds = requests.event_ts.astype("int64") // 1_000_000
         raw["hour"] = (seconds // 3600 + self.settings.calendar.utc_offset_hours) % 24
 
-        def block(feature: StateFeature) -> np.ndarray:
-            if id(feature) in self.fixed:
-                return self.fixed[id(feature)][requests.user_row]
-            return feature.encode([raw[name] for name in feature.inputs])
-
-        return np.concatenate([block(feature) for feature in self.spec.features], axis=1)
+        state = np.empty((len(s), self.spec.width), dtype=np.float32)
+        state[:, ~self.moving_entries] = self.fixed[requests.user_row]
+        state[:, self.moving_entries] = self.moving.assemble(raw)
+        return state
 
 
 def profile_columns(settings: Settings, profile: dict[str, np.ndarray], users: int) -> dict[str, np.ndarray]:
