@@ -1,6 +1,5 @@
 """One worker of the service, without HTTP: bodies in, answers out, nothing lost in between."""
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -16,6 +15,7 @@ from serving import arms, metrics, ranker
 from serving.batches import Batches
 from serving.champion import Champion, ChampionFollower, Source
 from serving.decision_log import DayFiles, LogError
+from serving.exploration import replay_generator
 from serving.messages import Parser, RequestError, local_day, timestamp
 from serving.request_index import Entry, RequestIndex
 from serving.state_store import Feedback, StateRequest, StateStore
@@ -246,8 +246,7 @@ class Engine:
         """Replayed traffic draws the same action for the same request; real traffic never repeats."""
         if not self._serving.accept_event_ts or arm not in (arms.RANDOM, arms.NOISE):
             return self._generator
-        digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
-        return np.random.default_rng([self._settings.seed, int.from_bytes(digest, "big")])
+        return replay_generator(self._settings.seed, request_id)
 
     def _commit(self, batch: list[tuple[str, bytes, Entry]]) -> None:
         self._decision_files.write([(day, line) for day, line, _ in batch])

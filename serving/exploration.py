@@ -5,6 +5,7 @@ the truncation written down: clipping would put probability mass on the bounds, 
 Because μ_i lies inside the box, the kept mass is never small and no tail series is needed.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -13,6 +14,12 @@ import numpy as np
 
 _STANDARD = NormalDist()
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def replay_generator(seed: int, request_id: str) -> np.random.Generator:
+    """The generator of one request of replayed traffic: the same request draws the same action."""
+    digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest, "big")])
 
 
 @dataclass(frozen=True)

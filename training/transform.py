@@ -13,6 +13,7 @@ was transformed is written down in ``warehouse/transformed.json`` after a run th
 until then the next run does it again.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -26,7 +27,14 @@ import duckdb
 import yaml
 
 from training.contract.errors import DataError
-from training.contract.files import read_json, replaced_folder, sha256, write_atomic, write_json_atomic
+from training.contract.files import (
+    read_json,
+    replaced_folder,
+    sha256,
+    write_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 from training.contract.layout import IMPRESSIONS, TABLES
 from training.contract.settings import Settings
 from training.contract.state import history_columns, session_columns
@@ -93,9 +101,20 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
 
 
 def docs(settings: Settings) -> Path:
-    """Generate dbt's documentation of the warehouse as it is; returns one self-contained HTML page."""
-    _dbt(settings, ["docs", "generate", "--static"])
-    return settings.layout.dbt_target / "static_index.html"
+    """dbt's documentation of the models as one self-contained HTML page, made again when they changed.
+
+    A run over the same models leaves the page alone: the catalogue of columns would be the same.
+    """
+    page = settings.layout.dbt_target / "static_index.html"
+    described = page.with_suffix(".sha256")
+    digest = hashlib.sha256(properties(settings).encode())
+    for path in sorted(PROJECT.rglob("*")):
+        if path.suffix in (".sql", ".yml", ".md") and "target" not in path.parts:
+            digest.update(path.read_bytes())
+    if not page.exists() or not described.exists() or described.read_text() != digest.hexdigest():
+        _dbt(settings, ["docs", "generate", "--static"])
+        write_text_atomic(described, digest.hexdigest())
+    return page
 
 
 # --- which days

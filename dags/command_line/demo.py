@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dags.command_line import stack
 from dags.command_line.stack import StackError
-from dags.command_line.world import prepare_history
+from dags.command_line.world import fit_world, prepare_past
 from training.contract.files import write_json_atomic
 from training.contract.pointer import read_champion
 from training.contract.records import STAGES, read_records
@@ -24,6 +24,7 @@ from training.contract.settings import Settings, settings_path
 
 LOOP = ("mtf_ingest", "mtf_transform", "mtf_features", "mtf_retrain", "mtf_promote")
 DAY_TIMEOUT_S = 900
+TRUTH_SESSIONS = 6_000
 
 
 def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> None:
@@ -32,13 +33,16 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
     Raises :class:`StackError` naming the task that failed; the summary is written all the same.
     """
     started = time.monotonic()
-    settings, first = prepare_history(settings, console)
+    settings, real = fit_world(settings, console)
+    first = date.fromisoformat(settings.world.start_day)
     calendar = [first + timedelta(days=n) for n in range(days)]
-    prepared = time.monotonic() - started
     running = stack.services(settings, settings_path())
+    prepared = 0.0
     try:
-        for service in running:
+        for service in running:  # they start up while the past is prepared
             stack.start(settings, service)
+        prepare_past(settings, real, console)
+        prepared = time.monotonic() - started
         for service in running:
             seconds = stack.wait_ready(settings, service)
             console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
@@ -52,6 +56,9 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
             console.print(f"{day} done in {time.monotonic() - began:.0f} s")
     finally:
         summary = summarise(settings, calendar)
+        with console.status("the last day's champion and static weights on the same simulated sessions"):
+            summary["truth"] = _truth(settings, summary)
+        summary["verdict"] = verdict(summary)
         summary["wall_seconds"] = {
             "history": round(prepared, 1),
             "total": round(time.monotonic() - started, 1),
@@ -106,7 +113,6 @@ def summarise(settings: Settings, calendar: list[date]) -> dict[str, Any]:
         "world": settings.world.build,
         "days": days,
         "champion": None if pointer is None else {"version": pointer.version, "sha256": pointer.sha256},
-        "verdict": _verdict(days),
     }
 
 
@@ -126,36 +132,60 @@ def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
             for name, estimate in get("evaluate", {}).get("estimates", {}).items()
         },
         "gate": {"decision": gate.get("decision"), "reasons": gate.get("reasons")},
-        "champion": get("promote", {}).get("version"),
+        "promoted": get("promote", {}).get("version"),
         "seconds": {stage: records[stage].get("seconds") for stage in STAGES if stage in records},
     }
 
 
-def _verdict(days: dict[str, dict]) -> str:
-    """Whether the last day's champion beat static weights in the world's true session return."""
-    if not days:
-        return "no day was run"
-    last = list(days)[-1]
-    arms = days[last]["arms"] or {}
-    if "champion" not in arms or "static" not in arms:
-        return f"on {last} the arms champion and static were not both served"
-    champion, static = arms["champion"], arms["static"]
+def _truth(settings: Settings, summary: dict[str, Any]) -> dict[str, Any] | None:
+    """What only the world knows: the champion of the last finished day against static weights.
+
+    Both rank the same ``TRUTH_SESSIONS`` sessions of that day in this process, with the same luck; an
+    arm of the day's own traffic has too few sessions to tell policies apart. None when no day was
+    served, or when it had no champion.
+    """
+    from training import promotion
+    from training.simulator.drivers import open_world
+    from training.simulator.references import Bench, compare_with_static
+
+    served = [date.fromisoformat(day) for day, facts in summary["days"].items() if facts["arms"]]
+    if not served:
+        return None
+    day = served[-1]
+    champion = promotion.champion_policy(settings, before=day)
+    if champion.version == "static":
+        return None
+    bench = Bench(open_world(settings, day), day, sessions=TRUTH_SESSIONS)
+    return {"day": str(day), "version": champion.version, **compare_with_static(bench, champion)}
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """Whether the last day's champion beats static weights in the world's true session return."""
+    truth = summary["truth"]
+    if truth is None:
+        reasons = {
+            day: "; ".join(facts["gate"]["reasons"] or ["no decision"])
+            for day, facts in summary["days"].items()
+        }
+        return (
+            "not shown: no policy had been promoted before the last day, so its champion arm served static "
+            f"weights too. The gate said: {reasons}"
+        )
+    policy, static, difference = truth["policy"], truth["static"], truth["difference"]
     text = (
-        f"on {last} the true session return was {champion['session_return_mean']:.3f} "
-        f"{_interval(champion)} for the champion and {static['session_return_mean']:.3f} "
-        f"{_interval(static)} for static weights"
+        f"the champion of {truth['day']}, {truth['version']}, has a true session return of "
+        f"{_interval(policy)}, static weights {_interval(static)}; the difference on the same "
+        f"{truth['sessions']} simulated sessions is {_interval(difference)}"
     )
-    if champion["session_return_ci"][0] > static["session_return_ci"][1]:
+    if policy["lower"] > static["upper"]:
         return f"better, intervals apart: {text}"
-    if champion["session_return_ci"][1] < static["session_return_ci"][0]:
+    if policy["upper"] < static["lower"]:
         return f"WORSE, intervals apart: {text}"
-    few = min(champion["sessions"], static["sessions"])
-    return f"not shown, intervals overlap (the smaller arm has {few} sessions): {text}"
+    return f"not shown, intervals overlap: {text}"
 
 
-def _interval(arm: dict) -> str:
-    low, high = arm["session_return_ci"]
-    return f"({low:.3f} to {high:.3f})"
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.2f} ({value['lower']:.2f} to {value['upper']:.2f})"
 
 
 def _half_width(arm: dict) -> float:
@@ -164,9 +194,9 @@ def _half_width(arm: dict) -> float:
 
 
 def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
-    table = Table(title="true session return by arm (95 % interval), as the world knows it")
+    table = Table(title="true session return of the sessions served, by arm (95 % interval)")
     arms = sorted({arm for day in summary["days"].values() for arm in day["arms"] or {}})
-    for column in ("day", "requests", "failed", *arms, "gate", "champion"):
+    for column in ("day", "requests", "failed", *arms, "gate", "promoted"):
         table.add_column(column)
     for day, facts in summary["days"].items():
         cells = [
@@ -181,7 +211,7 @@ def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> No
             str(facts["failures"]),
             *cells,
             str(facts["gate"]["decision"]),
-            str(facts["champion"] or "-"),
+            str(facts["promoted"] or "-"),
         )
     console.print(table)
     console.print(summary["verdict"])

@@ -4,16 +4,22 @@ import os
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from dags import stages
 from dags.command_line import stack
 from training.contract.errors import SettingsError
-from training.contract.layout import IMPRESSIONS, USERS
+from training.contract.layout import DECISIONS, USERS
 from training.contract.records import write_record
 from training.contract.settings import ENV_PREFIX, Settings, load_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from training.simulator.past import Decide
+    from training.simulator.sessions import Requests
 
 Progress = Callable[[int, int], None]
 START_DAY = f"{ENV_PREFIX}WORLD__START_DAY"
@@ -41,33 +47,74 @@ def simulate_day(settings: Settings, day: date, progress: Progress | None = None
 
 
 def prepare_history(settings: Settings, console: Console) -> tuple[Settings, date]:
-    """Logs from before the first simulated day, so that its requests find profiles and histories.
+    """Logs from before the first day of traffic: profiles, histories, and decisions to learn from.
 
-    The synthetic world gets one day under static weights; the world fitted to KuaiRand gets the real
-    days, with predictions by a model trained on the days before each. Returns the settings, whose
-    ``world.start_day`` follows the last logged day, and that first day.
+    ``world.past_days`` days of the world, ranked in this process by the service's code while there is
+    no champion; the world fitted to KuaiRand has the real days before them, with predictions by a model
+    trained on the days before each. Returns the settings, whose ``world.start_day`` follows the last
+    logged day, and that first day.
     """
-    if settings.world.build == "synthetic":
-        first = date.fromisoformat(settings.world.start_day)
-        days = [first - timedelta(days=1)]
-        if not settings.layout.partition(IMPRESSIONS, days[0]).exists():
-            from training.simulator.past import land_past
+    settings, real = fit_world(settings, console)
+    prepare_past(settings, real, console)
+    return settings, date.fromisoformat(settings.world.start_day)
 
-            with console.status("simulating a past under static weights"):
-                land_past(settings, days[0])
-    else:
-        days = _land_real_days(settings, console)
-        first = days[-1] + timedelta(days=1)
-        os.environ[START_DAY] = first.isoformat()  # for the tasks, which load the settings themselves
-        settings = load_settings()
+
+def fit_world(settings: Settings, console: Console) -> tuple[Settings, list[date]]:
+    """The settings whose ``world.start_day`` leaves room for the past, and the real days landed."""
+    if settings.world.build == "synthetic":
+        return settings, []
+    real = _land_real_days(settings, console)
+    first = real[-1] + timedelta(days=settings.world.past_days + 1)
+    os.environ[START_DAY] = first.isoformat()  # for the tasks, which load the settings themselves
+    return load_settings(), real
+
+
+def prepare_past(settings: Settings, real: list[date], console: Console) -> None:
+    """Simulate the past; validate every logged day, transform them, and bring the store up to date."""
+    from training.simulator.past import land_past
+
+    first = date.fromisoformat(settings.world.start_day)
+    past = [first - timedelta(days=n) for n in range(settings.world.past_days, 0, -1)]
+    for day in past:
+        if not settings.layout.partition(DECISIONS, day).exists():
+            with console.status(f"{day} simulating the past"):
+                land_past(settings, day, as_the_service(settings))
+    days = [*real, *past]
     for day in days:
-        for stage in ("land", "validate_landed", "transform"):
+        for stage in ("land", "validate_landed"):
             with console.status(f"{day} {stage}"):
-                record = stages.run_stage(settings, day, stage)
-        console.print(f"{day} landed, validated and transformed: {_rows(record)}")
-    with console.status("materialising features"):
-        stages.run_stage(settings, days[-1], "features")
-    return settings, first
+                stages.run_stage(settings, day, stage)
+        console.print(f"{day} landed and validated")
+    for stage in ("transform", "features"):  # dbt builds every day that it has not built yet
+        with console.status(f"{stage} up to {days[-1]}"):
+            record = stages.run_stage(settings, days[-1], stage)
+        if stage == "transform":
+            console.print(f"{len(days)} days transformed: {_rows(record)}")
+
+
+def as_the_service(settings: Settings) -> "Decide":
+    """What the running service would decide without a champion, request by request."""
+    from serving import arms, ranker
+    from serving.exploration import replay_generator
+
+    serving = settings.serving
+
+    def decide(requests: "Requests", states: "np.ndarray") -> list[ranker.Decision]:
+        return [
+            ranker.decide(
+                arms.draw(serving.shares, serving.salt, user_id),
+                None,
+                state,
+                settings.fusion,
+                serving,
+                replay_generator(settings.seed, request_id),
+            )
+            for user_id, request_id, state in zip(
+                requests.user_id.tolist(), requests.request_id, states, strict=True
+            )
+        ]
+
+    return decide
 
 
 def _land_real_days(settings: Settings, console: Console) -> list[date]:

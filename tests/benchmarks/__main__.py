@@ -1,15 +1,19 @@
 """Rows a second through each stage of a day, beside the floor: DuckDB scanning the same Parquet.
 
+The dbt build is also held against its own SQL run straight in DuckDB.
+
 python -m tests.benchmarks --impressions 100000 1000000 5000000 --out build/bench
 """
 
 import argparse
+import json
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import duckdb
@@ -22,6 +26,7 @@ from training.contract.settings import Settings
 
 DAY = date(2026, 1, 5)
 PAGE, REQUESTS_A_SESSION = 6, 8
+BESIDE = ("same SQL in DuckDB", "floor")  # no stages: what they are held against
 
 
 def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Table]:
@@ -100,6 +105,7 @@ def measure(impressions: int, folder: Path) -> dict:
         "validate_transitions": lambda: validation.validate_transitions(settings, DAY),
         "materialise": lambda: training.features.materialise(settings, DAY),
         "trajectories": lambda: trajectories.load(settings, DAY),
+        "same SQL in DuckDB": lambda: same_sql(settings),
         "floor": lambda: scan(settings),
     }
     seconds = {}
@@ -108,19 +114,49 @@ def measure(impressions: int, folder: Path) -> dict:
         run()
         seconds[name] = time.perf_counter() - started
         print(f"{impressions:>9,} impressions  {name:22s} {seconds[name]:8.2f} s", flush=True)
-    total = sum(value for name, value in seconds.items() if name != "floor")
+    total = sum(value for name, value in seconds.items() if name not in BESIDE)
     return {
         "impressions": impressions,
+        "dbt_times_same_sql": round(seconds["transform"] / seconds["same SQL in DuckDB"], 2),
         "stages": {
             name: {
                 "seconds": round(value, 3),
                 "rows_per_second": round(impressions / value),
-                "share": round(value / total, 4) if name != "floor" else None,
+                "share": round(value / total, 4) if name not in BESIDE else None,
                 "times_floor": round(value / seconds["floor"], 1),
             }
             for name, value in seconds.items()
         },
     }
+
+
+def same_sql(settings: Settings) -> None:
+    """dbt's models as it compiled them, straight in a new DuckDB: no tests, no exports, no dbt.
+
+    Raises ``AssertionError`` when a table has not the rows that dbt's has.
+    """
+    manifest = json.loads((settings.layout.dbt_target / "manifest.json").read_text())
+    models = {name: node for name, node in manifest["nodes"].items() if node["resource_type"] == "model"}
+    needs = {name: [n for n in node["depends_on"]["nodes"] if n in models] for name, node in models.items()}
+    tables = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder,
+        # of the same name: dbt's relations carry it
+        duckdb.connect(str(Path(folder) / settings.layout.warehouse.name)) as connection,
+    ):
+        for name in TopologicalSorter(needs).static_order():
+            node = models[name]
+            kind = "view" if node["config"]["materialized"] == "view" else "table"
+            if kind == "table":
+                tables.append(node["relation_name"])
+            connection.execute(f"create {kind} {node['relation_name']} as {node['compiled_code']}")
+        ours = rows_of(connection, tables)
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        assert ours == rows_of(connection, tables)
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, tables: list[str]) -> list[int]:
+    return [connection.sql(f"select count(*) from {table}").fetchall()[0][0] for table in tables]  # noqa: S608
 
 
 def scan(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dags.command_line.demo import verdict
 from dags.command_line.main import app
 from dags.command_line.settings_file import render
 from training.contract.settings import Settings, load_settings
@@ -77,3 +78,34 @@ def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     assert result.returncode == 1
     assert "there is no log of 2026-01-05" in result.stderr
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("policy", "static", "begins"),
+    [
+        ((26.0, 25.5, 26.5), (24.0, 23.5, 24.5), "better, intervals apart"),
+        ((22.0, 21.5, 22.5), (24.0, 23.5, 24.5), "WORSE, intervals apart"),
+        ((24.6, 24.1, 25.1), (24.0, 23.5, 24.5), "not shown, intervals overlap"),
+    ],
+)
+def test_the_demos_verdict_names_both_values_and_their_difference(policy, static, begins):
+    def interval(values):
+        return dict(zip(("mean", "lower", "upper"), values, strict=True))
+
+    truth = {
+        "day": "2026-01-08",
+        "version": "v",
+        "sessions": 10,
+        "policy": interval(policy),
+        "static": interval(static),
+        "difference": interval((policy[0] - static[0], 0.1, 0.9)),
+    }
+    text = verdict({"days": {}, "truth": truth})
+    assert text.startswith(begins)
+    assert f"{policy[0]:.2f} ({policy[1]:.2f} to {policy[2]:.2f})" in text and "(0.10 to 0.90)" in text
+
+
+def test_a_demo_without_a_champion_says_what_the_gate_said():
+    days = {"2026-01-05": {"gate": {"decision": "refuse", "reasons": ["below"]}}}
+    text = verdict({"days": days, "truth": None})
+    assert text.startswith("not shown: no policy") and "below" in text

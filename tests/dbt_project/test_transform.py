@@ -131,6 +131,8 @@ def test_documentation_and_freshness(warehouse: Warehouse) -> None:
     text = page.read_text()
     for words in ("fct_transitions", "From logs to trajectories", "Feast feature view, the profile part"):
         assert words in text
+    written = page.stat().st_mtime_ns
+    assert transform.docs(warehouse.daily) == page and page.stat().st_mtime_ns == written
     # held against the clock, a log of another time is stale, and dbt says so
     with pytest.raises(RuntimeError, match="source freshness"):
         transform._dbt(warehouse.daily, ["source", "freshness", "--select", "source:lake.impressions"])

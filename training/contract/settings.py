@@ -251,7 +251,12 @@ class WorldSettings(Section):
     candidates: int = Field(40, ge=2, description="candidates a request")
     page: int = Field(6, ge=1, description="items shown a request")
     max_requests: int = Field(30, ge=1, description="hard end of a session (a truncation)")
-    start_day: str = Field("2026-01-05", pattern=r"^\d{4}-\d{2}-\d{2}$")
+    start_day: str = Field(
+        "2026-01-05", pattern=r"^\d{4}-\d{2}-\d{2}$", description="first day of traffic through HTTP"
+    )
+    past_days: int = Field(
+        1, ge=1, description="days before it, simulated without HTTP: the log that learning starts from"
+    )
     concurrency: int = Field(16, ge=1, description="requests in flight of the HTTP driver")
     requests_per_day: int = Field(
         20_000, ge=1, description="traffic of a day through HTTP, about; users are sampled to fit"

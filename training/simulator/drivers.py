@@ -71,12 +71,13 @@ def run_day_inprocess(
     day: date,
     choose: Choose,
     *,
-    arm: str = "policy",
+    arms: Callable[[Requests], Sequence[str]] = lambda requests: ["policy"] * len(requests),
     observe: Observe | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """A day of users ranked in this process: ``choose(states float32[b, d], requests)`` → actions [b, k].
 
+    ``arms(requests)``, asked after ``choose``, names the arm of each for the ledger;
     ``observe(requests, states, actions, outcome)`` sees every batch. Returns the record of
     :func:`run_day_http` without latencies.
     """
@@ -89,7 +90,7 @@ def run_day_inprocess(
         actions = np.asarray(choose(states, requests), dtype=np.float32)
         scores = settings.fusion.score(requests.predictions, settings.fusion.to_weights(actions))
         shown = np.take_along_axis(requests.item_ids, top(scores, settings.world.page), axis=1)
-        outcome = world.respond(requests, shown, [arm] * len(requests))
+        outcome = world.respond(requests, shown, arms(requests))
         count += len(requests)
         if observe is not None:
             observe(requests, states, actions, outcome)

@@ -12,6 +12,7 @@ from typing import Any
 import cma
 import numpy as np
 
+from training.contract.policy import Policy
 from training.simulator import response
 from training.simulator.constants import KINDS
 from training.simulator.drivers import clustered_mean
@@ -22,6 +23,9 @@ from training.simulator.world import World
 Choose = Callable[[np.ndarray, Requests], np.ndarray]
 # (requests, scene) → scores [b, candidates]: for rankers that are no fusion formula
 Score = Callable[[Requests], np.ndarray]
+
+
+_CHUNK = 256  # states a policy acts on at once
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,30 @@ class Bench:
             kind=self.world.population.kind[self.user_row],
             truncated=np.isin(sessions.ended.astype(str), TRUNCATED),
         )
+
+
+def compare_with_static(bench: Bench, policy: Policy) -> dict[str, Any]:
+    """True session return of a policy and of static weights on the same sessions, and the difference.
+
+    Each is ``{"mean", "lower", "upper"}`` with a 95 % interval (users as clusters).
+    """
+
+    def choose(states: np.ndarray, requests: Requests) -> np.ndarray:
+        chunks = [policy.act(states[at : at + _CHUNK]) for at in range(0, len(states), _CHUNK)]
+        return np.concatenate(chunks)
+
+    static = bench.evaluate_constant(bench.settings.fusion.static_action)
+    learnt = bench.evaluate(choose)
+
+    def interval(values: tuple[float, float, float]) -> dict[str, float]:
+        return dict(zip(("mean", "lower", "upper"), values, strict=True))
+
+    return {
+        "sessions": len(bench.user_row),
+        "policy": interval(clustered_mean(learnt.session_return, bench.user_row)),
+        "static": interval(clustered_mean(static.session_return, bench.user_row)),
+        "difference": interval(learnt.difference(static)),
+    }
 
 
 def random_actions(seed: int, heads: int, std: float = 1.0) -> Choose:

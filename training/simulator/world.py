@@ -342,7 +342,7 @@ def population_of(settings: Settings, constants: WorldConstants, seed: int) -> P
 def fingerprint(settings: Settings, constants: WorldConstants) -> str:
     """Hash of all that decides what a saved world means."""
     world = settings.world.model_dump(
-        mode="json", exclude={"concurrency", "requests_per_day", "logs", "start_day"}
+        mode="json", exclude={"concurrency", "requests_per_day", "logs", "start_day", "past_days"}
     )
     parts = {
         "world": world,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.training.simulator.conftest import DAY
-from training.simulator.references import Bench, best_constants, fit_oracle
+from training.contract.policy import constant_policy
+from training.simulator.references import Bench, best_constants, compare_with_static, fit_oracle
 from training.simulator.world import World
 
 
@@ -17,6 +18,24 @@ def test_common_random_numbers_make_a_policy_equal_to_itself(calm: World) -> Non
     summary = one.summary()
     assert summary["session_return_ci"][0] < summary["session_return_mean"] < summary["session_return_ci"][1]
     assert set(summary["by_kind"]) == {"skimmer", "deep", "social", "sensitive"}
+
+
+def test_a_policy_is_compared_with_static_weights_on_the_same_sessions(calm: World) -> None:
+    settings = calm.settings
+    bench = Bench(calm, DAY, sessions=200)
+
+    def compare(action: np.ndarray) -> dict:
+        policy = constant_policy(settings.state_spec, settings.fusion, action, "x")
+        return compare_with_static(bench, policy)
+
+    same = compare(settings.fusion.static_action)
+    assert same["policy"] == same["static"] and same["difference"] == dict.fromkeys(
+        ("mean", "lower", "upper"), 0.0
+    )
+    other = compare(-settings.fusion.static_action)
+    assert other["static"] == same["static"]
+    assert other["difference"]["mean"] == pytest.approx(other["policy"]["mean"] - other["static"]["mean"])
+    assert other["difference"]["lower"] < other["difference"]["mean"] < other["difference"]["upper"]
 
 
 @pytest.mark.slow
