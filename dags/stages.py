@@ -43,7 +43,9 @@ def validate_landed(settings: Settings, day: date) -> Record:
 def transform(settings: Settings, day: date) -> Record:
     from training import transform as transformation
 
-    return transformation.run(settings, day)
+    record = transformation.run(settings, day)
+    transformation.docs(settings)
+    return record
 
 
 def validate_transitions(settings: Settings, day: date) -> Record:

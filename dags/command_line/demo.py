@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -194,9 +195,9 @@ def _half_width(arm: dict) -> float:
 
 
 def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
-    table = Table(title="true session return of the sessions served, by arm (95 % interval)")
+    table = Table(box=box.SIMPLE, title="true session return of the sessions served, by arm (95 % interval)")
     arms = sorted({arm for day in summary["days"].values() for arm in day["arms"] or {}})
-    for column in ("day", "requests", "failed", *arms, "gate", "promoted"):
+    for column in ("day", "requests", "failed", *arms, "gate"):
         table.add_column(column)
     for day, facts in summary["days"].items():
         cells = [
@@ -206,12 +207,11 @@ def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> No
             for arm in arms
         ]
         table.add_row(
-            day,
+            day[5:],
             str(facts["requests"]),
             str(facts["failures"]),
             *cells,
             str(facts["gate"]["decision"]),
-            str(facts["promoted"] or "-"),
         )
     console.print(table)
     console.print(summary["verdict"])
