@@ -195,7 +195,12 @@ def _half_width(arm: dict) -> float:
 
 
 def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
-    table = Table(box=box.SIMPLE, title="true session return of the sessions served, by arm (95 % interval)")
+    table = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title="true session return of the sessions served, by arm (95 % interval)",
+    )
     arms = sorted({arm for day in summary["days"].values() for arm in day["arms"] or {}})
     for column in ("day", "requests", "failed", *arms, "gate"):
         table.add_column(column)
