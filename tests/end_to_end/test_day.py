@@ -91,7 +91,7 @@ def test_the_page_of_the_day_shows_everything(loop: Loop):
     for link in page.select("nav a"):
         target = loop.settings.layout.reports / f"dt={loop.day}" / link["href"]
         assert target.exists(), link["href"]
-    assert {"Data Docs", "all days"} <= {link.text for link in page.select("nav a")}
+    assert {"Data Docs", "dbt docs", "all days"} <= {link.text for link in page.select("nav a")}
 
 
 def test_the_summary_has_what_a_person_asks_first(loop: Loop):
