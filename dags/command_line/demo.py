@@ -133,7 +133,8 @@ def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
             for name, estimate in get("evaluate", {}).get("estimates", {}).items()
         },
         "gate": {"decision": gate.get("decision"), "reasons": gate.get("reasons")},
-        "promoted": get("promote", {}).get("version"),
+        # who serves after the day: the promoted challenger, else who served before
+        "champion": get("promote", {}).get("version") or (gate.get("champion") or {}).get("version"),
         "seconds": {stage: records[stage].get("seconds") for stage in STAGES if stage in records},
     }
 

@@ -101,6 +101,8 @@ def test_the_summary_has_what_a_person_asks_first(loop: Loop):
     assert day["steps"] == loop.settings.learner.steps
     assert set(day["estimates"]) == {"challenger", "static"}
     assert day["gate"]["reasons"]
+    served = read_champion(loop.settings.layout.champion)
+    assert day["champion"] == (served.version if served else None)
 
 
 def test_the_stack_knows_what_runs(loop: Loop):
