@@ -8,6 +8,7 @@ newest ``learner.replay_capacity`` transitions, as a FIFO replay buffer would ho
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from pathlib import Path
@@ -65,14 +66,28 @@ class Transitions:
     steps: Tensor  # int64[N], 0 is the first request of the session
     arms: Tensor  # int64[N]
     arm_names: tuple[str, ...]
+    # what only some learners read, None where it was not asked for: the part of the reward that is play
+    # time and integrity, and the shown items
+    watch_rewards: Tensor | None = None  # float32[N]
+    item_scores: Tensor | None = None  # float32[N, page, k], the predictions of each head
+    item_rewards: Tensor | None = None  # float32[N, page], terms of eq. (2)
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def take(self, rows: Tensor) -> "Transitions":
         """The given rows, in the given order."""
+        return self._each(lambda column: column[rows])
+
+    def to(self, device: torch.device) -> "Transitions":
+        """The same transitions on a device; themselves where they are there."""
+        if self.rewards.device == device:
+            return self
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Transitions":
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Transitions(**{n: c[rows] if isinstance(c, Tensor) else c for n, c in columns.items()})
+        return Transitions(**{n: change(c) if isinstance(c, Tensor) else c for n, c in columns.items()})
 
     def arm_counts(self) -> dict[str, dict[str, int]]:
         """Transitions and sessions by arm; a session counts for the arm of its first row here."""

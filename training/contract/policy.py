@@ -23,6 +23,7 @@ from training.contract.state import StateSpec
 FORMAT = 1
 METADATA_KEY = "mtf_policy"
 MAXIMUM_BYTES = 256 * 1024 * 1024
+_PART = 256  # states at once: times 100 candidates, times the widest layer
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Policy:
             raise PolicyError(f"policy {self.version} gave an action that is not a number")
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
+    def act_in_parts(self, states: np.ndarray) -> np.ndarray:
+        """:meth:`act` on any number of states, in bounded memory."""
+        parts = [self.act(states[at : at + _PART]) for at in range(0, len(states), _PART)]
+        return np.concatenate(parts) if parts else self.act(states)
+
 
 def mlp(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
     """ReLU network with tensors ``<prefix>.<i>.weight`` [out, in] and ``<prefix>.<i>.bias``."""
@@ -110,6 +116,17 @@ class ConstantActor:
 
 
 @dataclass(frozen=True)
+class DeterministicActor:
+    """π(s) = tanh(MLP(s)): one network ``actor``, and the standardisation of :class:`BatchRLMTFActor`."""
+
+    tensors: Mapping[str, np.ndarray]
+    state_clip: float = float("inf")
+
+    def __call__(self, states: np.ndarray) -> np.ndarray:
+        return np.tanh(mlp(_standardised(states, self.tensors, self.state_clip), self.tensors, "actor"))
+
+
+@dataclass(frozen=True)
 class BatchRLMTFActor:
     """π(s) = argmax over n of Q(s, â_i + ξ_i), â_i ~ G(s), ξ_i = P_ω(s, â_i): eq. (4).
 
@@ -125,7 +142,7 @@ class BatchRLMTFActor:
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         t = self.tensors
-        s = np.clip((states - t["state_mean"]) / t["state_scale"], -self.state_clip, self.state_clip)
+        s = _standardised(states, t, self.state_clip)
         count, n = len(s), len(t["latents"])
         s_n = np.repeat(s, n, axis=0)
         z_n = np.tile(t["latents"], (count, 1))
@@ -137,13 +154,19 @@ class BatchRLMTFActor:
         return actions.reshape(count, n, -1)[np.arange(count), best]
 
 
+def _standardised(states: np.ndarray, tensors: Mapping[str, np.ndarray], clip: float) -> np.ndarray:
+    return np.clip((states - tensors["state_mean"]) / tensors["state_scale"], -clip, clip)
+
+
 def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Actor:
     """The actor of a kind of policy; :class:`PolicyError` for a kind this code does not know."""
     try:
         if kind == "constant":
             return ConstantActor(tensors["action"])
+        clip = float(options.get("state_clip", float("inf")))
+        if kind == "deterministic":
+            return DeterministicActor(dict(tensors), clip)
         if kind == "batchrl_mtf":
-            clip = float(options.get("state_clip", float("inf")))
             return BatchRLMTFActor(dict(tensors), float(options["rho"]), clip)
     except KeyError as error:
         raise PolicyError(f"the {kind} policy lacks {error}") from error

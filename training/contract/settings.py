@@ -139,6 +139,9 @@ class LearnerSettings(Section):
     )
     warm_start: bool = Field(False, description="start from the champion of the day before (ours)")
     checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints (ours)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is CUDA where there is one (ours)"
+    )
     threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
 
 

@@ -20,7 +20,6 @@ from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
 _LOGGED = "__logged__"
-_CHUNK = 256  # states a policy acts on at once: times 100 candidates, times the widest layer
 
 
 def evaluate(settings: Settings, day: date, policies: Mapping[str, Policy]) -> dict[str, Any]:
@@ -104,8 +103,7 @@ def _acts(test: Transitions, policies: Mapping[str, Policy]) -> dict[str, Action
     states, where = np.unique(both, axis=0, return_inverse=True)
     out = {}
     for name, policy in policies.items():
-        parts = [policy.act(states[start : start + _CHUNK]) for start in range(0, len(states), _CHUNK)]
-        actions = torch.from_numpy(np.concatenate(parts)[where.ravel()])
+        actions = torch.from_numpy(policy.act_in_parts(states)[where.ravel()])
         out[name] = Actions(actions[: len(test)], actions[len(test) :])
     return out
 

@@ -54,6 +54,21 @@ class StateMLP(nn.Module):
         return h
 
 
+class MLP(nn.Module):
+    """MLP of x [..., w] to [..., out]."""
+
+    def __init__(self, width: int, hidden: Sequence[int], out: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([width, *hidden, out]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self.layers
+        h = first(x)
+        for layer in rest:
+            h = layer(h.relu_())
+        return h
+
+
 class EnsembleMLP(nn.Module):
     """E independent MLPs of (s, x), computed together by batched matrix products.
 

@@ -15,9 +15,9 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
 from training.policies import batchrl_mtf, checkpoint, lineage
+from training.policies.learner import Learner
 
-ALGORITHMS = {"batchrl_mtf": batchrl_mtf.BatchRLMTF}
-CURVES = {"batchrl_mtf": batchrl_mtf.CURVES}
+ALGORITHMS: dict[str, type[Learner]] = {learner.kind: learner for learner in (batchrl_mtf.BatchRLMTF,)}
 _POINTS = 100  # of a training curve
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -52,16 +52,16 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         version = f"{day.isoformat()}-{fingerprint[:8]}"
 
         learner = ALGORITHMS[learner_settings.algorithm](learner_settings, data.train, seed)
-        names = CURVES[learner_settings.algorithm]
+        names = learner.curves
         curves: dict[str, list[float]] = {name: [] for name in ("step", *names)}
-        window = torch.zeros(len(names))  # sums since the last point of the curves
+        window = torch.zeros(len(names), device=learner.device)  # sums since the last point of the curves
         if weights is not None:
             learner.load_weights(weights)
         for path in (folder / "learner.safetensors", folder / "checkpoint.safetensors"):
             saved = checkpoint.read(path)
             if saved is not None and saved[1]["fingerprint"] == fingerprint:
                 learner.load_state(saved[0])
-                window, curves = saved[0]["window"], saved[1]["curves"]
+                window, curves = saved[0]["window"].to(learner.device), saved[1]["curves"]
                 break
 
         def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -83,7 +83,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
                 _refuse_divergence(point, done)
                 for name, value in ({"step": done} | point).items():
                     curves[name].append(value)
-                window = torch.zeros(len(names))
+                window = torch.zeros_like(window)
                 if progress is not None:
                     progress(done, steps, point)
             if done % learner_settings.checkpoint_every == 0 and done < steps:
@@ -92,7 +92,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         checkpoint.save(folder / "learner.safetensors", *state())
         tensors, options = learner.export()
     header = PolicyHeader(
-        learner.kind, version, settings.state_spec, settings.fusion, options, about | {"steps": steps}
+        learner.actor, version, settings.state_spec, settings.fusion, options, about | {"steps": steps}
     )
     path = folder / "policy.safetensors"
     digest = save_policy(path, header, tensors)

@@ -14,18 +14,18 @@ import numpy as np
 
 from training.contract.policy import Policy
 from training.simulator import response
-from training.simulator.constants import KINDS
+from training.simulator.constants import EVENT_COLUMNS, KINDS
 from training.simulator.drivers import clustered_mean
-from training.simulator.sessions import ALIVE, TRUNCATED, Requests, Sessions, top
+from training.simulator.sessions import ALIVE, TRUNCATED, Outcome, Requests, Sessions, top
 from training.simulator.world import World
 
 # (states, requests) → actions [b, k], as learnt policies have it
 Choose = Callable[[np.ndarray, Requests], np.ndarray]
 # (requests, scene) → scores [b, candidates]: for rankers that are no fusion formula
 Score = Callable[[Requests], np.ndarray]
-
-
-_CHUNK = 256  # states a policy acts on at once
+# (states, requests) → actions [b, k] and scores [b, candidates]
+Play = Callable[[np.ndarray, Requests], tuple[np.ndarray, np.ndarray]]
+Observe = Callable[[Requests, np.ndarray, Outcome], None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Evaluation:
     requests: np.ndarray
     satisfaction: np.ndarray
     play_s: np.ndarray
+    adtime_s: np.ndarray  # from the session's start to its last feedback
+    plays: np.ndarray
+    positive_plays: np.ndarray  # plays with a positive interaction
     user_row: np.ndarray
     kind: np.ndarray
     truncated: np.ndarray
@@ -51,6 +54,8 @@ class Evaluation:
             "requests_per_session": float(self.requests.mean()),
             "satisfaction": float(self.satisfaction.mean()),
             "play_s": float(self.play_s.mean()),
+            "adtime_s": float(self.adtime_s.mean()),
+            "upi_rate": float(self.positive_plays.sum() / max(self.plays.sum(), 1.0)),
             "truncated": float(self.truncated.mean()),
             "by_kind": {
                 name: float(self.session_return[self.kind == k].mean())
@@ -80,11 +85,11 @@ class Bench:
         """Play every session with the actions of ``choose``."""
         fusion = self.settings.fusion
 
-        def score(requests: Requests) -> np.ndarray:
-            actions = choose(self.states.assemble(self.running, requests), requests)
-            return fusion.score(requests.predictions, fusion.to_weights(actions))
+        def play(states: np.ndarray, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+            actions = choose(states, requests)
+            return actions, fusion.score(requests.predictions, fusion.to_weights(actions))
 
-        return self.evaluate_ranker(score)
+        return self.play(play)
 
     def evaluate_constant(self, action: np.ndarray) -> Evaluation:
         """Play every session with one action float[k], or with one of each kind float[kinds, k]."""
@@ -97,13 +102,34 @@ class Bench:
         )
 
     def evaluate_ranker(self, score: Score) -> Evaluation:
+        return self._run(score, lambda requests, places, outcome: None)
+
+    def play(self, play: Play, observe: Observe = lambda requests, places, outcome: None) -> Evaluation:
+        """Play every session with the scores of ``play(states, requests)`` → (actions, scores).
+
+        ``observe(requests, places, outcome)`` sees every batch and what was shown of it.
+        """
+        return self._run(
+            lambda requests: play(self.states.assemble(self.running, requests), requests)[1], observe
+        )
+
+    def _run(self, score: Score, observe: Observe) -> Evaluation:
         start = np.full(len(self.user_row), self.scene.day_start_us + 12 * 3_600_000_000)
         long_term = self.world.long_term[self.user_row]
         self.running = sessions = Sessions(self.scene, self.user_row, self.number, start, long_term)
         live = np.arange(len(self.user_row))
+        plays, positive = np.zeros(len(live)), np.zeros(len(live))
+        interactions = [
+            EVENT_COLUMNS.index(s.column) for s in self.settings.signals if s.positive_interaction
+        ]
         while len(live):
             requests = sessions.requests(live)
-            outcome = sessions.respond_places(requests, top(score(requests), self.settings.world.page))
+            places = top(score(requests), self.settings.world.page)
+            outcome = sessions.respond_places(requests, places)
+            played = outcome.play_time_ms > 0
+            plays[live] += played.sum(axis=1)
+            positive[live] += (played & outcome.events[..., interactions].any(axis=-1)).sum(axis=1)
+            observe(requests, places, outcome)
             live = live[outcome.ended == ALIVE]
         return Evaluation(
             session_return=sessions.reward,
@@ -111,6 +137,9 @@ class Bench:
             requests=sessions.step,
             satisfaction=sessions.satisfaction,
             play_s=sessions.play_s,
+            adtime_s=(sessions.end_us - sessions.start_us) / 1e6,
+            plays=plays,
+            positive_plays=positive,
             user_row=self.user_row,
             kind=self.world.population.kind[self.user_row],
             truncated=np.isin(sessions.ended.astype(str), TRUNCATED),
@@ -123,12 +152,8 @@ def compare_with_static(bench: Bench, policy: Policy) -> dict[str, Any]:
     Each is ``{"mean", "lower", "upper"}`` with a 95 % interval (users as clusters).
     """
 
-    def choose(states: np.ndarray, requests: Requests) -> np.ndarray:
-        chunks = [policy.act(states[at : at + _CHUNK]) for at in range(0, len(states), _CHUNK)]
-        return np.concatenate(chunks)
-
     static = bench.evaluate_constant(bench.settings.fusion.static_action)
-    learnt = bench.evaluate(choose)
+    learnt = bench.evaluate(lambda states, requests: policy.act_in_parts(states))
 
     def interval(values: tuple[float, float, float]) -> dict[str, float]:
         return dict(zip(("mean", "lower", "upper"), values, strict=True))

@@ -236,18 +236,25 @@ class Scene:
         finished = np.array(c.worth_short_finish)[self.population.kind[user_row]][:, None]
         return certain + finished * events[..., response.LONG_VIEW] * (mark > 0)
 
-    def reward(self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
-        """Reward of a request, float64[b]: eq. (2) with the settings' weights."""
+    def reward_parts(
+        self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Terms of eq. (2) of each shown item, float64[b, page] each: of watching, and of the signals."""
         weights = self.settings.reward
         play_s = play_ms / 1000.0
         integrity = np.minimum(
             np.divide(play_ms, duration_ms, out=np.zeros_like(play_s), where=duration_ms > 0), 1.0
         )
-        return (
+        watching = (
             weights.play_time_weight * np.minimum(play_s, weights.play_time_cap_s)
             + weights.integrity_weight * integrity
-            + events[..., self.signals] @ self.signal_weights
-        ).sum(axis=1)
+        )
+        return watching, events[..., self.signals] @ self.signal_weights
+
+    def reward(self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
+        """Reward of a request, float64[b]: eq. (2) with the settings' weights."""
+        watching, signals = self.reward_parts(events, play_ms, duration_ms)
+        return (watching + signals).sum(axis=1)
 
 
 def head_places(settings: Settings) -> np.ndarray:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 from training.contract.policy import BatchRLMTFActor
 from training.contract.settings import LearnerSettings
-from training.policies.batchrl_mtf import CURVES, BatchRLMTF
+from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
 from training.trajectories import Transitions
 
+CURVES = BatchRLMTF.curves
 D, K, N = 5, 3, 200
 
 
@@ -86,7 +87,7 @@ def test_one_step_is_the_papers():
     noise = torch.Generator().manual_seed(3)
     curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
 
-    i = learner.indices[0]
+    i = learner._rows[0]
     s = standardise(data.states, *standardisation(data.states))[i]
     next_s = standardise(data.next_states, *standardisation(data.states))[i]
     a, r, done, z_width = data.actions[i], data.rewards[i], data.dones[i], 2 * K
@@ -144,7 +145,7 @@ def test_a_session_end_masks_the_bootstrap():
     data = transitions(dones=1.1)
     learner = BatchRLMTF(settings(), data, seed=0)
     target = learner.step()[CURVES.index("target")]
-    assert target == pytest.approx(float(data.rewards[learner.indices[0]].mean()), rel=1e-5)
+    assert target == pytest.approx(float(data.rewards[learner._rows[0]].mean()), rel=1e-5)
 
 
 def test_actions_stay_within_rho_of_the_generators_and_within_bounds():
