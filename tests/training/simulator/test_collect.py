@@ -44,7 +44,7 @@ def test_rows_follow_each_other(collected):
 
 
 def test_arms_have_their_densities_and_actions(collected):
-    bench, data = collected
+    _, data = collected
     counts = data.arm_counts()
     assert 110 < counts["random"]["sessions"] < 190 and set(counts) == {"random", "noise", "static"}
     names = np.array(data.arm_names)[data.arms.numpy()]
