@@ -131,6 +131,12 @@ class LearnerSettings(Section):
     )
     latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
     kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
+    freeze_generator_after: int | None = Field(
+        None,
+        ge=1,
+        description="steps after which the generator is fixed and each state keeps its n actions; none "
+        "trains it throughout, as the paper and BCQ do (ours)",
+    )
     generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     critic_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")

@@ -6,6 +6,7 @@ perturbation, η and L rate and interval of the target update. What the paper le
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from training.policies.learner import Learner
 from training.policies.networks import StateMLP
+
+_POOL_PART = 1_024  # states whose candidates are drawn at once
 
 
 class Generator(nn.Module):
@@ -69,6 +72,7 @@ class BatchRLMTF(Learner):
     def build(self, d: int, k: int) -> None:
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
+        self._pool: Tensor | None = None
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
         )
@@ -86,22 +90,54 @@ class BatchRLMTF(Learner):
         clip = self.settings.latent_clip
         return self.normal(*shape, self.latent).clamp_(-clip, clip)
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the generator is trained no more."""
+        after = self.settings.freeze_generator_after
+        return after is not None and self.step_count >= after
+
+    @torch.no_grad()
+    def _candidates(self) -> Tensor:
+        """float32[N, n, k]: n actions of the frozen generator for every s', drawn once.
+
+        They depend on the generator and the seed alone, so a resumed run draws the same ones.
+        """
+        if self._pool is None:
+            clip, n = self.settings.latent_clip, self.settings.candidates
+            noise = torch.Generator(self.device).manual_seed(self.seed + 2)
+            pools = []
+            for states in self.data.next_states.split(_POOL_PART):
+                z = torch.randn(len(states), n, self.latent, generator=noise, device=self.device)
+                pools.append(self.generator.decode(self.standardised(states), z.clamp_(-clip, clip)))
+            self._pool = torch.cat(pools)
+        return self._pool
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_weights(tensors)
+        self._pool = None
+
     def step(self) -> Tensor:
         """One gradient step of each net, in the paper's order."""
         settings = self.settings
-        _, s, a, r, next_s, done = self.batch()
+        rows, s, a, r, next_s, done = self.batch()
         B, n = len(s), settings.candidates
 
         # G, eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I))
-        mean, log_std = self.generator.encode(s, a)
-        z = mean + log_std.exp() * self.normal(*mean.shape)
-        reconstruction = F.mse_loss(self.generator.decode(s, z), a)
-        kl = -0.5 * (1.0 + 2.0 * log_std - mean.square() - (2.0 * log_std).exp()).mean()
-        self.descend("generator", reconstruction + settings.kl_weight * kl)
+        if self.frozen:
+            reconstruction = kl = torch.zeros((), device=self.device)
+        else:
+            mean, log_std = self.generator.encode(s, a)
+            z = mean + log_std.exp() * self.normal(*mean.shape)
+            reconstruction = F.mse_loss(self.generator.decode(s, z), a)
+            kl = -0.5 * (1.0 + 2.0 * log_std - mean.square() - (2.0 * log_std).exp()).mean()
+            self.descend("generator", reconstruction + settings.kl_weight * kl)
 
         # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and the target perturbation net, eq. (7)
         with torch.no_grad():
-            next_a = self.generator.decode(next_s, self._latents(B, n))
+            if self.frozen:
+                next_a = self._candidates()[rows]
+            else:
+                next_a = self.generator.decode(next_s, self._latents(B, n))
             next_a = self.target_perturbation.perturb(next_s, next_a)
             next_q = self.target_critics(next_s, next_a).amin(dim=0).amax(dim=1)
             y = r + settings.gamma * (1.0 - done) * next_q

@@ -33,8 +33,8 @@ def standardise(states: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 class StateMLP(nn.Module):
     """MLP of the concatenation (s, x), for one x or several x of each state.
 
-    The first layer is linear in (s, x), so its part of s is computed once a state and added to the
-    part of each x: n candidates do not repeat the (wider) state n times.
+    The first layer is linear in (s, x), so for several x its part of s is computed once a state and
+    added to the part of each x: n candidates do not repeat the (wider) state n times.
     """
 
     def __init__(self, state: int, beside: int, hidden: Sequence[int], out: int) -> None:
@@ -46,9 +46,11 @@ class StateMLP(nn.Module):
     def forward(self, s: Tensor, x: Tensor) -> Tensor:
         """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out]."""
         first, *rest = self.layers
-        of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
-        of_beside = F.linear(x, first.weight[:, self.state_width :])
-        h = of_beside + (of_state if x.dim() == 2 else of_state[:, None, :])
+        if x.dim() == 2:  # one product, whose gradient needs no slices
+            h = first(torch.cat([s, x], dim=1))
+        else:
+            of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
+            h = F.linear(x, first.weight[:, self.state_width :]).add_(of_state[:, None, :])
         for layer in rest:
             h = layer(h.relu_())
         return h

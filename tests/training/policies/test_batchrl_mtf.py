@@ -181,12 +181,42 @@ def test_constant_features_and_rare_flags_are_standardised_safely():
     assert standardise(states, mean, scale)[:, 2].std() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_state_and_load_state_continue_bit_for_bit():
-    whole, half = (BatchRLMTF(settings(), transitions(), seed=5) for _ in range(2))
+def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
+    data, config = transitions(), settings(freeze_generator_after=4)
+    learner = BatchRLMTF(config, data, seed=3)
+    for _ in range(4):
+        curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
+        assert curves["reconstruction"] > 0.0
+    frozen = copy.deepcopy(learner.generator.state_dict())
+    before = copy.deepcopy(learner)
+    curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
+    assert curves["reconstruction"] == curves["kl"] == 0.0
+    for name, value in learner.generator.state_dict().items():
+        assert torch.equal(value, frozen[name])
+    rows = learner._rows[4]
+    pool = learner._candidates()
+    assert pool.shape == (N, 4, K)
+    next_s = standardise(data.next_states, *standardisation(data.states))
+    # each candidate is the generator's for some latent within the clip: no wider than its extremes
+    z = torch.empty(500, 2 * K).uniform_(-0.5, 0.5)
+    reachable = learner.generator.decode(next_s[:1], z[None])[0]
+    spread = 0.1 + reachable.amax(0) - reachable.amin(0)
+    assert ((pool[0] - reachable.mean(0)).abs() <= spread).all()
+    # eq. (7) on the pool
+    candidates = before.target_perturbation.perturb(next_s[rows], pool[rows])
+    best = before.target_critics(next_s[rows], candidates).amin(dim=0).amax(dim=1)
+    y = data.rewards[rows] + 0.95 * (1 - data.dones[rows]) * best
+    assert curves["target"] == pytest.approx(y.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("freeze", [None, 6, 20])
+def test_state_and_load_state_continue_bit_for_bit(freeze):
+    config = settings(freeze_generator_after=freeze)
+    whole, half = (BatchRLMTF(config, transitions(), seed=5) for _ in range(2))
     for _ in range(13):
         half.step()
     tensors = {name: tensor.clone() for name, tensor in half.state().items()}
-    resumed = BatchRLMTF(settings(), transitions(), seed=5)
+    resumed = BatchRLMTF(config, transitions(), seed=5)
     resumed.load_state(tensors)
     for _ in range(25):
         whole.step()
