@@ -151,6 +151,9 @@ class LearnerSettings(Section):
     threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
 
 
+Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]
+
+
 class EvaluationSettings(Section):
     test_share: float = Field(0.1, gt=0.0, lt=1.0, description="last share by time (paper)")
     cql_weight: float = Field(5e-4, ge=0.0, description="α_c of eq. (10) (paper)")
@@ -161,9 +164,27 @@ class EvaluationSettings(Section):
     replicates: int = Field(5, ge=2, description="estimators on session bootstraps (ours)")
     hidden: tuple[int, ...] = Field((256, 256), description="widths of Q (ours)")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the interval (ours)")
+    estimators: tuple[Estimator, ...] = Field(
+        ("conservative_ope", "fqe", "pdis", "dr"),
+        min_length=1,
+        description="the paper's, fitted Q, importance sampling by decisions, doubly robust (ours)",
+    )
+    target_rate: float = Field(0.05, gt=0.0, le=1.0, description="of FQE's target networks, a step (ours)")
+    bandwidth: Positive | None = Field(
+        None,
+        description="σ around a policy's action for pdis and dr; none means serving.noise_std (ours)",
+    )
+    weight_clip: Positive | None = Field(
+        None, description="largest product of density ratios; none leaves them, clipping is biased (ours)"
+    )
+    bootstraps: int = Field(400, ge=50, description="resamples of the sessions for pdis (ours)")
+    min_effective_sessions: Positive = Field(
+        30.0, description="fewer effective sessions of pdis and dr are warned of (ours)"
+    )
 
 
 class GateSettings(Section):
+    estimator: Estimator = Field("conservative_ope", description="whose intervals are compared (ours)")
     compare: Literal["lower", "value"] = Field(
         "lower",
         description="the challenger's lower bound must reach this of the champion (ours)",
@@ -364,6 +385,12 @@ class Settings(BaseSettings):
         shares = self.serving.shares
         if shares.static + shares.random + shares.noise > 1.0:
             raise ValueError("serving.shares add up to more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_its_estimator(self) -> Self:
+        if self.gate.estimator not in self.evaluation.estimators:
+            raise ValueError(f"gate.estimator {self.gate.estimator!r} is not among evaluation.estimators")
         return self
 
     @property

@@ -8,62 +8,75 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 from training import trajectories
 from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
-from training.evaluation import conservative_ope, stability
-from training.evaluation.conservative_ope import Actions
+from training.evaluation import acting, stability
+from training.evaluation.estimators import LOGGED, estimate
+from training.evaluation.intervals import Interval, mean_interval
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
-_LOGGED = "__logged__"
-
 
 def evaluate(settings: Settings, day: date, policies: Mapping[str, Policy]) -> dict[str, Any]:
-    """Estimate the named policies on the last sessions of the window that ends with ``day``.
+    """Judge the named policies on the last sessions of the window that ends with ``day``: :func:`assess`."""
+    data = trajectories.load(settings, day)
+    seed = int.from_bytes(hashlib.sha256(f"judge/{settings.seed}/{day}".encode()).digest()[:6], "big")
+    return assess(settings, data.train, data.test, policies, seed)
+
+
+def assess(
+    settings: Settings, train: Transitions, test: Transitions, policies: Mapping[str, Policy], seed: int
+) -> dict[str, Any]:
+    """Judge policies on the transitions of ``test``; those of ``train`` only say which actions are known.
 
     Returns the record:
 
-    - ``estimates``: per policy ``lower``, ``value``, ``upper`` (Conservative-OPEstimator, discounted
-      return of a session), ``alarm`` and its ``alarm_reasons`` (the value is not to be trusted),
+    - ``estimates``: per policy ``lower``, ``value``, ``upper`` (discounted return of a session, by
+      ``gate.estimator``), ``alarm`` and its ``alarm_reasons`` (the value is not to be trusted),
       ``bound_share``, ``action_quantiles`` per head, ``mean_distance_to_logged``;
-    - ``differences``: ``"a - b"`` for every ordered pair, paired by resample;
+    - ``differences``: ``"a - b"`` for every ordered pair, by the same estimator, paired by resample;
+    - ``estimators`` and ``estimator_differences``: the same by each of ``evaluation.estimators``, with
+      ``warnings``; ``unavailable`` says why a weighted one is missing, or is null;
+    - ``overlap``: how much of the log speaks of a policy (:func:`training.evaluation.importance.overlap`);
     - ``jump``: ``"a vs b"``, mean |a − a'| on the test states;
-    - ``calibration``: ``estimate`` of the logging policy by the same estimator, the ``observed``
-      discounted return of the test's whole sessions, ``sessions``, and ``bias`` (estimate − observed);
+    - ``calibration``: ``estimate`` of the logging policy by the gate's estimator (by the paper's where the
+      gate's is a weighted one), the ``observed`` discounted return of the test's whole sessions,
+      ``sessions``, and ``bias`` (estimate − observed); ``calibrations``: by each fitted estimator;
     - ``test``: what it rests on.
 
-    Raises :class:`DataError` when the test split has no two sessions or no initial state.
+    Raises :class:`DataError` when ``test`` has no two sessions or no initial state, or the gate's
+    estimator cannot be had from it.
     """
-    data = trajectories.load(settings, day)
-    test = data.test
+    how, gamma = settings.evaluation, settings.learner.gamma
     sessions, initial = len(torch.unique(test.sessions)), int((test.steps == 0).sum())
     if sessions < 2 or initial == 0:
         raise DataError(
-            f"the test split of {day} has {sessions} sessions and {initial} initial states; raise "
-            f"evaluation.test_share ({settings.evaluation.test_share}) or wait for more data"
+            f"the test split has {sessions} sessions and {initial} initial states; raise "
+            f"evaluation.test_share ({how.test_share}) or wait for more data"
         )
-    seed = int.from_bytes(hashlib.sha256(f"judge/{settings.seed}/{day}".encode()).digest()[:6], "big")
-    acts = _acts(test, policies)
+    acts = acting.act(test, policies)
     with reproducible(settings.learner.threads):
-        estimates = conservative_ope.estimate(
-            test,
-            acts | {_LOGGED: Actions(test.actions, test.next_actions)},
-            settings.evaluation,
-            settings.learner.gamma,
-            seed,
-        )
+        judgement = estimate(test, acts, settings, seed)
+    chosen = judgement.estimates.get(settings.gate.estimator)
+    if chosen is None:
+        raise DataError(f"gate.estimator {settings.gate.estimator} cannot be had: {judgement.unavailable}")
     actions = {name: act.here.numpy() for name, act in acts.items()}
-    logged = stability.LoggedActions(torch.cat([data.train.actions, test.actions]).numpy(), seed)
+    logged = stability.LoggedActions(torch.cat([train.actions, test.actions]).numpy(), seed)
     heads = [head.name for head in settings.heads]
-    records = {}
+    observed = whole_session_returns(test, gamma)
+    calibrations = {
+        name: _calibration(estimates.interval(LOGGED), observed, how.confidence)
+        for name, estimates in judgement.estimates.items()
+        if LOGGED in estimates.values
+    }
+    records, estimators = {}, {name: {} for name in judgement.estimates}
     for name in policies:
-        interval = estimates.interval(name)
+        interval = chosen.interval(name)
         distance = float(logged.distances(actions[name]).mean())
-        reasons = _alarms(interval["value"], distance, test, logged.threshold, settings.learner.gamma)
+        reasons = _alarms(interval["value"], distance, test, logged.threshold, gamma)
         records[name] = {
             **interval,
             "alarm": bool(reasons),
@@ -73,39 +86,44 @@ def evaluate(settings: Settings, day: date, policies: Mapping[str, Policy]) -> d
             "mean_distance_to_logged": distance,
             "version": policies[name].version,
         }
+        for estimator, estimates in judgement.estimates.items():
+            own = estimates.interval(name)
+            estimators[estimator][name] = {
+                **own,
+                "warnings": [
+                    *judgement.warnings[estimator][name],
+                    *_alarms(own["value"], distance, test, logged.threshold, gamma),
+                    *_miscalibrated(calibrations.get(estimator)),
+                ],
+            }
     pairs = list(permutations(policies, 2))
+    differences = {
+        estimator: {f"{a} - {b}": estimates.difference(a, b) for a, b in pairs}
+        for estimator, estimates in judgement.estimates.items()
+    }
+    fitted = settings.gate.estimator if settings.gate.estimator in calibrations else "conservative_ope"
     return {
         "estimates": records,
-        "differences": {f"{a} - {b}": estimates.difference(a, b) for a, b in pairs},
+        "differences": differences[settings.gate.estimator],
+        "estimators": estimators,
+        "estimator_differences": differences,
+        "unavailable": judgement.unavailable,
+        "overlap": dict(judgement.overlap),
         "jump": {f"{a} vs {b}": stability.jump(actions[a], actions[b]) for a, b in pairs},
-        "calibration": _calibration(
-            estimates.interval(_LOGGED), test, settings.learner.gamma, settings.evaluation.confidence
-        ),
+        "calibration": calibrations.get(fitted),
+        "calibrations": calibrations,
         "test": {
             "transitions": len(test),
             "sessions": sessions,
-            "initial_states": min(initial, settings.evaluation.initial_states),
+            "initial_states": min(initial, how.initial_states),
             "arms": test.arm_counts(),
-            "replicates": settings.evaluation.replicates,
-            "steps": settings.evaluation.steps,
-            "confidence": settings.evaluation.confidence,
+            "estimator": settings.gate.estimator,
+            "replicates": how.replicates,
+            "steps": how.steps,
+            "confidence": how.confidence,
             "distance_threshold": logged.threshold,
         },
     }
-
-
-def _acts(test: Transitions, policies: Mapping[str, Policy]) -> dict[str, Actions]:
-    """Every policy's action at s and at s', computed once for all fits and steps.
-
-    Nearly every s' is the s of the next row, so each distinct state is acted on once.
-    """
-    both = torch.cat([test.states, test.next_states]).numpy()
-    states, where = np.unique(both, axis=0, return_inverse=True)
-    out = {}
-    for name, policy in policies.items():
-        actions = torch.from_numpy(policy.act_in_parts(states)[where.ravel()])
-        out[name] = Actions(actions[: len(test)], actions[len(test) :])
-    return out
 
 
 def _alarms(value: float, distance: float, test: Transitions, threshold: float, gamma: float) -> list[str]:
@@ -125,28 +143,33 @@ def _alarms(value: float, distance: float, test: Transitions, threshold: float, 
     return reasons
 
 
-def _calibration(
-    estimate: dict[str, float], test: Transitions, gamma: float, confidence: float
-) -> dict[str, Any]:
-    """The estimate of the logging policy against what its whole sessions returned.
+def _calibration(estimate: Interval, observed: np.ndarray, confidence: float) -> dict[str, Any]:
+    """The estimate of the logging policy against what its whole sessions returned, float64[sessions].
 
     A session is whole when it begins with step 0 and its end is known. ``observed`` and ``bias`` are
     null when fewer than two are; the interval of ``bias`` treats the two as independent, which is wide.
     """
-    returns = whole_session_returns(test, gamma)
-    count = len(returns)
-    if count < 2:
-        return {"estimate": estimate, "observed": None, "bias": None, "sessions": count}
-    mean = float(returns.mean())
-    half = float(student_t.ppf(0.5 + confidence / 2.0, count - 1) * returns.std(ddof=1) / count**0.5)
-    bias = estimate["value"] - mean
-    wide = float(np.hypot(half, estimate["upper"] - estimate["value"]))
+    if len(observed) < 2:
+        return {"estimate": estimate, "observed": None, "bias": None, "sessions": len(observed)}
+    returned = mean_interval(observed, confidence)
+    bias = estimate["value"] - returned["value"]
+    wide = float(np.hypot(returned["upper"] - returned["value"], estimate["upper"] - estimate["value"]))
     return {
         "estimate": estimate,
-        "observed": {"lower": mean - half, "value": mean, "upper": mean + half},
+        "observed": returned,
         "bias": {"lower": bias - wide, "value": bias, "upper": bias + wide},
-        "sessions": count,
+        "sessions": len(observed),
     }
+
+
+def _miscalibrated(calibration: Mapping[str, Any] | None) -> list[str]:
+    """A warning when an estimator misses what the logging policy is known to have returned."""
+    if calibration is None or calibration["bias"] is None:
+        return []
+    bias = calibration["bias"]
+    if bias["lower"] <= 0.0 <= bias["upper"]:
+        return []
+    return [f"it values the logging policy {bias['value']:+.3f} off what its sessions returned"]
 
 
 def whole_session_returns(data: Transitions, gamma: float) -> np.ndarray:

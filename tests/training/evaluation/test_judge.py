@@ -1,5 +1,6 @@
 """The judge on a log with known values."""
 
+import copy
 import json
 from datetime import date
 
@@ -11,9 +12,11 @@ from training import trajectories
 from training.contract.errors import DataError
 from training.contract.policy import Policy, PolicyHeader, constant_policy
 from training.contract.settings import EvaluationSettings
-from training.evaluation import conservative_ope, evaluate
-from training.evaluation.conservative_ope import Actions, estimate
-from training.evaluation.judge import _acts, _alarms, whole_session_returns
+from training.evaluation import acting, conservative_ope, evaluate
+from training.evaluation.acting import Actions
+from training.evaluation.fitted_q import FittedQ
+from training.evaluation.intervals import resample
+from training.evaluation.judge import _alarms, whole_session_returns
 
 DAY = date(2026, 1, 7)
 GAMMA = 0.95
@@ -151,7 +154,7 @@ def test_states_are_acted_on_once_each_and_in_place(toy):
 
     header = PolicyHeader("constant", "taste", world.settings.state_spec, world.settings.fusion)
     test = trajectories.load(world.settings, DAY).test
-    actions = _acts(test, {"taste": Policy(header, "", taste)})["taste"]
+    actions = acting.act(test, {"taste": Policy(header, "", taste)})["taste"]
     assert torch.equal(actions.here, test.states[:, :2])
     assert torch.equal(actions.next, test.next_states[:, :2])
     assert sum(calls) < 2 * len(test)
@@ -176,12 +179,11 @@ def test_one_step_of_the_estimator_is_the_papers(toy, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim, "Adam", Recorded)
-        estimate(test, {"p": policy}, settings, GAMMA, seed=5)
+        conservative_ope.estimate(test, {"p": policy}, settings, GAMMA, seed=5)
 
     g = torch.Generator().manual_seed(5)
-    rows, _ = conservative_ope._resamples(test, 2, g)
+    resample(test.sessions, 2, g)
     i = (torch.rand(3, 32, generator=g)[0] * len(test)).long()
-    assert torch.equal(rows[0, : len(test)], torch.arange(len(test)))
     mean, scale = test.states.double().mean(0), test.states.double().std(0, unbiased=False)
     scale = torch.where(scale < 1e-6, torch.ones_like(scale), scale.clamp(min=1e-2))
 
@@ -201,6 +203,59 @@ def test_one_step_of_the_estimator_is_the_papers(toy, monkeypatch):
     whole(weights, lr=1e-2).step()
     for ours, theirs in zip(seen["end"], weights, strict=True):
         torch.testing.assert_close(ours[0], theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_fqe_covers_the_true_value_and_ranks(judged):
+    world, policies, record = judged
+    for name in ("challenger", "champion"):
+        truth, found = true_value(world, policies[name]), record["estimators"]["fqe"][name]
+        assert found["lower"] <= truth <= found["upper"], (name, truth, found)
+        assert found["warnings"] == []
+    assert record["estimator_differences"]["fqe"]["challenger - champion"]["lower"] > 0.0
+    assert abs(record["calibrations"]["fqe"]["bias"]["value"]) < 0.5
+
+
+def test_one_step_of_fqe_moves_the_targets_by_their_rate(toy):
+    """The second step's y comes from θ' = θ_0 + η (θ_1 − θ_0): by hand, with linear Q."""
+    world = toy(evaluation={"test_share": 0.5})
+    world.log(15)
+    test = trajectories.load(world.settings, DAY).test
+    settings = EvaluationSettings(steps=2, hidden=(), replicates=2, batch_size=64, lr=1e-2)
+    iterates, targets = [], []
+
+    def loss(q, s, a, pi, y):
+        iterates.append(copy.deepcopy(q))
+        targets.append(y)
+        return 0.5 * (q(s, a)[0] - y).square().mean(dim=(1, 2))
+
+    second = FittedQ(test, {"p": acting.logged(test)}, settings, GAMMA, 5, loss, target_rate=0.25)
+    target, first = iterates
+    with torch.no_grad():
+        for slow, fast in zip(target.parameters(), first.parameters(), strict=True):
+            slow.lerp_(fast, 0.25)
+    generator = torch.Generator().manual_seed(5)
+    resample(test.sessions, 2, generator)
+    i = [torch.rand(3, 64, generator=generator)[0] for _ in range(2)][1]
+    i = (i * len(test)).long()
+    with torch.no_grad():
+        s = second.standardised(test.next_states[i]).expand(3, -1, -1)
+        (q,) = target(s, test.next_actions[i].expand(3, -1, -1))
+    expected = test.rewards[i, None] + GAMMA * (1 - test.dones[i, None]) * q[0]
+    torch.testing.assert_close(targets[1][0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_densities_the_weighted_estimators_are_left_out_and_said_so(judged):
+    _, _, record = judged
+    assert set(record["estimators"]) == {"conservative_ope", "fqe"}
+    assert record["unavailable"].startswith("0 sessions have a density for every action")
+    assert record["overlap"] == {}
+
+
+def test_a_gate_whose_estimator_cannot_be_had_is_an_error(toy):
+    world = toy(evaluation={"steps": 5, "test_share": 0.5}, gate={"estimator": "dr"})
+    world.log(12)
+    with pytest.raises(DataError, match=r"gate.estimator dr cannot be had: 0 sessions"):
+        evaluate(world.settings, DAY, {"a": constant(world.settings, 0.0, 0.0)})
 
 
 def test_too_little_to_judge_is_an_error(toy):

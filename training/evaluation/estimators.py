@@ -1,0 +1,91 @@
+"""One interface to the estimators: logged data and policies in, estimates with intervals and warnings out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.contract.settings import Settings
+from training.evaluation import conservative_ope, fqe, importance
+from training.evaluation.acting import Actions, logged
+from training.evaluation.intervals import Estimates
+from training.trajectories import Transitions
+
+LOGGED = "__logged__"  # the logging policy among the fitted ones, for calibration
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Estimates by estimator, and by policy how much of the log speaks of it.
+
+    The fitted estimators (conservative_ope, fqe) also hold :data:`LOGGED`. Weighted ones (pdis, dr) that the
+    log does not allow are missing, and ``unavailable`` says why. ``warnings[estimator][policy]`` are
+    sentences for the person who reads the estimate.
+    """
+
+    estimates: Mapping[str, Estimates]
+    overlap: Mapping[str, Mapping[str, Any]]
+    warnings: Mapping[str, Mapping[str, list[str]]]
+    unavailable: str | None
+
+
+def estimate(data: Transitions, policies: Mapping[str, Actions], settings: Settings, seed: int) -> Judgement:
+    """The discounted session return of each policy, by each of ``evaluation.estimators``.
+
+    ``data`` must hold initial states. Deterministic in ``seed`` and the number of threads.
+    """
+    how, gamma = settings.evaluation, settings.learner.gamma
+    bandwidth = how.bandwidth or settings.serving.noise_std
+    fitted_policies = {**policies, LOGGED: logged(data)}
+    sessions = importance.logged_sessions(data)
+    overlap, unavailable = {}, None
+    if len(sessions) < 2:
+        unavailable = (
+            f"{len(sessions)} sessions have a density for every action ({sessions.left_out} have not, "
+            f"{sessions.partial} are partial)"
+        )
+    else:
+        overlap = {
+            name: importance.overlap(data, actions, sessions, bandwidth, how.weight_clip)
+            for name, actions in policies.items()
+        }
+
+    found: dict[str, Estimates] = {}
+    if "conservative_ope" in how.estimators:
+        found["conservative_ope"] = conservative_ope.estimate(data, fitted_policies, how, gamma, seed)
+    if {"fqe", "dr"} & set(how.estimators):
+        fitted = fqe.fit(data, fitted_policies, how, gamma, seed)
+        if "fqe" in how.estimators:
+            found["fqe"] = fqe.estimate(fitted)
+        if "dr" in how.estimators and not unavailable:
+            found["dr"] = importance.doubly_robust(fitted, policies, gamma, bandwidth, seed)
+    if "pdis" in how.estimators and not unavailable:
+        found["pdis"] = importance.pdis(data, policies, how, gamma, bandwidth, seed)
+    found = {name: found[name] for name in how.estimators if name in found}
+    warnings = {
+        name: {
+            policy: _weighted_warnings(name, own, how.min_effective_sessions)
+            for policy, own in overlap.items()
+        }
+        if name in ("pdis", "dr")
+        else {policy: [] for policy in policies}
+        for name in found
+    }
+    return Judgement(found, overlap, warnings, unavailable)
+
+
+def _weighted_warnings(estimator: str, overlap: Mapping[str, Any], least: float) -> list[str]:
+    found = [
+        f"it values the policy with exploration of deviation {overlap['bandwidth']:g} around its actions"
+    ]
+    if overlap["effective_sessions"] < least:
+        found.append(
+            f"{overlap['effective_sessions']:.1f} effective sessions of {overlap['sessions']}, less than "
+            f"{least:g}: the log says little of this policy"
+        )
+    if overlap["sessions_left_out"]:
+        found.append(f"{overlap['sessions_left_out']} sessions left out: not every action has a density")
+    if overlap["sessions_cut"] and estimator == "pdis":
+        found.append(f"{overlap['sessions_cut']} sessions have no known end: their later rewards are missing")
+    if overlap["clipped"]:
+        found.append(f"{overlap['clipped']:.1%} of the weights clipped: biased towards the logging policy")
+    return found
