@@ -107,8 +107,25 @@ class SessionSettings(Section):
     gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
 
 
+class TD3Settings(Section):
+    policy_noise: float = Field(0.2, ge=0.0, description="σ on the target's actions (Fujimoto et al. 2018)")
+    noise_clip: float = Field(0.5, ge=0.0, description="largest |noise| of it (Fujimoto et al. 2018)")
+    policy_delay: int = Field(2, ge=1, description="critic steps an actor step (Fujimoto et al. 2018)")
+
+
+class TD3BCSettings(Section):
+    alpha: Positive = Field(2.5, description="weight of Q against imitation (Fujimoto and Gu 2021)")
+
+
+class UWACSettings(Section):
+    dropout: float = Field(0.1, gt=0.0, lt=1.0, description="of the critics' hidden units (Wu et al. 2021)")
+    samples: int = Field(10, ge=2, description="dropout passes behind a variance (ours; their code: 100)")
+    beta: Positive = Field(0.5, description="weight of a loss = beta / Var Q, clipped (their code's)")
+    clip: Positive = Field(1.0, description="largest such weight (their code's)")
+
+
 class LearnerSettings(Section):
-    algorithm: Literal["batchrl_mtf"] = "batchrl_mtf"
+    algorithm: Literal["batchrl_mtf", "td3", "td3_bc", "uwac_td3"] = "batchrl_mtf"
     window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
     steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
@@ -117,6 +134,7 @@ class LearnerSettings(Section):
     generator_lr: Positive = Field(1e-3, description="(paper)")
     perturbation_lr: Positive = Field(1e-4, description="(paper)")
     critic_lr: Positive = Field(2e-4, description="(paper)")
+    actor_lr: Positive = Field(1e-4, description="of the other algorithms' actors (ours: perturbation_lr's)")
     target_rate: float = Field(0.05, gt=0.0, le=1.0, description="η of the target update (paper)")
     target_interval: int = Field(10, ge=1, description="L: steps between target updates (paper)")
     replay_capacity: int = Field(
@@ -140,6 +158,7 @@ class LearnerSettings(Section):
     generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     critic_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    actor_hidden: tuple[int, ...] = Field((256, 256), description="of the other algorithms' actors (ours)")
     mixed_exploration: bool = Field(
         True, description="train on equal amounts of the random and the noise group (paper)"
     )
@@ -149,6 +168,9 @@ class LearnerSettings(Section):
         "auto", description="auto is CUDA where there is one (ours)"
     )
     threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
+    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
+    td3_bc: TD3BCSettings = TD3BCSettings()
+    uwac: UWACSettings = UWACSettings()
 
 
 Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]

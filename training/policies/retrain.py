@@ -14,10 +14,18 @@ from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
-from training.policies import batchrl_mtf, checkpoint, lineage
+from training.policies import batchrl_mtf, checkpoint, lineage, td3
 from training.policies.learner import Learner
 
-ALGORITHMS: dict[str, type[Learner]] = {learner.kind: learner for learner in (batchrl_mtf.BatchRLMTF,)}
+ALGORITHMS: dict[str, type[Learner]] = {
+    learner.kind: learner
+    for learner in (
+        batchrl_mtf.BatchRLMTF,
+        td3.TD3,
+        td3.TD3BC,
+        td3.UWACTD3,
+    )
+}
 _POINTS = 100  # of a training curve
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -117,7 +125,7 @@ def _seed(seed: int, day: date) -> int:
 
 def _networks(settings: Settings) -> dict[str, Any]:
     """What has to be equal for one learner's weights to fit another."""
-    widths = ("generator_hidden", "perturbation_hidden", "critic_hidden", "latent_size")
+    widths = ("generator_hidden", "perturbation_hidden", "critic_hidden", "actor_hidden", "latent_size")
     return {
         "kind": settings.learner.algorithm,
         "state_spec": settings.state_spec.version,
@@ -144,8 +152,8 @@ def _refuse_divergence(point: dict[str, float], step: int) -> None:
     bad = [name for name, value in point.items() if not torch.isfinite(torch.tensor(value))]
     if bad:
         raise MtfError(
-            f"training diverged: {bad[0]} is not a number at step {step}. Lower learner.critic_lr or "
-            f"learner.generator_lr, and look at the rewards of the training data."
+            f"training diverged: {bad[0]} is not a number at step {step}. Lower learner.critic_lr and the "
+            f"other learning rates, and look at the rewards of the training data."
         )
 
 

@@ -1,0 +1,55 @@
+"""Random transitions and small networks, for the tests that recompute a learner's formulas."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from training.contract.settings import LearnerSettings
+from training.trajectories import Transitions
+
+D, K, N = 5, 3, 200
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def random_transitions() -> Callable[..., Transitions]:
+    """A function of a seed and the share of last steps: 200 transitions, states of 5, actions of 3."""
+
+    def make(seed: int = 0, dones: float = 0.2) -> Transitions:
+        g = torch.Generator().manual_seed(seed)
+        return Transitions(
+            states=torch.randn(N, D, generator=g) * 3.0 + 1.0,
+            actions=torch.rand(N, K, generator=g) * 2.0 - 1.0,
+            rewards=torch.randn(N, generator=g),
+            next_states=torch.randn(N, D, generator=g),
+            next_actions=torch.zeros(N, K),
+            dones=(torch.rand(N, generator=g) < dones).float(),
+            action_means=torch.zeros(N, K),
+            log_densities=torch.zeros(N, dtype=torch.float64),
+            sessions=torch.arange(N),
+            steps=torch.zeros(N, dtype=torch.int64),
+            arms=torch.zeros(N, dtype=torch.int64),
+            arm_names=("random",),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., LearnerSettings]:
+    """Learner settings with small networks and batches of 16; any may be named otherwise."""
+    widths = {
+        "batch_size": 16,
+        "candidates": 4,
+        "serving_candidates": 7,
+        "generator_hidden": (11, 9),
+        "perturbation_hidden": (8,),
+        "critic_hidden": (10, 12),
+        "actor_hidden": (9, 8),
+    }
+    return lambda **values: LearnerSettings(**widths | values)
