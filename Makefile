@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests/peers/*.lock))
 WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
@@ -11,11 +12,12 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-all bench lint lock clean
+.PHONY: help install demo test test-all bench peers lint lock clean
 
 help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
 	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
+	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
 	@echo "make bench     benchmarks, written as JSON under build/bench"
 	@echo "make lint      ruff, sqlfluff, pip-audit"
 	@echo "make lock      resolve requirements.lock anew; make clean removes what the targets made"
@@ -34,9 +36,17 @@ demo: $(READY)
 		$(BIN)/mtf demo --days $(DAYS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not real"
+	$(BIN)/python -m pytest -m "not slow and not real and not peers"
 
-test-all: $(READY)
+peers: $(PEERS)
+
+# a peer is a lock file made by: uv pip compile NAME.in --python-version 3.11 --no-annotate --no-header
+build/peers/%/.installed: tests/peers/%.lock | $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python -r $<
+	touch $@
+
+test-all: $(READY) $(PEERS)
 	$(BIN)/python -m pytest
 
 bench: $(READY)
