@@ -49,7 +49,7 @@ build/peers/%/.installed: tests/peers/%.lock | $(READY)
 test-all: $(READY) $(PEERS)
 	$(BIN)/python -m pytest
 
-bench: $(READY)
+bench: $(READY) $(PEERS)
 	$(BIN)/python -m tests.benchmarks --out build/bench
 
 lint: $(READY)

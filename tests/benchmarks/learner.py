@@ -1,0 +1,282 @@
+"""Training steps a second of BatchRL-MTF beside d3rlpy's BCQ and the floor of its matrix products.
+
+`make bench` runs both sides in turn in one run: ours in this environment, d3rlpy 2.8.1 in its own
+(`make peers`), each in a process of its own with the same threads, batch, networks, n and data sizes,
+sampling included.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.contract.policy import make_actor
+from training.contract.settings import LearnerSettings
+from training.policies.batchrl_mtf import BatchRLMTF
+from training.policies.retrain import reproducible
+from training.trajectories import Transitions
+
+ROOT = Path(__file__).parents[2]
+PEER = ROOT / "build/peers/d3rlpy/bin/python"
+STATE, ACTION, BATCH, CANDIDATES = 64, 12, 256, 10
+WIDTHS = {
+    "all nets 256-256": {"generator": (256, 256), "others": (256, 256)},
+    "BCQ reference: VAE 750-750, others 400-300": {"generator": (750, 750), "others": (400, 300)},
+}
+PAPER_STEPS = 300_000
+
+
+def transitions(count: int, seed: int = 0) -> Transitions:
+    """Random transitions: what a step costs does not depend on their values."""
+    g = torch.Generator().manual_seed(seed)
+    return Transitions(
+        states=torch.randn(count, STATE, generator=g),
+        actions=torch.rand(count, ACTION, generator=g) * 2.0 - 1.0,
+        rewards=torch.randn(count, generator=g),
+        next_states=torch.randn(count, STATE, generator=g),
+        next_actions=torch.zeros(count, ACTION),
+        dones=(torch.rand(count, generator=g) < 0.1).float(),
+        action_means=torch.zeros(count, ACTION),
+        log_densities=torch.zeros(count, dtype=torch.float64),
+        sessions=torch.arange(count),
+        steps=torch.zeros(count, dtype=torch.int64),
+        arms=torch.zeros(count, dtype=torch.int64),
+        arm_names=("random",),
+    )
+
+
+def learner_settings(widths: dict[str, tuple[int, ...]], **more: Any) -> LearnerSettings:
+    return LearnerSettings(
+        batch_size=BATCH,
+        candidates=CANDIDATES,
+        generator_hidden=widths["generator"],
+        perturbation_hidden=widths["others"],
+        critic_hidden=widths["others"],
+        device="cpu",
+        **more,
+    )
+
+
+def products(widths: dict[str, tuple[int, ...]]) -> int:
+    """Multiply-adds of one step's matrix products, as the learner does them (the floor).
+
+    A gradient costs twice its forward product; the perturbation's runs back through one critic without
+    that critic's weights.
+    """
+
+    def net(inputs: int, hidden: tuple[int, ...], out: int) -> int:
+        sizes = [inputs, *hidden, out]
+        return sum(a * b for a, b in pairwise(sizes))
+
+    z, g, o = 2 * ACTION, widths["generator"], widths["others"]
+    encoder, decoder = net(STATE + ACTION, g, 2 * z), net(STATE + z, g, ACTION)
+    other, critic = net(STATE + ACTION, o, ACTION), net(STATE + ACTION, o, 1)
+    many = BATCH * CANDIDATES
+    # n candidates share the state's part of each first layer
+    target = many * (
+        decoder - STATE * g[0] + other - STATE * o[0] + 2 * (critic - STATE * o[0])
+    ) + BATCH * STATE * (g[0] + 3 * o[0])
+    gradients = BATCH * (3 * (encoder + decoder) + 3 * 2 * critic + decoder + 3 * other + 2 * critic)
+    return target + gradients
+
+
+def matmul_rate(seconds: float = 1.0, dtype: torch.dtype = torch.float32) -> float:
+    """Multiply-adds a second of the step's largest product, 2,560 x 256 x 256, the best of many."""
+    a, b = torch.randn(BATCH * CANDIDATES, 256).to(dtype), torch.randn(256, 256).to(dtype)
+    out, best, until = torch.empty_like(a), float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - started)
+    return BATCH * CANDIDATES * 256 * 256 / best
+
+
+def best_seconds(step: Callable[[], object], steps: int, rounds: int = 5) -> float:
+    """Seconds a step: the best round of several, as others can only add time."""
+    for _ in range(max(2, steps // 4)):
+        step()
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        best = min(best, (time.perf_counter() - started) / steps)
+    return best
+
+
+def ours(widths: dict[str, tuple[int, ...]], threads: int, count: int, **more: Any) -> dict[str, float]:
+    """In this process; run it in a child to leave the threads of others alone."""
+    settings = learner_settings(widths, **more)
+    with reproducible(threads):
+        learner = BatchRLMTF(settings, transitions(count), seed=0)
+        seconds = best_seconds(learner.step, 20)
+        rate, bf16 = matmul_rate(), matmul_rate(dtype=torch.bfloat16)
+    floor = products(widths) / rate
+    return {
+        "ms_a_step": seconds * 1e3,
+        "floor_ms": floor * 1e3,
+        "matmul_gflops": 2e-9 * rate,
+        "bf16_matmul_gflops": 2e-9 * bf16,
+        "share_of_matmul_rate": floor / seconds,
+    }
+
+
+def child(function: str, *arguments: Any) -> Any:
+    """A function of this module in a process of its own; its JSON answer."""
+    code = (
+        "import json,sys; from tests.benchmarks import learner; "
+        "f, a = json.loads(sys.argv[1]); print(json.dumps(getattr(learner, f)(*a)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([function, arguments])],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ours_named(widths: str, threads: int, count: int, more: dict[str, Any]) -> dict[str, float]:
+    return ours(WIDTHS[widths], threads, count, **more)
+
+
+def peer(widths: str, threads: int, count: int) -> dict[str, float]:
+    """d3rlpy's BCQ, in its own environment."""
+    about = {
+        "threads": threads,
+        "count": count,
+        "state": STATE,
+        "action": ACTION,
+        "batch": BATCH,
+        "candidates": CANDIDATES,
+        **{name: list(values) for name, values in WIDTHS[widths].items()},
+    }
+    done = subprocess.run(
+        [str(PEER), str(ROOT / "tests" / "peers" / "bcq_rate.py"), json.dumps(about)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def inference(threads: int) -> list[dict[str, float]]:
+    """Milliseconds of the exported numpy actor and of torch, for 1, 64 and 4,096 states."""
+    settings = learner_settings(WIDTHS["all nets 256-256"])
+    with reproducible(threads):
+        learner = BatchRLMTF(settings, transitions(1_000), seed=0)
+        actor = make_actor(learner.actor, *learner.export())
+        latents = torch.from_numpy(learner.export()[0]["latents"])
+        out = []
+        for count in (1, 64, 4_096):
+            states = np.random.default_rng(0).normal(size=(count, STATE)).astype(np.float32)
+            parts = [states[at : at + 256] for at in range(0, count, 256)]
+            repeats = 50 if count == 1 else 5 if count == 64 else 1
+            numpy_s = best_seconds(lambda parts=parts: [actor(part) for part in parts], repeats, 3)
+            torch_s = best_seconds(
+                lambda parts=parts: [learner.act(torch.from_numpy(part), latents) for part in parts],
+                repeats,
+                3,
+            )
+            out.append({"states": count, "exported_ms": numpy_s * 1e3, "torch_ms": torch_s * 1e3})
+    return out
+
+
+def scale(count: int, threads: int) -> dict[str, float]:
+    """Steps a second and peak memory with ``count`` transitions."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder, reproducible(threads):
+        data = mapped(Path(folder), count)
+        learner = BatchRLMTF(learner_settings(WIDTHS["all nets 256-256"]), data, seed=0)
+        seconds = best_seconds(learner.step, 20, 3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        size = sum(tensor.nbytes for tensor in vars(data).values() if isinstance(tensor, torch.Tensor))
+    return {
+        "transitions": count,
+        "steps_a_second": 1.0 / seconds,
+        "data_bytes": size,
+        "peak_bytes_over_start": (peak - before) * 1024,
+    }
+
+
+def mapped(folder: Path, count: int) -> Transitions:
+    """Random transitions in memory-mapped files."""
+    part = transitions(min(count, 100_000))
+    columns: dict[str, Any] = {}
+    for name, column in vars(part).items():
+        if not isinstance(column, torch.Tensor):
+            columns[name] = column
+            continue
+        shape = (count, *column.shape[1:])
+        size = int(np.prod(shape))
+        whole = torch.from_file(str(folder / name), shared=True, size=size, dtype=column.dtype).view(shape)
+        for at in range(0, count, len(column)):
+            whole[at : at + len(column)] = column[: count - at]
+        columns[name] = whole
+    return Transitions(**columns)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=3, help="turns of ours and the peer, pair by pair")
+    parser.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--count", type=int, default=100_000, help="transitions of the comparison")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not PEER.is_file():
+        raise SystemExit(f"{PEER} does not exist: run `make peers` first")
+    threads = os.cpu_count() or 1
+    compared = {}
+    for widths in WIDTHS:
+        turns = []
+        for turn in range(arguments.rounds):
+            mine = child("ours_named", widths, threads, arguments.count, {})
+            frozen = child("ours_named", widths, threads, arguments.count, {"freeze_generator_after": 1})
+            theirs = peer(widths, threads, arguments.count)
+            turns.append(
+                {
+                    "ours": mine,
+                    "frozen_generator_ms": frozen["ms_a_step"],
+                    "d3rlpy_ms": theirs["ms_a_step"],
+                    "d3rlpy_sampling_ms": theirs["sampling_ms"],
+                    "ratio": theirs["ms_a_step"] / mine["ms_a_step"],
+                    "ratio_frozen": theirs["ms_a_step"] / frozen["ms_a_step"],
+                    "ratio_at_the_floor": theirs["ms_a_step"] / mine["floor_ms"],
+                }
+            )
+            print(f"{widths}, turn {turn + 1}: {json.dumps(turns[-1])}", flush=True)
+        middle = {key: float(np.median([t[key] for t in turns])) for key in turns[0] if key != "ours"}
+        step_ms = float(np.median([t["ours"]["ms_a_step"] for t in turns]))
+        compared[widths] = {
+            "multiply_adds_a_step": products(WIDTHS[widths]),
+            "turns": turns,
+            "median": middle | {"ours_ms": step_ms},
+            "paper_retrain_hours": PAPER_STEPS * step_ms / 3.6e6,
+        }
+    scaled = [child("scale", count, threads) for count in arguments.transitions]
+    acting = child("inference", threads)
+    print(json.dumps({"scale": scaled, "inference": acting}, indent=1))
+    return {
+        "threads": threads,
+        "state": STATE,
+        "action": ACTION,
+        "batch": BATCH,
+        "candidates": CANDIDATES,
+        "training": compared,
+        "scale": scaled,
+        "inference": acting,
+    }
