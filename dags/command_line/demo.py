@@ -38,7 +38,7 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
     first = date.fromisoformat(settings.world.start_day)
     calendar = [first + timedelta(days=n) for n in range(days)]
     running = stack.services(settings, settings_path())
-    prepared = 0.0
+    prepared, truth = 0.0, None
     try:
         for service in running:  # they start up while the past is prepared
             stack.start(settings, service)
@@ -55,10 +55,11 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
             _run_dag(airflow, "mtf_traffic", day, console)
             _run_loop(airflow, settings, day, console)
             console.print(f"{day} done in {time.monotonic() - began:.0f} s")
+        with console.status("the last day's champion and static weights on the same simulated sessions"):
+            truth = _truth(settings, calendar[-1])
     finally:
         summary = summarise(settings, calendar)
-        with console.status("the last day's champion and static weights on the same simulated sessions"):
-            summary["truth"] = _truth(settings, summary)
+        summary["truth"] = truth
         summary["verdict"] = verdict(summary)
         summary["wall_seconds"] = {
             "history": round(prepared, 1),
@@ -139,21 +140,16 @@ def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
     }
 
 
-def _truth(settings: Settings, summary: dict[str, Any]) -> dict[str, Any] | None:
-    """What only the world knows: the champion of the last finished day against static weights.
+def _truth(settings: Settings, day: date) -> dict[str, Any] | None:
+    """What only the world knows: the champion that served on the last day against static weights.
 
     Both rank the same ``TRUTH_SESSIONS`` sessions of that day in this process, with the same luck; an
-    arm of the day's own traffic has too few sessions to tell policies apart. None when no day was
-    served, or when it had no champion.
+    arm of the day's own traffic has too few sessions to tell policies apart. None without a champion.
     """
     from training import promotion
     from training.simulator.drivers import open_world
     from training.simulator.references import Bench, compare_with_static
 
-    served = [date.fromisoformat(day) for day, facts in summary["days"].items() if facts["arms"]]
-    if not served:
-        return None
-    day = served[-1]
     champion = promotion.champion_policy(settings, before=day)
     if champion.version == "static":
         return None
@@ -164,6 +160,9 @@ def _truth(settings: Settings, summary: dict[str, Any]) -> dict[str, Any] | None
 def verdict(summary: dict[str, Any]) -> str:
     """Whether the last day's champion beats static weights in the world's true session return."""
     truth = summary["truth"]
+    unfinished = [day for day, facts in summary["days"].items() if facts["gate"]["decision"] is None]
+    if unfinished:
+        return f"not shown: {', '.join(unfinished)} did not reach the gate"
     if truth is None:
         reasons = {
             day: "; ".join(facts["gate"]["reasons"] or ["no decision"])

@@ -46,21 +46,13 @@ def simulate_day(settings: Settings, day: date, progress: Progress | None = None
     return record
 
 
-def prepare_history(settings: Settings, console: Console) -> tuple[Settings, date]:
-    """Logs from before the first day of traffic: profiles, histories, and decisions to learn from.
-
-    ``world.past_days`` days of the world, ranked in this process by the service's code while there is
-    no champion; the world fitted to KuaiRand has the real days before them, with predictions by a model
-    trained on the days before each. Returns the settings, whose ``world.start_day`` follows the last
-    logged day, and that first day.
-    """
-    settings, real = fit_world(settings, console)
-    prepare_past(settings, real, console)
-    return settings, date.fromisoformat(settings.world.start_day)
-
-
 def fit_world(settings: Settings, console: Console) -> tuple[Settings, list[date]]:
-    """The settings whose ``world.start_day`` leaves room for the past, and the real days landed."""
+    """Land the real days of a fitted world: logs from before its own first day.
+
+    Their predictions are by a model trained on the days before each. Returns the settings, whose
+    ``world.start_day`` leaves room for ``world.past_days`` after the last real day, and the real days;
+    the synthetic world has none.
+    """
     if settings.world.build == "synthetic":
         return settings, []
     real = _land_real_days(settings, console)

@@ -109,3 +109,11 @@ def test_a_demo_without_a_champion_says_what_the_gate_said():
     days = {"2026-01-05": {"gate": {"decision": "refuse", "reasons": ["below"]}}}
     text = verdict({"days": days, "truth": None})
     assert text.startswith("not shown: no policy") and "below" in text
+
+
+def test_a_demo_that_broke_off_claims_nothing():
+    days = {
+        "2026-01-05": {"gate": {"decision": "promote", "reasons": []}},
+        "2026-01-06": {"gate": {"decision": None, "reasons": None}},
+    }
+    assert verdict({"days": days, "truth": None}) == "not shown: 2026-01-06 did not reach the gate"

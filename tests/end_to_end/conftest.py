@@ -51,7 +51,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, airflow_database: None) -> It
     from airflow.dag_processing.dagbag import DagBag
 
     from dags.command_line import stack
-    from dags.command_line.world import prepare_history, simulate_day
+    from dags.command_line.world import fit_world, prepare_past, simulate_day
     from serving.bento import free_port
 
     folder = tmp_path_factory.mktemp("loop")
@@ -59,7 +59,10 @@ def loop(tmp_path_factory: pytest.TempPathFactory, airflow_database: None) -> It
     file.write_text(yaml.safe_dump(settings_of(folder, free_port())))
     before = os.environ[SETTINGS_VARIABLE]
     os.environ[SETTINGS_VARIABLE] = str(file)  # the tasks load the settings themselves
-    settings, day = prepare_history(load_settings(file), Console(quiet=True))
+    console = Console(quiet=True)
+    settings, real = fit_world(load_settings(file), console)
+    prepare_past(settings, real, console)
+    day = date.fromisoformat(settings.world.start_day)
     service = next(s for s in stack.services(settings, file) if s.name == "service")
     stack.start(settings, service)
     try:
