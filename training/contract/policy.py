@@ -23,7 +23,7 @@ from training.contract.state import StateSpec
 FORMAT = 1
 METADATA_KEY = "mtf_policy"
 MAXIMUM_BYTES = 256 * 1024 * 1024
-_PART = 256  # states at once: times 100 candidates, times the widest layer
+_PART = 16  # states at once: times 100 candidates, times the widest layer, stays in cache
 
 
 @dataclass(frozen=True)
