@@ -8,7 +8,7 @@ newest ``learner.replay_capacity`` transitions, as a FIFO replay buffer would ho
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from pathlib import Path
@@ -43,6 +43,12 @@ COLUMNS = (
     "next_request_id",
     "state_spec",
 )
+# columns of the export behind what only some learners read
+OPTIONAL = {
+    "watch_rewards": ("watch_reward",),
+    "item_scores": ("item_scores", "item_rewards"),
+    "item_rewards": ("item_rewards",),
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,10 @@ class Transitions:
     steps: Tensor  # int64[N], 0 is the first request of the session
     arms: Tensor  # int64[N]
     arm_names: tuple[str, ...]
+    # of the behaviour policy at s', as next_actions (always there but in tests that do without)
+    next_action_means: Tensor | None = None  # float32[N, k]
     # what only some learners read, None where it was not asked for: the part of the reward that is play
-    # time and integrity, and the shown items
+    # time and integrity, and the shown items (where fewer than page were shown: score 0, reward NaN)
     watch_rewards: Tensor | None = None  # float32[N]
     item_scores: Tensor | None = None  # float32[N, page, k], the predictions of each head
     item_rewards: Tensor | None = None  # float32[N, page], terms of eq. (2)
@@ -127,9 +135,10 @@ class Trajectories:
         return digest.hexdigest()
 
 
-def load(settings: Settings, day: date) -> Trajectories:
+def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajectories:
     """Read the window of ``learner.window_days`` days that ends with ``day``.
 
+    ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too.
     Rows of another state specification are left out, and so are truncated ones (nothing is known of
     their s'). Raises :class:`DataError` when the day has no export, when nothing usable is left, or
     naming file and request of a row whose state or action does not fit the settings.
@@ -140,8 +149,10 @@ def load(settings: Settings, day: date) -> Trajectories:
         raise DataError(
             f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
         )
-    days = {d: _read_day(settings, path) for d, path in paths.items() if path.is_file()}
-    rows = {name: np.concatenate([d[name] for d in days.values()]) for name in next(iter(days.values()))}
+    days = {d: _read_day(settings, path, needs) for d, path in paths.items() if path.is_file()}
+    names = list(next(iter(days.values())))
+    page = max(d["item_rewards"].shape[1] for d in days.values()) if "item_rewards" in names else 0
+    rows = {name: np.concatenate([_widened(d, name, page) for d in days.values()]) for name in names}
     # one order whatever the files' own: a rerun of the transform must not change the policy
     order = np.lexsort((rows["request_id"], rows["event_ts"]))
     rows = {name: column[order] for name, column in rows.items()}
@@ -157,8 +168,9 @@ def load(settings: Settings, day: date) -> Trajectories:
         "truncated": int((current & ended).sum()),
         "next_of_other_state_spec": int((current & ~ended & followed_by_other).sum()),
     }
-    next_actions = np.where((following >= 0)[:, None], rows["action"][following], rows["action"])
-    rows["next_action"] = np.where(rows["done"][:, None], 0.0, next_actions)
+    for name in ("action", "action_mean"):
+        at_next = np.where((following >= 0)[:, None], rows[name][following], rows[name])
+        rows[f"next_{name}"] = np.where(rows["done"][:, None], 0.0, at_next)
     keep = current & ~ended & ~followed_by_other
     rows = {name: column[keep] for name, column in rows.items()}
     if not keep.any():
@@ -187,14 +199,32 @@ def load(settings: Settings, day: date) -> Trajectories:
     )
 
 
-def _read_day(settings: Settings, path: Path) -> dict[str, np.ndarray]:
+def _widened(columns: dict[str, np.ndarray], name: str, page: int) -> np.ndarray:
+    """A day's column; those of the items padded to the longest page of all days."""
+    column = columns[name]
+    if name not in ("item_scores", "item_rewards"):
+        return column
+    padding = [(0, 0), (0, page - column.shape[1])] + [(0, 0)] * (column.ndim - 2)
+    return np.pad(column, padding, constant_values=np.nan if name == "item_rewards" else 0.0)
+
+
+def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[str, np.ndarray]:
     """One day's export as numpy columns, checked, sorted by (event_ts, request_id)."""
+    more = sorted({column for name in needs for column in OPTIONAL[name]})
     try:
-        missing = [name for name in COLUMNS if name not in pq.read_schema(path).names]
+        present = pq.read_schema(path).names
+        missing = [name for name in COLUMNS if name not in present]
         if missing:
             raise DataError(f"{path} lacks the column {missing[0]} of {MART}")
+        missing = [name for name in more if name not in present]
+        if missing:
+            raise DataError(
+                f"{path} lacks the column {missing[0]} of {MART}, which learner.algorithm "
+                f"{settings.learner.algorithm} learns from: it was written by an older version; transform "
+                "that day again"
+            )
         # partitioning=None: the folder's dt= is also a column of the file
-        table = pq.read_table(path, columns=list(COLUMNS), partitioning=None)
+        table = pq.read_table(path, columns=[*COLUMNS, *more], partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable export of {MART}: {error}") from error
     table = table.sort_by([("event_ts", "ascending"), ("request_id", "ascending")]).combine_chunks()
@@ -226,6 +256,39 @@ def _read_day(settings: Settings, path: Path) -> dict[str, np.ndarray]:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
             raise DataError(f"{path}: request {requests[row]}: {name} is null")
         return column.to_numpy(zero_copy_only=False).astype(kind)
+
+    def pages(name: str, width: int) -> np.ndarray:
+        """A list column of the shown items' values as float32[n, page, width]; NaN beyond the shown ones."""
+        column = table[name].combine_chunks().cast(pa.list_(pa.float32()))
+        column = pc.if_else(current.combine_chunks(), column, pa.scalar(None, column.type))
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        if (lengths % width).any():
+            row = int(np.argmax(lengths % width))
+            raise DataError(
+                f"{path}: request {requests[row]}: {name} has {lengths[row]} entries, expected {width} each"
+            )
+        shown = lengths // width
+        out = np.full((len(column), max(shown.max(initial=0), 1), width), np.nan, dtype=np.float32)
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        if not np.isfinite(values).all():
+            row = int(np.repeat(np.arange(len(column)), shown)[np.argmin(np.isfinite(values).all(axis=1))])
+            raise DataError(f"{path}: request {requests[row]}: {name} holds a value not a number")
+        out[np.arange(out.shape[1]) < shown[:, None]] = values
+        return out
+
+    def items() -> dict[str, np.ndarray]:
+        """The optional columns that are needed."""
+        found: dict[str, np.ndarray] = {}
+        if "watch_reward" in more:
+            found["watch_reward"] = plain("watch_reward", np.float64)
+        if "item_rewards" in more:
+            found["item_rewards"] = pages("item_rewards", 1)[..., 0]
+        if "item_scores" in more:
+            scores = pages("item_scores", len(settings.heads))
+            if (np.isnan(scores[..., 0]) != np.isnan(found["item_rewards"])).any():
+                raise DataError(f"{path}: item_scores and item_rewards are of different numbers of items")
+            found["item_scores"] = np.nan_to_num(scores)
+        return found
 
     has_next = pc.is_valid(table["next_state"])
     done = plain("done", bool)
@@ -264,6 +327,7 @@ def _read_day(settings: Settings, path: Path) -> dict[str, np.ndarray]:
         "truncated": truncated,
         "next_request_id": plain("next_request_id", str, ""),
         "state_spec": plain("state_spec", str),
+        **items(),
     }
 
 
@@ -283,6 +347,10 @@ def _to_transitions(rows: dict[str, np.ndarray]) -> tuple[Transitions, np.ndarra
     number = np.empty_like(by_start)
     number[by_start] = np.arange(len(by_start))
     arm_names, arms = np.unique(rows["arm"], return_inverse=True)
+
+    def optional(name: str) -> Tensor | None:
+        return torch.from_numpy(rows[name].astype(np.float32)) if name in rows else None
+
     transitions = Transitions(
         states=torch.from_numpy(rows["state"]),
         actions=torch.from_numpy(rows["action"]),
@@ -296,6 +364,10 @@ def _to_transitions(rows: dict[str, np.ndarray]) -> tuple[Transitions, np.ndarra
         steps=torch.from_numpy(rows["step"]),
         arms=torch.from_numpy(arms),
         arm_names=tuple(str(name) for name in arm_names),
+        next_action_means=torch.from_numpy(rows["next_action_mean"].astype(np.float32)),
+        watch_rewards=optional("watch_reward"),
+        item_scores=optional("item_scores"),
+        item_rewards=optional("item_rewards"),
     )
     return transitions, names[by_start]
 

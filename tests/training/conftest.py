@@ -28,6 +28,8 @@ SPEC_COLUMNS = {
     "next_state": pa.list_(pa.float32()),
     "event_ts": pa.timestamp("us", "UTC"),
     "log_density": pa.float64(),
+    "item_scores": pa.list_(pa.float32()),
+    "item_rewards": pa.list_(pa.float32()),
 }
 
 Behaviour = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -44,7 +46,8 @@ class ToyWorld:
     State: (x, taste, 0, …). Reward r = 4 x − 1.5 + 0.5 a_0 − (a_1 − taste)², x' = 0.7 x + 0.15 (1 − a_0): the
     best single step has a_0 = 1, and the best session a_0 = −1 throughout (a unit of a_0 gains 0.5 now
     and loses 0.6 γ' / (1 − 0.7 γ') = 1.11 later, for γ' = 0.95 (1 − stop)). A session ends after a
-    request with probability ``stop``.
+    request with probability ``stop``. The part of x is the watch reward; the two to four shown items,
+    whose rewards lean on their second score, have no part in it.
     """
 
     settings: Settings
@@ -80,6 +83,7 @@ class ToyWorld:
     ) -> list[dict[str, object]]:
         """Rows of ``fct_transitions``; session i belongs to the i-th arm, in turn."""
         rng = np.random.default_rng([seed, day.toordinal()])
+        items = np.random.default_rng([seed, day.toordinal(), 1])
         arms, version = list(behaviours), self.settings.state_spec.version
         begin = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=8)
         states, alive = self.start(sessions, rng), np.arange(sessions)
@@ -90,6 +94,8 @@ class ToyWorld:
             for index, arm in enumerate(arms):
                 actions[arm_of == index] = behaviours[arm](states[arm_of == index], rng)
             rewards, after = self.reward(states, actions), self.move(states, actions)
+            scores = items.random((len(alive), 4, 2), dtype=np.float32)
+            shown = items.integers(2, 5, len(alive))  # of 4 at most
             done = rng.random(len(alive)) < self.stop
             for i, number in enumerate(alive.tolist()):
                 name = f"{day.isoformat()}-{number:05d}"
@@ -108,6 +114,9 @@ class ToyWorld:
                         "action_mean": actions[i],
                         "log_density": None,
                         "reward": float(rewards[i]),
+                        "watch_reward": 4.0 * float(states[i, 0]) - 1.5,
+                        "item_scores": scores[i, : shown[i]].ravel(),
+                        "item_rewards": scores[i, : shown[i]] @ np.array([0.2, 0.8], dtype=np.float32),
                         "next_state": None if done[i] else after[i],
                         "done": bool(done[i]),
                         "truncated": False,

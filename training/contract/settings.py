@@ -124,8 +124,18 @@ class UWACSettings(Section):
     clip: Positive = Field(1.0, description="largest such weight (their code's)")
 
 
+class UnifiedRLSettings(Section):
+    critics: int = Field(24, ge=2, description="E: critics of each of the two groups (UnifiedRL)")
+    watch_weight: float = Field(1.0, ge=0.0, description="w of the play-time and integrity group (ours)")
+    interaction_weight: float = Field(1.0, ge=0.0, description="w of the interaction group (ours)")
+    box: Positive = Field(0.15, description="half-width around the logged mean (UnifiedRL)")
+    outside: float = Field(1.0, ge=0.0, description="η: weight of squared distances to the box (ours)")
+    spread: float = Field(0.1, ge=0.0, description="λ: weight of the critics' spread (ours)")
+    decay: float = Field(2.0, ge=0.0, description="bootstrap x exp(-decay x distance to the box) (ours)")
+
+
 class LearnerSettings(Section):
-    algorithm: Literal["batchrl_mtf", "td3", "td3_bc", "uwac_td3"] = "batchrl_mtf"
+    algorithm: Literal["batchrl_mtf", "td3", "td3_bc", "uwac_td3", "unified_rl"] = "batchrl_mtf"
     window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
     steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
@@ -171,6 +181,7 @@ class LearnerSettings(Section):
     td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
     td3_bc: TD3BCSettings = TD3BCSettings()
     uwac: UWACSettings = UWACSettings()
+    unified_rl: UnifiedRLSettings = UnifiedRLSettings()
 
 
 Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.contract.errors import DataError
+from training.contract.fusion import Fusion
 from training.contract.settings import LearnerSettings
 from training.policies.networks import STATE_CLIP, standardisation, standardise
 from training.trajectories import Transitions
@@ -32,17 +34,28 @@ class Learner(ABC):
     """A learner: the same transitions, settings, seed, threads and machine give the same weights.
 
     A subclass names its ``kind`` (the algorithm, and what a learner file belongs to), the ``actor``
-    that serving runs its export with (:func:`training.contract.policy.make_actor`), and the ``curves``
-    that :meth:`step` returns. :meth:`build` makes the networks, seeded, through :meth:`add` and
-    :meth:`add_target`: what is registered there is what a checkpoint holds.
+    that serving runs its export with (:func:`training.contract.policy.make_actor`), the ``curves``
+    that :meth:`step` returns, what it ``needs`` of the optional tensors of :class:`Transitions`, and
+    which settings of its own section are ``sizes`` of its networks. :meth:`build` makes the networks,
+    seeded, through :meth:`add` and :meth:`add_target`: what is registered there is what a checkpoint
+    holds.
     """
 
     kind: ClassVar[str]
     actor: ClassVar[str] = "deterministic"
+    needs: ClassVar[tuple[str, ...]] = ()
+    sizes: ClassVar[tuple[str, ...]] = ()
     curves: ClassVar[tuple[str, ...]]
 
-    def __init__(self, settings: LearnerSettings, data: Transitions, seed: int) -> None:
+    def __init__(
+        self, settings: LearnerSettings, data: Transitions, seed: int, fusion: Fusion | None = None
+    ) -> None:
+        """``fusion`` is for learners that rank items. :class:`DataError` names what the data lack."""
+        absent = [name for name in self.needs if getattr(data, name) is None]
+        if absent:
+            raise DataError(f"{self.kind} learns from {absent[0]}, which these transitions do not have")
         self.settings, self.seed, self.step_count = settings, seed, 0
+        self.fusion = fusion
         self.device = device(settings)
         self.data = data.to(self.device)
         self.noise = torch.Generator(self.device).manual_seed(seed)

@@ -14,7 +14,7 @@ from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
-from training.policies import batchrl_mtf, checkpoint, lineage, td3
+from training.policies import batchrl_mtf, checkpoint, lineage, td3, unified_rl
 from training.policies.learner import Learner
 
 ALGORITHMS: dict[str, type[Learner]] = {
@@ -24,6 +24,7 @@ ALGORITHMS: dict[str, type[Learner]] = {
         td3.TD3,
         td3.TD3BC,
         td3.UWACTD3,
+        unified_rl.UnifiedRL,
     )
 }
 _POINTS = 100  # of a training curve
@@ -47,7 +48,8 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     """
     layout, learner_settings = settings.layout, settings.learner
     folder, steps = layout.model(day), learner_settings.steps
-    data = trajectories.load(settings, day)
+    algorithm = ALGORITHMS[learner_settings.algorithm]
+    data = trajectories.load(settings, day, algorithm.needs)
     seed = _seed(settings.seed, day)
     with reproducible(learner_settings.threads):
         warnings = list(data.warnings)
@@ -59,7 +61,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         fingerprint = lineage.fingerprint(about)
         version = f"{day.isoformat()}-{fingerprint[:8]}"
 
-        learner = ALGORITHMS[learner_settings.algorithm](learner_settings, data.train, seed)
+        learner = algorithm(learner_settings, data.train, seed, settings.fusion)
         names = learner.curves
         curves: dict[str, list[float]] = {name: [] for name in ("step", *names)}
         window = torch.zeros(len(names), device=learner.device)  # sums since the last point of the curves
@@ -125,12 +127,14 @@ def _seed(seed: int, day: date) -> int:
 
 def _networks(settings: Settings) -> dict[str, Any]:
     """What has to be equal for one learner's weights to fit another."""
-    widths = ("generator_hidden", "perturbation_hidden", "critic_hidden", "actor_hidden", "latent_size")
+    learner, kind = settings.learner, settings.learner.algorithm
+    widths = {name for name in type(learner).model_fields if name.endswith("_hidden")} | {"latent_size"}
     return {
-        "kind": settings.learner.algorithm,
+        "kind": kind,
         "state_spec": settings.state_spec.version,
         "heads": [head.name for head in settings.heads],
-        **settings.learner.model_dump(mode="json", include=set(widths)),
+        **learner.model_dump(mode="json", include=widths),
+        **{f"{kind}.{name}": getattr(getattr(learner, kind), name) for name in ALGORITHMS[kind].sizes},
     }
 
 

@@ -90,7 +90,8 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
     successor = np.where(follows, np.arange(len(follows)) + 1, 0)
     keep = follows | rows["left"]
     rows["next_state"] = np.where(follows[:, None], rows["state"][successor], 0.0)
-    rows["next_action"] = np.where(follows[:, None], rows["action"][successor], 0.0)
+    for name in ("action", "mean"):
+        rows[f"next_{name}"] = np.where(follows[:, None], rows[name][successor], 0.0)
     rows = {name: column[keep] for name, column in rows.items()}
 
     def tensor(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -109,6 +110,7 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
         steps=tensor("step", torch.int64),
         arms=torch.from_numpy(arm_of[rows["session"]]),
         arm_names=tuple(arm.name for arm in arms),
+        next_action_means=tensor("next_mean"),
         watch_rewards=tensor("watch"),
         item_scores=tensor("item_scores"),
         item_rewards=tensor("item_rewards"),

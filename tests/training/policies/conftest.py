@@ -35,6 +35,10 @@ def random_transitions() -> Callable[..., Transitions]:
             steps=torch.zeros(N, dtype=torch.int64),
             arms=torch.zeros(N, dtype=torch.int64),
             arm_names=("random",),
+            next_action_means=torch.zeros(N, K),
+            watch_rewards=torch.randn(N, generator=g),
+            item_scores=torch.rand(N, 4, K, generator=g),
+            item_rewards=torch.randn(N, 4, generator=g),
         )
 
     return make

@@ -57,6 +57,7 @@ MEANS = {
     "td3": lambda learner, s: learner.policy(s),
     "td3_bc": lambda learner, s: learner.policy(s),
     "uwac_td3": lambda learner, s: learner.policy(s),
+    "unified_rl": lambda learner, s: learner.policy(s),
 }
 
 
@@ -91,6 +92,7 @@ def logged(make_toy, tmp_path_factory):
             "critic_lr": 2e-3,
             "perturbation_lr": 2e-3,
             "actor_lr": 2e-3,
+            "unified_rl": {"critics": 4},
         },
     )
     world.log(300)
@@ -103,6 +105,7 @@ LEARNS = {
     "td3": 0.7,
     "td3_bc": 0.7,
     "uwac_td3": 0.7,
+    "unified_rl": 0.2,  # half of the toy log is its noise group, whose box it keeps to
 }
 
 
