@@ -134,8 +134,32 @@ class UnifiedRLSettings(Section):
     decay: float = Field(2.0, ge=0.0, description="bootstrap x exp(-decay x distance to the box) (ours)")
 
 
+class CQLSACSettings(Section):
+    conservative_weight: float = Field(5.0, ge=0.0, description="of the penalty (Kumar et al. 2020)")
+    actions: int = Field(10, ge=1, description="drawn thrice a state for it (Kumar et al. 2020)")
+    temperature_lr: Positive = Field(1e-4, description="of SAC's entropy weight (d3rlpy's)")
+
+
+class IQLSettings(Section):
+    expectile: float = Field(0.7, gt=0.5, lt=1.0, description="τ of V (Kostrikov et al. 2021)")
+    inverse_temperature: Positive = Field(3.0, description="β of the actor (Kostrikov et al. 2021)")
+    max_weight: Positive = Field(100.0, description="of an imitated action (Kostrikov et al. 2021)")
+
+
+Algorithm = Literal[
+    "batchrl_mtf",
+    "unified_rl",
+    "td3",
+    "td3_bc",
+    "uwac_td3",
+    "cql_sac",
+    "iql",
+    "bandit",
+]
+
+
 class LearnerSettings(Section):
-    algorithm: Literal["batchrl_mtf", "td3", "td3_bc", "uwac_td3", "unified_rl"] = "batchrl_mtf"
+    algorithm: Algorithm = "batchrl_mtf"
     window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
     steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
@@ -182,6 +206,8 @@ class LearnerSettings(Section):
     td3_bc: TD3BCSettings = TD3BCSettings()
     uwac: UWACSettings = UWACSettings()
     unified_rl: UnifiedRLSettings = UnifiedRLSettings()
+    cql_sac: CQLSACSettings = CQLSACSettings()
+    iql: IQLSettings = IQLSettings()
 
 
 Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]

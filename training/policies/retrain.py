@@ -14,7 +14,7 @@ from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
-from training.policies import batchrl_mtf, checkpoint, lineage, td3, unified_rl
+from training.policies import bandit, batchrl_mtf, checkpoint, cql_sac, iql, lineage, td3, unified_rl
 from training.policies.learner import Learner
 
 ALGORITHMS: dict[str, type[Learner]] = {
@@ -25,6 +25,9 @@ ALGORITHMS: dict[str, type[Learner]] = {
         td3.TD3BC,
         td3.UWACTD3,
         unified_rl.UnifiedRL,
+        cql_sac.CQLSAC,
+        iql.IQL,
+        bandit.Bandit,
     )
 }
 _POINTS = 100  # of a training curve

@@ -58,6 +58,8 @@ MEANS = {
     "td3_bc": lambda learner, s: learner.policy(s),
     "uwac_td3": lambda learner, s: learner.policy(s),
     "unified_rl": lambda learner, s: learner.policy(s),
+    "cql_sac": lambda learner, s: learner.policy(s)[:, :3],
+    "iql": lambda learner, s: learner.policy.net(s),
 }
 
 
@@ -93,6 +95,7 @@ def logged(make_toy, tmp_path_factory):
             "perturbation_lr": 2e-3,
             "actor_lr": 2e-3,
             "unified_rl": {"critics": 4},
+            "cql_sac": {"conservative_weight": 0.2, "actions": 4},  # a uniform log has no outside
         },
     )
     world.log(300)
@@ -106,6 +109,8 @@ LEARNS = {
     "td3_bc": 0.7,
     "uwac_td3": 0.7,
     "unified_rl": 0.2,  # half of the toy log is its noise group, whose box it keeps to
+    "cql_sac": 0.5,
+    "iql": 0.5,
 }
 
 

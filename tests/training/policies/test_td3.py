@@ -6,40 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.policies.networks import standardisation, standardise
+from tests.training.policies.plain import assert_adam_step, batch_of, mlp, q_of
 from training.policies.td3 import TD3, TD3BC, UWACTD3
 
 
-def plain(layers, *inputs):
-    """A ReLU network on concatenated inputs."""
-    h = torch.cat(inputs, dim=-1)
-    for index, layer in enumerate(layers):
-        h = layer(F.relu(h) if index else h)
-    return h
-
-
 def pi(net, s):
-    return torch.tanh(plain(net.layers, s))
-
-
-def q_of(critics, s, a):
-    return [plain(q.layers, s, a).squeeze(-1) for q in critics.q]
-
-
-def batch_of(learner, data):
-    i = learner._rows[learner.step_count - 1]
-    s, next_s = (standardise(x, *standardisation(data.states))[i] for x in (data.states, data.next_states))
-    return s, data.actions[i], data.rewards[i], next_s, data.dones[i]
-
-
-def assert_adam_step(ours, before, loss, lr):
-    """``ours`` is ``before`` after one Adam step on ``loss``."""
-    parameters = list(before.parameters())
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    torch.optim.Adam(parameters, lr).step()
-    for one, other in zip(ours.parameters(), parameters, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    return torch.tanh(mlp(net.layers, s))
 
 
 def expected_target(before, noise, r, next_s, done, width=3):
