@@ -171,11 +171,17 @@ def doubly_robust(
     at = place[rows]  # [n, T], into used
 
     here = torch.stack([actions.here[used] for actions in fitted.policies.values()])  # [P, u, k]
-    there = torch.stack([actions.next[used] for actions in fitted.policies.values()])
-    q = fitted.values(data.states[used], data.actions[used].expand_as(here)).double()  # [P, R + 1, u]
-    v = _smoothed_values(fitted, data.states[used], here, bandwidth, seed)
-    next_v = _smoothed_values(fitted, data.next_states[used], there, bandwidth, seed + 1)
-    residual = data.rewards[used] + gamma * (1.0 - data.dones[used]) * next_v - q
+    q = fitted.values(data.states[used], data.actions[used].expand_as(here)).double()[:, :, at]
+    v = _smoothed_values(fitted, data.states[used], here, bandwidth, seed)[:, :, at]  # [P, R + 1, n, T]
+    # V(s') is V of the next decision; where a session is cut, of the state it was cut at
+    next_v = torch.cat([v[..., 1:] * alive[:, 1:], torch.zeros_like(v[..., :1])], dim=-1)
+    last = rows.gather(1, alive.sum(dim=1, keepdim=True) - 1).flatten()
+    cut = torch.nonzero(data.dones[last] == 0).flatten()
+    if len(cut):
+        there = torch.stack([actions.next[last[cut]] for actions in fitted.policies.values()])
+        beyond = _smoothed_values(fitted, data.next_states[last[cut]], there, bandwidth, seed)
+        next_v[:, :, cut, alive[cut].sum(dim=1) - 1] = beyond
+    residual = torch.where(alive, data.rewards[rows] + gamma * next_v - q, 0.0).numpy()
 
     counts = fitted.counts[:, torch.from_numpy(logged.sessions)].numpy()  # [R + 1, n]
     values = {name: np.zeros(fitted.fits) for name in policies}
@@ -184,10 +190,9 @@ def doubly_robust(
             continue
         rho = weights(data, policies[name], logged, bandwidth, settings.weight_clip).relative
         for f in range(fitted.fits):
-            own = counts[f : f + 1]
-            begin = v[p, f, at[:, 0]].numpy()
-            corrections = np.where(logged.alive, residual[p, f, at].numpy(), 0.0)
-            values[name][f] = (own @ begin / own.sum() + _discounted(own, rho, corrections, gamma))[0]
+            own, begin = counts[f : f + 1], v[p, f, :, 0].numpy()
+            corrections = _discounted(own, rho, residual[p, f], gamma)
+            values[name][f] = (own @ begin / own.sum() + corrections)[0]
     return Estimates(
         values={name: float(v.mean()) for name, v in values.items()},
         replicates={name: v[1:] for name, v in values.items()},
