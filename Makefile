@@ -51,6 +51,7 @@ test-all: $(READY) $(PEERS)
 
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m tests.benchmarks --out build/bench
+	$(BIN)/python -m tests.benchmarks.serving --out build/bench
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

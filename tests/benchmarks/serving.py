@@ -1,0 +1,333 @@
+"""The service under load, beside the same job written plainly and two bare floors, in one run.
+
+500 candidates × 12 heads, the state from the online store, the decision on disk before the answer.
+
+python -m tests.benchmarks.serving --out build/bench          # about eight minutes
+python -m tests.benchmarks.serving --soak-minutes 30          # only the load at 70 % of the peak
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import yaml
+
+from serving import bento
+from tests.benchmarks.load import Plan
+from training import features
+from training.contract.files import write_json_atomic
+from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.policy import PolicyHeader, save_policy
+from training.contract.settings import Settings, load_settings
+from training.contract.state import history_columns, session_columns
+
+REPOSITORY = Path(__file__).parents[2]
+CANDIDATES, K = 500, 6
+HEADS = [*[f"event_{n}" for n in range(11)], "play_time"]
+USERS = 2_000
+CLIENTS = (1, 16, 64)
+OPEN_CLIENTS = 256  # connections of the open loop: more than can wait within a time-out
+PEAK_SHARE = 0.7
+TOKEN = "benchmark-token"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Target:
+    """One server and one kind of body."""
+
+    name: str
+    server: str
+    media_type: str = "application/json"
+
+
+SERVERS = {
+    "service": [sys.executable, "-m", "bentoml", "serve", "serving.service:RankService"],
+    "documented": [sys.executable, "-m", "bentoml", "serve", "tests.benchmarks.peers.documented:Documented"],
+    "lean": [sys.executable, "-m", "bentoml", "serve", "tests.benchmarks.peers.lean:Lean"],
+    "bare": [sys.executable, "-m", "uvicorn", "tests.benchmarks.peers.bare:app", "--no-access-log"],
+}
+TARGETS = (
+    Target("service, JSON", "service"),
+    Target("(a) as documented", "documented"),
+    Target("(b) lean BentoML, no state, policy or log", "lean"),
+    Target("(c) bare FastAPI, no state, policy or log", "bare"),
+)
+
+
+def scenario(folder: Path, online: str = "sqlite", redis_url: str = "") -> Settings:
+    """Settings, a filled online store and a champion of the default size with random weights."""
+    heads = [
+        {"name": name, "beta": 0.1, "low": 0.0, "high": 2.0, "static": 0.5, "maximum": maximum}
+        for name, maximum in ((name, 36_000.0 if name == "play_time" else 1.0) for name in HEADS)
+    ]
+    path = folder / "mtf.yaml"
+    store = {"online": online} | ({"redis_url": redis_url} if redis_url else {})
+    path.write_text(yaml.safe_dump({"data": str(folder / "data"), "heads": heads, "store": store}))
+    settings = load_settings(path)
+    features.apply(settings)
+    _fill_store(settings)
+    write_champion(settings.layout.champion, _champion(settings))
+    return settings
+
+
+def _fill_store(settings: Settings) -> None:
+    from feast import FeatureStore
+
+    store = FeatureStore(repo_path=str(settings.layout.feast))
+    generator = np.random.default_rng(settings.seed)
+    now = datetime.now(UTC).replace(microsecond=0)
+    users = {"user_id": np.arange(USERS), "event_timestamp": now}
+    numbers = {
+        "user_history": history_columns(settings.signal_names),
+        "user_session": session_columns(settings.signal_names),
+    }
+    own = {
+        "user_history": {"hist_last_ts": now},
+        "user_session": {
+            "sess_last_ts": now,
+            "sess_session_id": [f"s{user}" for user in range(USERS)],
+            "request_id": [f"r{user}" for user in range(USERS)],
+        },
+    }
+    for name, columns in numbers.items():
+        view = store.get_feature_view(name)
+        rows = pd.DataFrame(
+            users | {column: generator.random(USERS) * 9.0 for column in columns} | own[name]
+        ).rename(columns={"event_timestamp": view.batch_source.timestamp_field})
+        store.write_to_online_store(name, rows)
+
+
+def _champion(settings: Settings) -> ChampionPointer:
+    generator = np.random.default_rng(settings.seed)
+    learner = settings.learner
+    d, k = settings.state_spec.width, len(settings.heads)
+    latent = learner.latent_size or 2 * k
+    nets = {
+        "decoder": [d + latent, *learner.generator_hidden, k],
+        "perturbation": [d + k, *learner.perturbation_hidden, k],
+        "critic": [d + k, *learner.critic_hidden, 1],
+    }
+    tensors: dict[str, Any] = {
+        "latents": generator.normal(size=(learner.serving_candidates, latent)),
+        "state_mean": np.zeros(d),
+        "state_scale": np.ones(d),
+    }
+    for net, widths in nets.items():
+        for layer, (a, b) in enumerate(itertools.pairwise(widths)):
+            tensors[f"{net}.{layer}.weight"] = generator.normal(size=(b, a)) / np.sqrt(a)
+            tensors[f"{net}.{layer}.bias"] = np.zeros(b)
+    header = PolicyHeader(
+        "batchrl_mtf",
+        "benchmark",
+        settings.state_spec,
+        settings.fusion,
+        {"rho": learner.rho, "state_clip": 10.0},
+    )
+    path = settings.layout.models / "benchmark.safetensors"
+    digest = save_policy(path, header, tensors)
+    return ChampionPointer(
+        policy=str(path.relative_to(settings.data)),
+        sha256=digest,
+        version="benchmark",
+        day="2026-01-05",
+        model_version="1",
+        promoted_ts=datetime(2026, 1, 6, tzinfo=UTC).isoformat(),
+    )
+
+
+@contextmanager
+def served(name: str, settings_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """(url, process) of a running, ready server; gone with its workers when the block ends."""
+    folder = settings_path.parent
+    port = bento.free_port()
+    log = folder / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*SERVERS[name], "--host", "127.0.0.1", "--port", str(port)],
+            cwd=REPOSITORY,
+            env=os.environ
+            | {
+                "MTF_SETTINGS": str(settings_path),
+                "MTF_TOKEN": TOKEN,
+                "BENTOML_HOME": str(folder / f"bentoml-{name}"),
+                "BENTOML_DO_NOT_TRACK": "True",
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            deadline = time.monotonic() + 240.0
+            while not _ready(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{name} did not start:\n{log.read_text()[-4000:]}")
+                time.sleep(0.2)
+            yield url, process
+        finally:
+            if process.poll() is None:
+                bento.kill_tree(process)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def load(
+    settings: Settings, target: Target, url: str, clients: int, seconds: float, rate: float = 0.0
+) -> dict:
+    plan = Plan(
+        url=f"{url}/rank",
+        heads={head.name: head.maximum for head in settings.heads},
+        users=USERS,
+        candidates=CANDIDATES,
+        k=K,
+        clients=clients,
+        seconds=seconds,
+        rate=rate,
+        media_type=target.media_type,
+    )
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.load"],
+        cwd=REPOSITORY,
+        input=json.dumps(asdict(plan)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise RuntimeError(f"the load on {target.name} ended:\n{finished.stderr[-4000:]}")
+    return json.loads(finished.stdout)
+
+
+def middle(rounds: list[dict]) -> dict:
+    """Medians over rounds of everything counted or timed; failures are added up."""
+    result = {
+        name: round(statistics.median(one[name] for one in rounds), 3)
+        for name in rounds[0]
+        if name != "failed"
+    }
+    failed: dict[str, int] = {}
+    for one in rounds:
+        for reason, count in one["failed"].items():
+            failed[reason] = failed.get(reason, 0) + count
+    return result | {"failed": failed}
+
+
+def stages(url: str) -> dict[str, tuple[float, float]]:
+    """(seconds, requests) spent in each stage of a request since the service started."""
+    text = httpx.get(f"{url}/metrics").text
+    found: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        for part in ("sum", "count"):
+            if line.startswith(f"mtf_stage_seconds_{part}{{"):
+                stage = line.split('stage="')[1].split('"')[0]
+                found.setdefault(stage, {})[part] = float(line.rsplit(" ", 1)[1])
+        for part in ("sum", "count"):
+            if line.startswith(f'mtf_http_seconds_{part}{{endpoint="/rank"'):
+                found.setdefault("whole", {})[part] = float(line.rsplit(" ", 1)[1])
+    return {stage: (value["sum"], value["count"]) for stage, value in found.items()}
+
+
+def where_the_time_goes(url: str, run) -> dict[str, float]:
+    """Mean ms of each stage over the requests of ``run``."""
+    before = stages(url)
+    run()
+    after = stages(url)
+    table = {}
+    for stage, (seconds, count) in after.items():
+        earlier = before.get(stage, (0.0, 0.0))
+        if count > earlier[1]:
+            table[stage] = round(1000.0 * (seconds - earlier[0]) / (count - earlier[1]), 4)
+    return table
+
+
+def compare(settings: Settings, path: Path, targets, clients, seconds: float, rounds: int) -> dict:
+    """Every target at every number of clients, closed and open loop, in turns."""
+    results: dict[str, Any] = {target.name: {"closed": {}} for target in targets}
+    with ExitStack() as stack:
+        urls = {}
+        for name in dict.fromkeys(target.server for target in targets):
+            urls[name], _ = stack.enter_context(served(name, path))
+        for target in targets:
+            load(settings, target, urls[target.server], 8, min(seconds, 2.0))  # warm
+        for count in clients:
+            kept: dict[str, list[dict]] = {target.name: [] for target in targets}
+            for _ in range(rounds):
+                for target in targets:
+                    kept[target.name].append(load(settings, target, urls[target.server], count, seconds))
+            for target in targets:
+                results[target.name]["closed"][str(count)] = row = middle(kept[target.name])
+                _print(target.name, f"closed, {count} clients", row)
+        for target in targets:
+            peak = max(row["per_second"] for row in results[target.name]["closed"].values())
+            row = load(settings, target, urls[target.server], OPEN_CLIENTS, seconds, peak * PEAK_SHARE)
+            results[target.name]["open"] = row | {"rate": round(peak * PEAK_SHARE, 1)}
+            _print(target.name, f"open, {peak * PEAK_SHARE:.0f} a second", row)
+        # all at one rate, which every one of them can take
+        for target in targets:
+            if target.server == "service":
+                for count in (1, 16):
+                    table = where_the_time_goes(
+                        urls["service"],
+                        lambda: load(settings, target, urls["service"], count, seconds),  # noqa: B023
+                    )
+                    results[target.name].setdefault("stages_ms", {})[str(count)] = table
+                    print(f"{target.name}, {count} clients, mean ms: {table}", flush=True)
+    return results
+
+
+def _print(name: str, what: str, row: dict) -> None:
+    print(
+        f"{name:44s} {what:20s} {row['per_second']:8.1f}/s  p50 {row['p50']:7.2f}  p99 {row['p99']:7.2f} ms"
+        f"  client {row['client_cpu']:.0%}  {row['failed'] or ''}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--only", nargs="+", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    arguments = parser.parse_args()
+    targets = [target for target in TARGETS if target.server in arguments.only]
+    with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
+        settings = scenario(Path(folder))
+        results = compare(
+            settings,
+            Path(folder) / "mtf.yaml",
+            targets,
+            arguments.clients,
+            arguments.seconds,
+            arguments.rounds,
+        )
+    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    write_json_atomic(arguments.out / "serving.json", {"machine": machine, "results": results})
+
+
+if __name__ == "__main__":
+    main()
