@@ -155,6 +155,7 @@ Algorithm = Literal[
     "cql_sac",
     "iql",
     "bandit",
+    "supervised",
 ]
 
 

@@ -14,7 +14,17 @@ from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
-from training.policies import bandit, batchrl_mtf, checkpoint, cql_sac, iql, lineage, td3, unified_rl
+from training.policies import (
+    bandit,
+    batchrl_mtf,
+    checkpoint,
+    cql_sac,
+    iql,
+    lineage,
+    supervised,
+    td3,
+    unified_rl,
+)
 from training.policies.learner import Learner
 
 ALGORITHMS: dict[str, type[Learner]] = {
@@ -28,6 +38,7 @@ ALGORITHMS: dict[str, type[Learner]] = {
         cql_sac.CQLSAC,
         iql.IQL,
         bandit.Bandit,
+        supervised.Supervised,
     )
 }
 _POINTS = 100  # of a training curve

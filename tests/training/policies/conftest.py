@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from training.contract.fusion import Fusion, Head
 from training.contract.settings import LearnerSettings
 from training.trajectories import Transitions
 
@@ -57,3 +58,15 @@ def small() -> Callable[..., LearnerSettings]:
         "actor_hidden": (9, 8),
     }
     return lambda **values: LearnerSettings(**widths | values)
+
+
+@pytest.fixture(scope="session")
+def three_heads() -> Fusion:
+    """A fusion formula for the three entries of those actions."""
+    return Fusion(
+        (
+            Head("click", beta=0.1, low=0.0, high=2.0, static=1.0),
+            Head("like", beta=0.01, low=0.0, high=1.0, static=0.3),
+            Head("hate", beta=0.05, low=-2.0, high=0.0, static=-0.2),
+        )
+    )

@@ -17,9 +17,9 @@ every_algorithm = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 
 
 @every_algorithm
-def test_it_resumes_bit_for_bit(algorithm, random_transitions, small):
+def test_it_resumes_bit_for_bit(algorithm, random_transitions, small, three_heads):
     def fresh():
-        return ALGORITHMS[algorithm](small(target_interval=3), random_transitions(), seed=5)
+        return ALGORITHMS[algorithm](small(target_interval=3), random_transitions(), 5, three_heads)
 
     whole, half, resumed = fresh(), fresh(), fresh()
     for _ in range(13):
@@ -37,18 +37,20 @@ def test_it_resumes_bit_for_bit(algorithm, random_transitions, small):
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+READS = {"supervised": ("states", "item_scores", "item_rewards")}
+
+
 @every_algorithm
-def test_a_step_reads_rewards_ends_and_actions(algorithm, random_transitions, small):
+def test_a_step_reads_what_it_should(algorithm, random_transitions, small, three_heads):
     """A seed gives the same step, and none of the data is passed over."""
 
     def after(**columns):
         data = dataclasses.replace(random_transitions(), **columns)
-        learner = ALGORITHMS[algorithm](small(), data, seed=1)
-        return learner.step()
+        return ALGORITHMS[algorithm](small(), data, 1, three_heads).step()
 
     data = random_transitions()
     assert torch.equal(after(), after())
-    for column in ("states", "actions", "rewards"):
+    for column in READS.get(algorithm, ("states", "actions", "rewards")):
         assert not torch.equal(after(), after(**{column: getattr(data, column).flip(0)})), column
 
 
@@ -60,12 +62,13 @@ MEANS = {
     "unified_rl": lambda learner, s: learner.policy(s),
     "cql_sac": lambda learner, s: learner.policy(s)[:, :3],
     "iql": lambda learner, s: learner.policy.net(s),
+    "supervised": lambda learner, s: learner.policy(s),
 }
 
 
 @pytest.mark.parametrize("algorithm", sorted(MEANS))
-def test_the_exported_actor_is_the_torch_policy(algorithm, random_transitions, small):
-    learner = ALGORITHMS[algorithm](small(), random_transitions(), seed=1)
+def test_the_exported_actor_is_the_torch_policy(algorithm, random_transitions, small, three_heads):
+    learner = ALGORITHMS[algorithm](small(), random_transitions(), 1, three_heads)
     for _ in range(10):
         learner.step()
     tensors, options = learner.export()
