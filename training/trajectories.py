@@ -79,6 +79,7 @@ class Transitions:
     watch_rewards: Tensor | None = None  # float32[N]
     item_scores: Tensor | None = None  # float32[N, page, k], the predictions of each head
     item_rewards: Tensor | None = None  # float32[N, page], terms of eq. (2)
+    reward_factors: Tensor | None = None  # float32[N, 2 + signals], v_i of eq. (2), summed over the page
 
     def __len__(self) -> int:
         return len(self.rewards)

@@ -293,6 +293,45 @@ def down() -> None:
 
 
 @app.command()
+def experiment(
+    table: Annotated[str, typer.Argument(help="a table's YAML, or the name of a shipped one")],
+    workers: Annotated[int, typer.Option(min=1, help="processes, of one thread each")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; build/experiments/<table> by default")
+    ] = None,
+) -> None:
+    """Measure a table of methods, seeds and worlds against the simulated world's truth.
+
+    Shipped: `paper_table1` and `successors`. A run that was stopped or killed goes on where it was when
+    it is started again. Writes `results.json`, `results.md` and plots; see docs/experiments.md.
+    """
+    from training.experiments import load_table
+    from training.experiments.run import run as measure
+    from training.experiments.run import units
+
+    chosen = load_table(table)
+    folder = out or Path("build/experiments") / chosen.name
+    with _progress() as progress:
+        total = progress.add_task(f"{chosen.name}: units", total=len(units(chosen)))
+        cells, bars = {str(unit) for unit in units(chosen)}, {}
+
+        def follow(job: str, share: float, what: str) -> None:
+            if share >= 1.0:
+                if job in bars:
+                    progress.remove_task(bars.pop(job))
+                progress.advance(total, job in cells)
+                if what != "kept":
+                    progress.console.print(f"{what:6s} {job}")
+            else:
+                if job not in bars:
+                    bars[job] = progress.add_task(job, total=1.0)
+                progress.update(bars[job], completed=share, description=f"{job}: {what}")
+
+        measure(chosen, folder, workers, follow)
+    console.print(f"results: {folder / 'results.md'}")
+
+
+@app.command()
 def demo(
     days: Annotated[int, typer.Option(min=1, help="simulated days")] = 4,
     keep: Annotated[bool, typer.Option(help="leave the stack running")] = False,

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from training.contract.errors import DataError
+
+Form = Literal["log_sum", "sum"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Head:
 class Fusion:
     """f(o | α) = Σ_i α_i · log(o_i + β_i), eq. (1), with α_i in its own interval.
 
-    An *action* is α scaled to [-1, 1], interval by interval; *weights* are α itself.
+    An *action* is α scaled to [-1, 1], interval by interval; *weights* are α itself. The form ``sum`` is
+    the plain weighted sum Σ_i α_i · o_i, which xMTF (arXiv 2504.05669) holds against eq. (1).
     """
 
     heads: tuple[Head, ...]
+    form: Form = "log_sum"
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -66,8 +71,10 @@ class Fusion:
 
     def score(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Eq. (1): predictions [..., n, k] and weights [..., k] give scores [..., n]."""
-        logs = np.log(np.asarray(predictions, dtype=np.float64) + self.beta)
-        return np.einsum("...nk,...k->...n", logs, weights)
+        terms = np.asarray(predictions, dtype=np.float64)
+        if self.form == "log_sum":
+            terms = np.log(terms + self.beta)
+        return np.einsum("...nk,...k->...n", terms, weights)
 
     def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> np.ndarray:
         """Columns of a request's scores as float64[count, k], in the order of the heads.

@@ -45,6 +45,7 @@ class PolicyHeader:
                 "version": self.version,
                 "state_spec": json.loads(self.spec.to_json()),
                 "heads": [asdict(head) for head in self.fusion.heads],
+                "fusion_form": self.fusion.form,
                 "options": dict(self.options),
                 "lineage": dict(self.lineage),
             },
@@ -214,7 +215,7 @@ def load_policy(path: Path, expected_sha256: str | None = None) -> Policy:
             kind=raw["kind"],
             version=raw["version"],
             spec=StateSpec.from_json(json.dumps(raw["state_spec"])),
-            fusion=Fusion(tuple(Head(**head) for head in raw["heads"])),
+            fusion=Fusion(tuple(Head(**head) for head in raw["heads"]), raw.get("fusion_form", "log_sum")),
             options=raw["options"],
             lineage=raw["lineage"],
         )

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.contract.errors import SettingsError
-from training.contract.fusion import Fusion, Head
+from training.contract.fusion import Form, Fusion, Head
 from training.contract.layout import Layout
 from training.contract.state import StateFeature, StateSpec, default_features
 
@@ -404,6 +404,7 @@ class Settings(BaseSettings):
     data: Path = Field(Path("data"), description="the data folder, relative to the settings file")
     seed: int = Field(7, ge=0)
     heads: tuple[HeadSettings, ...] = Field(DEFAULT_HEADS, min_length=1, max_length=64)
+    fusion_form: Form = Field("log_sum", description="eq. (1) (paper), or sum: the plain weighted sum (xMTF)")
     signals: tuple[SignalSettings, ...] = Field(DEFAULT_SIGNALS, min_length=1, max_length=64)
     reward: RewardSettings = RewardSettings()
     state: StateSettings = StateSettings()
@@ -459,7 +460,7 @@ class Settings(BaseSettings):
 
     @property
     def fusion(self) -> Fusion:
-        return Fusion(tuple(Head(**head.model_dump()) for head in self.heads))
+        return Fusion(tuple(Head(**head.model_dump()) for head in self.heads), self.fusion_form)
 
     @property
     def signal_names(self) -> list[str]:

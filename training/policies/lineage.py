@@ -13,7 +13,7 @@ import torch
 from training.contract.settings import Settings
 from training.trajectories import Trajectories
 
-_SECTIONS = ("seed", "heads", "signals", "reward", "state", "session", "learner")
+_SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
 # they change how long a run takes or how often it saves, and nothing of its result
 _WITHOUT_EFFECT = {"learner": {"checkpoint_every", "threads"}}
 

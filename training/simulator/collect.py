@@ -69,16 +69,16 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
         return actions, scores
 
     def observe(requests: Requests, places: np.ndarray, outcome: Outcome) -> None:
-        watching, signals = bench.scene.reward_parts(
-            outcome.events, outcome.play_time_ms, outcome.duration_ms
-        )
+        factors = bench.scene.reward_factors(outcome.events, outcome.play_time_ms, outcome.duration_ms)
+        weights = bench.scene.reward_weights
         parts[-1] |= {
             "session": requests.session,
             "step": requests.step,
             "reward": outcome.reward,
             "left": outcome.ended == LEFT,
-            "watch": watching.sum(axis=1),
-            "item_rewards": watching + signals,
+            "watch": (factors[..., :2] @ weights[:2]).sum(axis=1),
+            "factors": factors.sum(axis=1),
+            "item_rewards": factors @ weights,
             "item_scores": np.take_along_axis(requests.predictions, places[..., None], axis=1),
         }
 
@@ -114,4 +114,5 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
         watch_rewards=tensor("watch"),
         item_scores=tensor("item_scores"),
         item_rewards=tensor("item_rewards"),
+        reward_factors=tensor("factors"),
     )

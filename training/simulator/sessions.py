@@ -236,25 +236,25 @@ class Scene:
         finished = np.array(c.worth_short_finish)[self.population.kind[user_row]][:, None]
         return certain + finished * events[..., response.LONG_VIEW] * (mark > 0)
 
-    def reward_parts(
-        self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Terms of eq. (2) of each shown item, float64[b, page] each: of watching, and of the signals."""
-        weights = self.settings.reward
+    def reward_factors(self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
+        """v_i of eq. (2) of each shown item, float64[b, page, 2 + signals]: seconds that count, integrity,
+        and every signal. Eq. (2) is their product with :attr:`reward_weights`."""
         play_s = play_ms / 1000.0
         integrity = np.minimum(
             np.divide(play_ms, duration_ms, out=np.zeros_like(play_s), where=duration_ms > 0), 1.0
         )
-        watching = (
-            weights.play_time_weight * np.minimum(play_s, weights.play_time_cap_s)
-            + weights.integrity_weight * integrity
-        )
-        return watching, events[..., self.signals] @ self.signal_weights
+        watching = np.stack([np.minimum(play_s, self.settings.reward.play_time_cap_s), integrity], axis=-1)
+        return np.concatenate([watching, events[..., self.signals]], axis=-1)
+
+    @property
+    def reward_weights(self) -> np.ndarray:
+        """w_i of eq. (2), float64[2 + signals], in the order of :meth:`reward_factors`."""
+        reward = self.settings.reward
+        return np.array([reward.play_time_weight, reward.integrity_weight, *self.signal_weights])
 
     def reward(self, events: np.ndarray, play_ms: np.ndarray, duration_ms: np.ndarray) -> np.ndarray:
         """Reward of a request, float64[b]: eq. (2) with the settings' weights."""
-        watching, signals = self.reward_parts(events, play_ms, duration_ms)
-        return (watching + signals).sum(axis=1)
+        return (self.reward_factors(events, play_ms, duration_ms) @ self.reward_weights).sum(axis=1)
 
 
 def head_places(settings: Settings) -> np.ndarray:

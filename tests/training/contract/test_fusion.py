@@ -82,3 +82,11 @@ def test_a_wrong_score_is_named(scores: dict, message: str) -> None:
     fusion = Fusion((Head("a", 0.1, 0, 2, 1), Head("b", 1.0, 0, 1, 1, maximum=60.0)))
     with pytest.raises(DataError, match=message):
         fusion.matrix(scores, 2)
+
+
+def test_the_plain_weighted_sum_is_another_form_of_the_same_weights():
+    heads = (Head("a", 0.1, 0, 2, 1), Head("b", 1.0, -1, 0, -0.5))
+    predictions = np.array([[[0.2, 0.5], [0.4, 0.1]]])
+    weights = np.array([[1.5, -0.5]])
+    np.testing.assert_allclose(Fusion(heads, "sum").score(predictions, weights), [[0.05, 0.55]])
+    assert Fusion(heads) != Fusion(heads, "sum")
