@@ -1,14 +1,28 @@
 """Which arm serves a user: a sticky draw by a salted hash, so that sessions are never split."""
 
 import hashlib
+from collections.abc import Callable
 
-from training.contract.settings import ShareSettings
+import numpy as np
+import structlog
 
-CHAMPION = "champion"  # the promoted policy, served as it is
-STATIC = "static"  # hand-tuned weights: the control
-RANDOM = "random"  # exploration: Gaussian without a prior
-NOISE = "noise"  # exploration: the champion's action + Gaussian noise
-ARMS = (CHAMPION, STATIC, RANDOM, NOISE)
+from training.contract.errors import SettingsError
+from training.contract.settings import Settings, ShareSettings
+from training.contract.shares import (
+    ARMS,
+    BOX,
+    CHALLENGER,
+    CHAMPION,
+    EXPLORING,
+    NOISE,
+    RANDOM,
+    STATIC,
+    read_shares,
+)
+
+__all__ = ["ARMS", "BOX", "CHALLENGER", "CHAMPION", "EXPLORING", "NOISE", "RANDOM", "STATIC", "Assignment"]
+
+_log = structlog.get_logger("mtf.serving.arms")
 
 
 def position(salt: str, user_id: int) -> float:
@@ -20,12 +34,111 @@ def position(salt: str, user_id: int) -> float:
 def draw(shares: ShareSettings, salt: str, user_id: int) -> str:
     """The user's arm. It changes only when the shares or the salt do.
 
-    The arms lie on [0, 1) in the order static, random, noise, champion, so growing one share takes
-    users from the champion and moves no user of the arms before it.
+    The arms lie on [0, 1) in the order static, random, noise, box, champion, challenger. Growing one
+    of the first four takes users from the champion and moves no user of the arms before it; the
+    challenger has the far end to itself, so the steps of a canary move users from the champion only.
     """
     place = position(salt, user_id)
-    for arm, share in ((STATIC, shares.static), (RANDOM, shares.random), (NOISE, shares.noise)):
+    if place >= 1.0 - shares.challenger:
+        return CHALLENGER
+    for arm, share in (
+        (STATIC, shares.static),
+        (RANDOM, shares.random),
+        (NOISE, shares.noise),
+        (BOX, shares.box),
+    ):
         if place < share:
             return arm
         place -= share
     return CHAMPION
+
+
+def share_of(shares: ShareSettings, arm: str) -> float:
+    if arm == CHAMPION:
+        return max(0.0, 1.0 - sum(share_of(shares, other) for other in ARMS if other != CHAMPION))
+    return getattr(shares, arm)
+
+
+class Assignment:
+    """The shares in force, followed, and the arm that they give to a request.
+
+    A user who is in the middle of a session keeps its arm when the shares change, so that no session
+    is split; only a share of 0 (and a challenger that is gone) takes effect at once, because that is
+    how an arm is stopped. ``on_refused`` is called once for each refused version of the file.
+    """
+
+    def __init__(self, settings: Settings, on_refused: Callable[[str], None] = lambda reason: None) -> None:
+        self._settings = settings
+        self._salt = settings.serving.salt
+        self._on_refused = on_refused
+        names = settings.state_spec.entry_names
+        self._excluded = [names.index(name) for name in settings.serving.no_exploration_for]
+        self._seen: object = ()
+        self._refused: str | None = None
+        self._shares = settings.serving.shares
+        self.look()
+
+    @property
+    def shares(self) -> ShareSettings:
+        return self._shares
+
+    @property
+    def refused(self) -> str | None:
+        """Why the file as it is now is not in force; None when it is."""
+        return self._refused
+
+    def look(self) -> bool:
+        """Take the shares file if it changed; True when other shares are in force now.
+
+        A file that cannot be in force changes nothing.
+        """
+        path = self._settings.layout.shares
+        try:
+            status = path.stat()
+            seen: object = (status.st_ino, status.st_mtime_ns, status.st_size)
+        except OSError:
+            seen = None
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            shares = read_shares(self._settings)
+        except (SettingsError, OSError) as error:
+            self._refused = str(error)
+            self._on_refused(self._refused)
+            _log.error("shares refused", reason=self._refused)
+            return False
+        self._refused = None
+        if shares == self._shares:
+            return False
+        self._shares = shares
+        _log.info("shares taken", **shares.model_dump())
+        return True
+
+    def arm(self, user_id: int, held: str | None, state: np.ndarray | None, challenger: bool) -> str:
+        """The arm of a request.
+
+        ``held`` is the arm of the session so far, None for a new one; ``state`` float32[d] or None;
+        ``challenger`` whether there is a policy to try. Where cohorts are excluded from exploration,
+        so is a new session whose user's cohort is not known because the store gave no state.
+        """
+        shares = self._shares
+        arm = held
+        if held is None or share_of(shares, held) <= 0.0:
+            arm = draw(shares, self._salt, user_id)
+            if arm in EXPLORING and self._is_excluded(state):
+                arm = CHAMPION
+        if arm == CHALLENGER and not challenger:
+            arm = CHAMPION
+        assert arm is not None
+        return arm
+
+    def shadowed(self, user_id: int) -> bool:
+        """Whether the challenger ranks this user's requests beside, drawn apart from the arms."""
+        share = self._shares.shadow
+        return share > 0.0 and position(f"{self._salt}:shadow", user_id) < share
+
+    def _is_excluded(self, state: np.ndarray | None) -> bool:
+        if not self._excluded:
+            return False
+        return state is None or bool((state[self._excluded] > 0.5).any())

@@ -6,6 +6,7 @@ tried is what was packed and not the source tree of the caller.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -30,7 +31,7 @@ from serving.client import Client, Ranking, ServiceError
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
 from training.contract.pointer import ChampionPointer, write_champion
-from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings
+from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings, ShareSettings
 
 NAME = "mtf_rank"
 START_SECONDS = 240.0
@@ -110,7 +111,7 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
             f"{ENV_PREFIX}DATA": str(data),
             f"{ENV_PREFIX}SERVING__WORKERS": "1",
             # every user meets the policy
-            f"{ENV_PREFIX}SERVING__SHARES": '{"static": 0, "random": 0, "noise": 0}',
+            f"{ENV_PREFIX}SERVING__SHARES": json.dumps(dict.fromkeys(ShareSettings.model_fields, 0.0)),
         }
         built = _built(settings, tag.removeprefix(f"{NAME}:")).parent
         address = ["--host", "127.0.0.1", "--port", str(port)]

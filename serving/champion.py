@@ -1,10 +1,9 @@
-"""Follows the champion pointer: loads beside what serves, checks, warms, then swaps.
+"""Follows a pointer, the champion's or the challenger's: loads beside what serves, checks, warms, then swaps.
 
 A swap is one assignment of an immutable value, so a request sees the old policy or the new one and
 never waits. Whatever cannot be served is refused with its reason, and what served before serves on.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,7 +41,8 @@ class ChampionFollower:
     """Keeps :attr:`current` at what the first existing pointer of ``sources`` names.
 
     ``sources`` are asked in order: the data folder's pointer, then the one packed into a Bento, so a
-    Bento serves its own policy until the data folder has one. A pointer that vanishes changes nothing.
+    Bento serves its own policy until the data folder has one. A champion's pointer that vanishes
+    changes nothing; with ``on_vanished`` (the challenger's) nothing is current then.
     ``on_refused`` is called once for each refused version of the files.
     """
 
@@ -52,8 +52,10 @@ class ChampionFollower:
         sources: list[Source] | None = None,
         on_swapped: Callable[[Champion], None] = lambda champion: None,
         on_refused: Callable[[str], None] = lambda reason: None,
+        *,
+        on_vanished: Callable[[], None] | None = None,
     ) -> None:
-        self._settings = settings
+        self._on_vanished = on_vanished
         self._spec = settings.state_spec
         self._heads = _behaviour(settings.fusion.heads)
         self._sources = sources or [Source(settings.layout.champion, settings.data)]
@@ -63,8 +65,6 @@ class ChampionFollower:
         self._previous: Champion | None = None
         self._refused: str | None = None
         self._seen: tuple[object, ...] | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @property
     def current(self) -> Champion | None:
@@ -76,21 +76,14 @@ class ChampionFollower:
         """Why the files as they are now are not what is served; None when they are."""
         return self._refused
 
-    def start(self) -> None:
-        """Look once, then every ``serving.follow_seconds`` on a thread of its own."""
-        self.look()
-        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
     def look(self) -> bool:
         """Take what the pointer names if its file changed; True when a swap happened."""
         source = next((s for s in self._sources if s.pointer.exists()), None)
         if source is None:
+            if self._on_vanished is not None and self._seen is not None:
+                self._current, self._refused, self._seen = None, None, None
+                self._on_vanished()
+                _log.info("policy gone", pointer=self._sources[0].pointer.stem)
             return False
         seen: tuple[object, ...] = (source.pointer,)
         try:
@@ -113,15 +106,8 @@ class ChampionFollower:
         self._seen, self._refused = seen, None
         self._previous, self._current = self._current, champion
         self._on_swapped(champion)
-        _log.info("champion taken", version=pointer.version, sha256=pointer.sha256, day=pointer.day)
+        _log.info("policy taken", pointer=source.pointer.stem, version=pointer.version)
         return True
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._settings.serving.follow_seconds):
-            try:
-                self.look()
-            except Exception:  # the follower must outlive whatever a file can do to it
-                _log.exception("champion pointer not followed")
 
     def _take(self, path: Path, pointer: ChampionPointer) -> Champion:
         for kept in (self._current, self._previous):  # a rollback needs no file
@@ -151,7 +137,7 @@ class ChampionFollower:
         self._seen, self._refused = seen, reason
         self._on_refused(reason)
         serving = self._current.policy.version if self._current else "static"
-        _log.error("champion refused", reason=reason, serving_on=serving)
+        _log.error("policy refused", reason=reason, serving_on=serving)
 
 
 def _signature(path: Path) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +17,10 @@ from serving.batches import Batches
 from serving.champion import Champion, ChampionFollower, Source
 from serving.decision_log import DayFiles, LogError
 from serving.exploration import replay_generator
+from serving.following import Following
 from serving.messages import Parser, RequestError, local_day, timestamp
-from serving.request_index import Entry, RequestIndex
+from serving.request_index import Entry, RequestIndex, Session
+from serving.shadow import Ranked, Shadow
 from serving.state_store import Feedback, StateRequest, StateStore
 from training.contract.settings import Settings
 
@@ -51,8 +54,21 @@ class Engine:
         self._feedback: Batches[tuple[str, bytes], None] = Batches(
             "feedback log", self._feedback_files.write, LogError
         )
-        self._follower = ChampionFollower(settings, sources, _swapped, _refused)
-        self._follower.start()
+        self._champion = ChampionFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
+        self._challenger = ChampionFollower(
+            settings,
+            [Source(settings.layout.challenger, settings.data)],
+            _taken(arms.CHALLENGER),
+            _refused(arms.CHALLENGER),
+            on_vanished=lambda: metrics.policy_gone(arms.CHALLENGER),
+        )
+        self._assignment = arms.Assignment(settings, _refused("shares"))
+        self._look()
+        self._following = Following(self._serving.follow_seconds, [self._look])
+        self._following.start()
+        self._shadow = Shadow(
+            self._fusion, DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed
+        )
         self._store = StateStore(settings, _store_failed)
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)
@@ -62,8 +78,9 @@ class Engine:
         """Write what waits, then stop every thread."""
         self._closed.set()
         self._pulse.join()
-        self._follower.stop()
+        self._following.stop()
         self._store.close()
+        self._shadow.close()
         self._decisions.close()
         self._feedback.close()
         self._decision_files.close()
@@ -77,15 +94,17 @@ class Engine:
         request_id = request.request_id or uuid.uuid4().hex
         parsed = time.perf_counter()
 
-        session_id = self._session(request.user_id, request.session_id, event_ts)
-        arm = arms.draw(self._serving.shares, self._serving.salt, request.user_id)
+        session_id, held = self._session(request.user_id, request.session_id, event_ts)
         state = await self._store.read(StateRequest(request.user_id, session_id, event_ts))
         read = time.perf_counter()
 
-        champion = self._follower.current
+        challenger = self._challenger.current
+        arm = self._assignment.arm(request.user_id, held, state, challenger is not None)
+        self._index.hold(request.user_id, session_id, arm)
+        serving = challenger if arm == arms.CHALLENGER else self._champion.current
         decision = ranker.decide(
             arm,
-            champion.policy if champion else None,
+            serving.policy if serving else None,
             state,
             self._fusion,
             self._serving,
@@ -123,9 +142,24 @@ class Engine:
             option=_NUMPY,
         )
         fused = time.perf_counter()
-        entry = Entry(request_id, request.user_id, session_id, event_ts.timestamp())
-        await self._decisions.add((local_day(event_ts, self._offset), line, entry))
+        entry = Entry(request_id, request.user_id, session_id, event_ts.timestamp(), arm)
+        day = local_day(event_ts, self._offset)
+        await self._decisions.add((day, line, entry))
         logged = time.perf_counter()
+        if challenger is not None and state is not None and self._assignment.shadowed(request.user_id):
+            self._shadow.add(
+                Ranked(
+                    day,
+                    timestamp(event_ts),
+                    request_id,
+                    challenger.policy,
+                    state,
+                    request.items,
+                    request.scores,
+                    decision.action,
+                    items,
+                )
+            )
 
         metrics.ranked.labels(arm, decision.fallback or "none").inc()
         for stage, seconds in (
@@ -162,7 +196,7 @@ class Engine:
                 raise RequestError(f"request {request.request_id!r} was not made for user {request.user_id}")
         elif request.user_id is not None:
             user_id = request.user_id
-            session_id = self._session(user_id, request.session_id, event_ts)
+            session_id, _ = self._session(user_id, request.session_id, event_ts)
         else:
             raise RequestError(
                 f"request {request.request_id!r} is not known here: it was not ranked in the last two days, "
@@ -202,27 +236,17 @@ class Engine:
 
     def status(self) -> dict[str, Any]:
         """What this worker serves, for people and ``mtf status``."""
-        champion = self._follower.current
-        shares = self._serving.shares
+        shares = self._assignment.shares
         return {
             "state_spec": self._spec_version,
             "heads": list(self._fusion.names),
-            "champion": None
-            if champion is None
-            else {
-                "version": champion.policy.version,
-                "sha256": champion.policy.sha256,
-                "kind": champion.policy.header.kind,
-                "day": champion.pointer.day,
-                "loaded_ts": timestamp(datetime.fromtimestamp(champion.loaded, UTC)),
-            },
-            "refused": self._follower.refused,
-            "shares": {
-                arms.STATIC: shares.static,
-                arms.RANDOM: shares.random,
-                arms.NOISE: shares.noise,
-                arms.CHAMPION: 1.0 - shares.static - shares.random - shares.noise,
-            },
+            "champion": _described(self._champion.current),
+            "challenger": _described(self._challenger.current),
+            "refused": self._champion.refused,
+            "challenger_refused": self._challenger.refused,
+            "shares": {arm: arms.share_of(shares, arm) for arm in arms.ARMS},
+            "shadow": shares.shadow,
+            "shares_refused": self._assignment.refused,
             "store": {"reached": self._store.reached, "healthy": self._store.healthy},
             "log": {"decisions_waiting": self._decisions.queue, "feedback_waiting": self._feedback.queue},
             "pid": os.getpid(),
@@ -236,7 +260,13 @@ class Engine:
                 metrics.log_queue.labels(name).set(log.queue)
                 metrics.log_lag.labels(name).set(log.lag)
 
-    def _session(self, user_id: int, session_id: str | None, event_ts: datetime) -> str:
+    def _look(self) -> None:
+        """Take what changed: shares last, because a canary's first step needs its policy."""
+        self._champion.look()
+        self._challenger.look()
+        self._assignment.look()
+
+    def _session(self, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
         try:
             return self._index.session(user_id, session_id, event_ts)
         except sqlite3.Error as error:
@@ -244,7 +274,7 @@ class Engine:
 
     def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
         """Replayed traffic draws the same action for the same request; real traffic never repeats."""
-        if not self._serving.accept_event_ts or arm not in (arms.RANDOM, arms.NOISE):
+        if not self._serving.accept_event_ts or arm not in arms.EXPLORING:
             return self._generator
         return replay_generator(self._settings.seed, request_id)
 
@@ -253,12 +283,33 @@ class Engine:
         self._index.add([entry for _, _, entry in batch])
 
 
-def _swapped(champion: Champion) -> None:
-    metrics.policy_serves(champion.policy.version, champion.policy.sha256, champion.loaded)
+def _described(champion: Champion | None) -> dict[str, Any] | None:
+    if champion is None:
+        return None
+    return {
+        "version": champion.policy.version,
+        "sha256": champion.policy.sha256,
+        "kind": champion.policy.header.kind,
+        "day": champion.pointer.day,
+        "loaded_ts": timestamp(datetime.fromtimestamp(champion.loaded, UTC)),
+    }
 
 
-def _refused(reason: str) -> None:
-    metrics.swaps_refused.inc()
+def _taken(arm: str) -> Callable[[Champion], None]:
+    def taken(champion: Champion) -> None:
+        metrics.policy_serves(arm, champion.policy.version, champion.policy.sha256, champion.loaded)
+
+    return taken
+
+
+def _refused(what: str) -> Callable[[str], None]:
+    return lambda reason: metrics.refused.labels(what).inc()
+
+
+def _shadowed(outcome: str, overlap: float | None) -> None:
+    metrics.shadow.labels(outcome).inc()
+    if overlap is not None:
+        metrics.shadow_overlap.observe(overlap)
 
 
 def _store_failed(operation: str) -> None:

@@ -1,8 +1,11 @@
-"""Gaussian exploration on the action box [-1, 1]: exact draws and exact log-densities.
+"""Exploration on the action box [-1, 1]: exact draws and exact log-densities.
 
-Every entry of an action is an independent normal N(μ_i, σ²) truncated to [-1, 1] (KDD 2022, §3, with
-the truncation written down: clipping would put probability mass on the bounds, where no density is).
+Gaussian: every entry of an action is an independent normal N(μ_i, σ²) truncated to [-1, 1] (KDD 2022,
+§3, with the truncation written down: clipping would put probability mass on the bounds, where no
+density is).
 Because μ_i lies inside the box, the kept mass is never small and no tail series is needed.
+
+Box: every entry is uniform on [μ_i - w, μ_i + w] cut to [-1, 1] (UnifiedRL, arXiv 2404.17589: w 0.15).
 """
 
 import hashlib
@@ -14,6 +17,7 @@ import numpy as np
 
 _STANDARD = NormalDist()
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+_ROUNDING = 1e-7  # of a float32 below 1
 
 
 def replay_generator(seed: int, request_id: str) -> np.random.Generator:
@@ -53,3 +57,28 @@ class TruncatedNormal:
             kept = 0.5 * (math.erf((1.0 - mu) / scale) + math.erf((1.0 + mu) / scale))
             total -= 0.5 * z * z + _LOG_SQRT_2PI + math.log(self.std) + math.log(kept)
         return total
+
+
+@dataclass(frozen=True)
+class UniformBox:
+    """``mean`` float[k] in [-1, 1] is μ, the centre before the cut; ``width`` > 0 is w, to either side."""
+
+    mean: np.ndarray
+    width: float
+
+    def sample(self, generator: np.random.Generator) -> np.ndarray:
+        """One action float32[k]."""
+        low, high = self._bounds()
+        return np.clip(generator.uniform(low, high).astype(np.float32), -1.0, 1.0)
+
+    def log_density(self, action: np.ndarray) -> float:
+        """log p(action) = -Σ_i log(high_i - low_i); -inf outside (up to the rounding of float32)."""
+        low, high = self._bounds()
+        action = np.asarray(action, dtype=np.float64)
+        if ((action < low - _ROUNDING) | (action > high + _ROUNDING)).any():
+            return -math.inf
+        return -float(np.log(high - low).sum())
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        mean = np.asarray(self.mean, dtype=np.float64)
+        return np.maximum(mean - self.width, -1.0), np.minimum(mean + self.width, 1.0)

@@ -37,26 +37,42 @@ store_up = Gauge("mtf_store_up", "1 when the store's latest answer was good", mu
 log_errors = Counter("mtf_log_errors", "Requests refused because the log could not be written", ["log"])
 log_queue = Gauge("mtf_log_queue", "Lines waiting for the disk", ["log"], multiprocess_mode="livesum")
 log_lag = Gauge("mtf_log_lag_seconds", "Age of the oldest waiting line", ["log"], multiprocess_mode="livemax")
-swaps = Counter("mtf_champion_swaps", "Champions taken")
-swaps_refused = Counter("mtf_champion_refused", "Champions refused; the one before served on")
+swaps = Counter("mtf_policy_swaps", "Policies taken", ["role"])
+refused = Counter(
+    "mtf_refused", "Policies (by role) or shares refused; what was in force stayed so", ["what"]
+)
 policy_info = Gauge(
-    "mtf_policy_info", "1 for the version that serves", ["version", "sha256"], multiprocess_mode="livemax"
+    "mtf_policy_info",
+    "1 for the version that serves, 0 for those before it",
+    ["role", "version", "sha256"],
+    multiprocess_mode="livemax",
 )
 policy_loaded = Gauge(
-    "mtf_policy_loaded_timestamp_seconds", "When the champion was taken", multiprocess_mode="livemin"
+    "mtf_policy_loaded_timestamp_seconds", "When the policy was taken", ["role"], multiprocess_mode="livemin"
+)
+shadow = Counter("mtf_shadow", "Requests ranked beside by the challenger, by outcome", ["outcome"])
+shadow_overlap = Histogram(
+    "mtf_shadow_overlap",
+    "Share of the shown items that the challenger would have shown",
+    buckets=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
 )
 
-_served: set[tuple[str, str]] = set()  # label values are never removed from a shared file, only set to 0
+_served: dict[str, set[tuple[str, str]]] = {}  # label values are never removed from a shared file
 
 
-def policy_serves(version: str, sha256: str, loaded: float) -> None:
-    """This worker serves another policy from now on."""
-    for labels in _served:
-        policy_info.labels(*labels).set(0.0)
-    _served.add((version, sha256[:12]))
-    policy_info.labels(version, sha256[:12]).set(1.0)
-    policy_loaded.set(loaded)
-    swaps.inc()
+def policy_gone(role: str) -> None:
+    """This worker has no policy of that role any more."""
+    for labels in _served.get(role, ()):
+        policy_info.labels(role, *labels).set(0.0)
+
+
+def policy_serves(role: str, version: str, sha256: str, loaded: float) -> None:
+    """This worker serves another policy from now on, as champion or challenger."""
+    policy_gone(role)
+    _served.setdefault(role, set()).add((version, sha256[:12]))
+    policy_info.labels(role, version, sha256[:12]).set(1.0)
+    policy_loaded.labels(role).set(loaded)
+    swaps.labels(role).inc()
 
 
 def forget_dead_workers() -> None:

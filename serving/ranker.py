@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving import arms
-from serving.exploration import TruncatedNormal
+from serving.exploration import TruncatedNormal, UniformBox
 from training.contract.errors import PolicyError
 from training.contract.fusion import Fusion
 from training.contract.policy import Policy
@@ -46,8 +46,9 @@ def decide(
 ) -> Decision:
     """The action of an arm for one state float32[d], or None when the store gave no state.
 
-    The champion falls back to static weights without a policy or a state. The noise arm then draws
-    around the static action; the random arm needs neither. Both name a missing state as their
+    ``policy`` is the challenger's for its arm and the champion's for the others. Champion and
+    challenger fall back to static weights without a policy or a state. The noise and the box arm then
+    draw around the static action; the random arm needs neither. All name a missing state as their
     fallback because a transition cannot be learnt from without it.
     """
     k = len(fusion.heads)
@@ -61,7 +62,7 @@ def decide(
 
     mean, version, fallback = static, STATIC_VERSION, missing
     if policy is None:
-        fallback = NO_POLICY if arm == arms.CHAMPION else missing
+        fallback = missing if arm in arms.EXPLORING else NO_POLICY
     elif state is not None:
         try:
             mean, version = policy.act(state[None, :])[0], policy.version
@@ -69,13 +70,15 @@ def decide(
             fallback = POLICY
     if arm == arms.NOISE:
         return _drawn(arm, version, TruncatedNormal(mean, settings.noise_std), generator, fallback)
+    if arm == arms.BOX:
+        return _drawn(arm, version, UniformBox(mean, settings.box_width), generator, fallback)
     return Decision(arm, version, mean, mean, fallback=fallback)
 
 
 def _drawn(
     arm: str,
     version: str,
-    distribution: TruncatedNormal,
+    distribution: TruncatedNormal | UniformBox,
     generator: np.random.Generator,
     fallback: str | None,
 ) -> Decision:

@@ -203,6 +203,57 @@ def rollback(
     console.print(f"champion: {record['version']} (was {record['from_version']})")
 
 
+ArmShare = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
+
+
+@app.command()
+def arms(
+    static: ArmShare = None,
+    random: ArmShare = None,
+    noise: ArmShare = None,
+    box: ArmShare = None,
+    mixed: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="half of it random, half of it noise")
+    ] = None,
+    challenger: ArmShare = None,
+    shadow: ArmShare = None,
+    reason: Annotated[str, typer.Option(help="kept in the history")] = "asked for by hand",
+) -> None:
+    """Change the shares of the arms while the service runs, or show them when no share is given.
+
+    Shares that are not named stay; the champion has what is left. The service follows within
+    `serving.follow_seconds`. Running sessions keep their arm, unless its share becomes 0.
+    """
+    from training.contract import history
+    from training.contract.shares import CHAMPION, change_shares, read_shares
+
+    settings = load_settings()
+    if mixed is not None:
+        if random is not None or noise is not None:
+            raise SettingsError("--mixed sets random and noise: give it or them")
+        random = noise = mixed / 2.0
+    given = {
+        "static": static,
+        "random": random,
+        "noise": noise,
+        "box": box,
+        "challenger": challenger,
+        "shadow": shadow,
+    }
+    changes = {arm: share for arm, share in given.items() if share is not None}
+    if changes:
+        with history.changing(settings.layout):
+            shares = change_shares(settings, changes, reason)
+    else:
+        shares = read_shares(settings)
+    table = Table("arm", "share of users")
+    left = 1.0 - sum(share for arm, share in shares if arm != "shadow")
+    table.add_row(CHAMPION, f"{left:.4g}")
+    for arm, share in shares:
+        table.add_row(f"{arm} (beside, unseen)" if arm == "shadow" else arm, f"{share:.4g}")
+    console.print(table)
+
+
 @app.command()
 def serve() -> None:
     """Run the ranking service in the foreground (Ctrl-C stops it)."""

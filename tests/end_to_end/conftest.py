@@ -25,6 +25,7 @@ def settings_of(folder: Path, port: int) -> dict:
             "accept_event_ts": True,
             "state_budget_ms": 2000,
             "shares": {"static": 0.2, "random": 0.3, "noise": 0.3},
+            "max_exploration": 0.6,
         },
         "learner": {"steps": 300, "threads": 1, "serving_candidates": 20, "batch_size": 128, **SMALL},
         "evaluation": {"steps": 100, "replicates": 2, "hidden": [32, 32], "lr": 0.001, "test_share": 0.2},

@@ -154,3 +154,17 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
     assert watched.follower.look() and watched.swapped == ["v1"]
     write_champion(settings.layout.champion, constant(settings, "v2", 0.2))
     assert watched.follower.look() and watched.swapped == ["v1", "v2"]
+
+
+def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings, constant):
+    gone = []
+    follower = ChampionFollower(
+        settings, [Source(settings.layout.challenger, settings.data)], on_vanished=lambda: gone.append(1)
+    )
+    pointer = constant(settings, "c1", 0.1)
+    for times in (1, 2):
+        write_champion(settings.layout.challenger, pointer)
+        assert follower.look() and follower.current.policy.version == "c1"
+        settings.layout.challenger.unlink()
+        assert not follower.look() and follower.current is None
+        assert not follower.look() and len(gone) == times

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from serving.exploration import TruncatedNormal
+from serving.exploration import TruncatedNormal, UniformBox
 
 MEANS = st.floats(-1.0, 1.0, width=32)
 STDS = st.sampled_from([1e-3, 0.02, 0.1, 0.5, 1.0, 3.0, 100.0])
@@ -73,4 +73,43 @@ def test_the_same_generator_draws_the_same():
     distribution = TruncatedNormal(np.zeros(8), 1.0)
     assert np.array_equal(
         distribution.sample(np.random.default_rng([7, 1])), distribution.sample(np.random.default_rng([7, 1]))
+    )
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.9, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("width", [0.15, 1.5])
+def test_box_samples_follow_their_density_which_integrates_to_one(mean, width):
+    low, high = max(-1.0, mean - width), min(1.0, mean + width)
+    box = UniformBox(np.full(20_000, mean, dtype=np.float32), width)
+    sample = box.sample(np.random.default_rng(3)).astype(np.float64)
+    assert stats.kstest(sample, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    one = UniformBox(np.array([mean]), width)
+    mass, _ = integrate.quad(
+        lambda a: math.exp(one.log_density(np.array([a]))), -1, 1, points=[low, high], limit=200
+    )
+    assert mass == pytest.approx(1.0, abs=1e-6)
+    # E[1/p] is the volume where there is density, exactly: the density is constant there
+    assert np.mean([math.exp(-one.log_density(np.array([a]))) for a in sample[:100]]) == pytest.approx(
+        high - low, rel=1e-6
+    )
+
+
+@given(
+    mean=st.lists(MEANS, min_size=1, max_size=12),
+    width=st.sampled_from([1e-3, 0.15, 2.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_box_samples_lie_in_the_box_around_the_mean_with_a_finite_density(mean, width, seed):
+    box = UniformBox(np.array(mean, dtype=np.float32), width)
+    action = box.sample(np.random.default_rng(seed))
+    assert action.dtype == np.float32 and action.shape == (len(mean),)
+    assert (np.abs(action) <= 1.0).all() and (np.abs(action - box.mean) <= width + 1e-6).all()
+    assert math.isfinite(box.log_density(action))
+
+
+def test_there_is_no_density_outside_of_the_box():
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.16, 0.9])) == -math.inf
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.1, 1.01])) == -math.inf
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.1, 0.95])) == pytest.approx(
+        -math.log(0.3) - math.log(0.25)
     )

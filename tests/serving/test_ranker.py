@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import ranker
-from serving.exploration import TruncatedNormal
+from serving.exploration import TruncatedNormal, UniformBox
 from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy
 from training.contract.settings import Settings
 
@@ -38,8 +38,9 @@ def test_champion_serves_the_policy_without_a_density():
         (BROKEN, STATE, "policy"),
     ],
 )
-def test_champion_falls_back_to_static_and_says_why(policy, state, fallback):
-    decision = decide("champion", policy, state)
+@pytest.mark.parametrize("arm", ["champion", "challenger"])
+def test_a_policy_falls_back_to_static_and_says_why(policy, state, fallback, arm):
+    decision = decide(arm, policy, state)
     assert (decision.policy_version, decision.fallback) == ("static", fallback)
     assert np.array_equal(decision.action, FUSION.static_action)
 
@@ -66,11 +67,21 @@ def test_noise_arm_is_centred_on_the_policy():
     assert decision.log_density == expected
 
 
+def test_box_arm_is_centred_on_the_policy():
+    decision = decide("box")
+    assert decision.policy_version == "v1"
+    assert np.array_equal(decision.mean, np.full(K, 0.5, dtype=np.float32))
+    assert (np.abs(decision.action - 0.5) <= 0.15 + 1e-6).all() and (decision.action != 0.5).all()
+    expected = UniformBox(decision.mean, SETTINGS.serving.box_width).log_density(decision.action)
+    assert decision.log_density == expected == pytest.approx(-K * np.log(0.3))
+
+
+@pytest.mark.parametrize("arm", ["noise", "box"])
 @pytest.mark.parametrize(
     ("policy", "state", "fallback"), [(None, STATE, None), (POLICY, None, "store"), (BROKEN, STATE, "policy")]
 )
-def test_noise_without_a_policy_explores_around_static(policy, state, fallback):
-    decision = decide("noise", policy, state)
+def test_noise_without_a_policy_explores_around_static(policy, state, fallback, arm):
+    decision = decide(arm, policy, state)
     assert (decision.policy_version, decision.fallback) == ("static", fallback)
     assert np.array_equal(decision.mean, FUSION.static_action)
     assert np.isfinite(decision.log_density)

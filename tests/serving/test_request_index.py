@@ -1,3 +1,4 @@
+import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -6,6 +7,14 @@ import pytest
 from serving.request_index import Entry, RequestIndex
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def entry(request_id: str, user_id: int, session_id: str, event_s: float, arm: str = "champion") -> Entry:
+    return Entry(request_id, user_id, session_id, event_s, arm)
+
+
+def session(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> str:
+    return index.session(user_id, session_id, event_ts).session_id
 
 
 @pytest.fixture
@@ -18,40 +27,63 @@ def index(tmp_path):
 def test_a_served_request_is_found_also_after_a_restart(tmp_path):
     path = tmp_path / "requests.sqlite"
     first = RequestIndex(path, 30)
-    first.add([Entry("r1", 5, "s1", NOON.timestamp()), Entry("r2", 6, "s2", NOON.timestamp())])
+    first.add([entry("r1", 5, "s1", NOON.timestamp()), entry("r2", 6, "s2", NOON.timestamp())])
     assert first.find("r1") == (5, "s1") and first.find("r3") is None
     first.close()
     assert RequestIndex(path, 30).find("r2") == (6, "s2")
 
 
 def test_a_request_without_a_session_continues_the_last_within_the_gap(index):
-    new = index.session(5, None, NOON)
+    new = session(index, 5, None, NOON)
     assert new == f"5-{int(NOON.timestamp() * 1000)}"
-    assert index.session(5, None, NOON + timedelta(minutes=30)) == new
-    assert index.session(5, None, NOON + timedelta(minutes=59)) == new  # 29 after the latest
-    assert index.session(5, None, NOON + timedelta(minutes=90)) != new
-    assert index.session(6, None, NOON) != new
+    assert session(index, 5, None, NOON + timedelta(minutes=30)) == new
+    assert session(index, 5, None, NOON + timedelta(minutes=59)) == new  # 29 after the latest
+    assert session(index, 5, None, NOON + timedelta(minutes=90)) != new
+    assert session(index, 6, None, NOON) != new
 
 
 def test_a_named_session_is_kept_and_continued(index):
-    assert index.session(5, "mine", NOON) == "mine"
-    assert index.session(5, None, NOON + timedelta(minutes=1)) == "mine"
-    assert index.session(5, "other", NOON + timedelta(minutes=2)) == "other"
+    assert session(index, 5, "mine", NOON) == "mine"
+    assert session(index, 5, None, NOON + timedelta(minutes=1)) == "mine"
+    assert session(index, 5, "other", NOON + timedelta(minutes=2)) == "other"
 
 
 def test_another_workers_later_session_is_continued(tmp_path):
     path = tmp_path / "requests.sqlite"
     one, two = RequestIndex(path, 30), RequestIndex(path, 30)
-    assert one.session(5, "first", NOON) == "first"
-    two.add([Entry("r2", 5, "second", (NOON + timedelta(minutes=5)).timestamp())])
-    assert one.session(5, None, NOON + timedelta(minutes=6)) == "second"
-    two.add([Entry("r1", 5, "late", (NOON - timedelta(hours=2)).timestamp())])  # an older one changes nothing
-    assert one.session(5, None, NOON + timedelta(minutes=7)) == "second"
+    assert session(one, 5, "first", NOON) == "first"
+    two.add([entry("r2", 5, "second", (NOON + timedelta(minutes=5)).timestamp())])
+    assert session(one, 5, None, NOON + timedelta(minutes=6)) == "second"
+    two.add([entry("r1", 5, "late", (NOON - timedelta(hours=2)).timestamp())])  # an older one changes nothing
+    assert session(one, 5, None, NOON + timedelta(minutes=7)) == "second"
 
 
 def test_old_requests_are_forgotten(tmp_path):
     index = RequestIndex(tmp_path / "requests.sqlite", 30, retention_s=0.2)
-    index.add([Entry("old", 5, "s1", 0.0)])
+    index.add([entry("old", 5, "s1", 0.0)])
     time.sleep(0.25)
-    index.add([Entry("new", 6, "s2", 0.0)])
+    index.add([entry("new", 6, "s2", 0.0)])
     assert index.find("old") is None and index.find("new") == (6, "s2")
+
+
+@pytest.mark.parametrize("named", ["s1", None])
+def test_a_session_keeps_its_arm_in_every_worker_and_a_new_one_has_none(tmp_path, named):
+    path = tmp_path / "requests.sqlite"
+    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+    assert one.session(5, "s1", NOON).arm is None
+    one.hold(5, "s1", "noise")
+    assert one.session(5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    one.add([entry("r1", 5, "s1", NOON.timestamp(), "noise")])
+    assert two.session(5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    assert two.session(5, "s2", NOON + timedelta(minutes=2)) == ("s2", None)
+    two.hold(5, "s1", "static")  # of a session that is no longer the user's latest
+    assert two.session(5, "s2", NOON + timedelta(minutes=3)) == ("s2", None)
+
+
+def test_an_index_of_an_older_version_is_made_anew(tmp_path):
+    path = tmp_path / "requests.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE requests (request_id TEXT PRIMARY KEY)")
+    index = RequestIndex(path, 30)
+    index.add([entry("r1", 5, "s1", NOON.timestamp())])
+    assert index.find("r1") == (5, "s1") and RequestIndex(path, 30).find("r1") == (5, "s1")

@@ -19,9 +19,11 @@ import pytest
 from serving import arms
 from serving.client import Client, ServiceError
 from serving.decision_log import cut_torn_tails
-from serving.exploration import TruncatedNormal
+from serving.exploration import TruncatedNormal, UniformBox
+from training.contract import history
 from training.contract.pointer import write_champion
 from training.contract.policy import load_policy
+from training.contract.shares import change_shares
 
 START = datetime(2026, 1, 5, 4, tzinfo=UTC)
 N = 40
@@ -149,7 +151,7 @@ def test_sessions_are_the_users_own_or_cut_by_the_gap(server, client):
     assert sessions[0] == sessions[1] == sessions[2] != sessions[3]
 
 
-@pytest.mark.parametrize("arm", ["random", "noise"])
+@pytest.mark.parametrize("arm", ["random", "noise", "box"])
 def test_exploration_logs_its_exact_density_and_can_be_drawn_again(server, client, champion, arm):
     user = user_of(server, arm)
     serving = server.settings.serving
@@ -161,12 +163,81 @@ def test_exploration_logs_its_exact_density_and_can_be_drawn_again(server, clien
     centre, std = (0.0, serving.random_std) if arm == "random" else (0.5, serving.noise_std)
     assert line["action_mean"] == [centre] * len(server.settings.heads)
     assert line["action"] != line["action_mean"]
-    distribution = TruncatedNormal(np.array(line["action_mean"]), std)
+    mean = np.array(line["action_mean"])
+    distribution = UniformBox(mean, serving.box_width) if arm == "box" else TruncatedNormal(mean, std)
     assert line["log_density"] == pytest.approx(distribution.log_density(np.array(line["action"])), rel=1e-6)
     weights = server.settings.fusion.to_weights(np.array(line["action"], dtype=np.float32))
     assert list(ranking.weights.values()) == pytest.approx(weights.tolist())
     again = client.rank(user, range(N), scores(server.settings), request_id=f"explore-{arm}", event_ts=at(0))
     assert again.weights == ranking.weights and again.items == ranking.items
+
+
+@pytest.fixture
+def shares(server):
+    """Change the shares of the running service; the settings' come back at the end."""
+
+    def change(**changes: float) -> None:
+        with history.changing(server.settings.layout):
+            wanted = change_shares(server.settings, changes, "a test")
+        with server.client() as client:
+            wait(lambda: client.status()["shadow"] == wanted.shadow)
+            wait(
+                lambda: all(
+                    client.status()["shares"][arm] == share
+                    for arm, share in changes.items()
+                    if arm != "shadow"
+                )
+            )
+
+    yield change
+    server.settings.layout.shares.unlink(missing_ok=True)
+    with server.client() as client:
+        wait(lambda: client.status()["shares"]["static"] == server.settings.serving.shares.static)
+
+
+def wait(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_shares_change_without_a_restart_and_split_no_session(server, client, champion, shares):
+    users = range(80_000, 80_040)
+    before = {user: client.rank(user, [1, 2], {}, session_id=f"a{user}").arm for user in users}
+    shares(static=0.85, random=0.0001, noise=0.0001, box=0.0001)
+    during = {user: client.rank(user, [1, 2], {}, session_id=f"a{user}").arm for user in users}
+    after = {user: client.rank(user, [1, 2], {}, session_id=f"b{user}").arm for user in users}
+    assert during == before != after
+    assert list(after.values()).count("static") > 25
+
+
+def test_a_challenger_serves_its_share_and_ranks_in_the_shadow(server, client, champion, constant, shares):
+    challenger = constant(server.settings, "tests-c1", -0.5)
+    write_champion(server.settings.layout.challenger, challenger)
+    try:
+        wait(lambda: (client.status()["challenger"] or {}).get("sha256") == challenger.sha256)
+        shares(challenger=0.5, shadow=1.0)
+        served = Counter()
+        shown = {}
+        for user in range(81_000, 81_060):
+            ranking = client.rank(user, range(N), scores(server.settings, user))
+            served[ranking.arm, ranking.policy_version] += 1
+            shown[ranking.request_id] = ranking
+        assert served["challenger", "tests-c1"] > 15 and served["champion", "tests-v1"] > 0
+        assert not {version for arm, version in served if arm == "challenger"} - {"tests-c1"}
+        wait(lambda: shown.keys() <= {line["request_id"] for line in logged(server, "shadow")})
+        for line in logged(server, "shadow"):
+            if line["request_id"] in shown:
+                assert line["policy_version"] == "tests-c1" and line["action"] == [-0.5] * 8
+                ranking = shown[line["request_id"]]
+                assert (line["items"] == ranking.items) or ranking.arm != "challenger"
+                assert len(line["items"]) == len(ranking.items)
+    finally:
+        server.settings.layout.challenger.unlink()
+    wait(lambda: client.status()["challenger"] is None)
+    user = next(u for u in range(82_000, 83_000) if arms.position("mtf", u) > 0.6)
+    assert client.rank(user, [1, 2], {}).arm == "champion"
 
 
 def test_static_arm_serves_the_settings_weights(server, client, champion):
@@ -182,7 +253,7 @@ def test_arms_come_in_their_shares_and_stick(server, client, champion):
         drawn = list(pool.map(lambda user: client.rank(user, [1, 2, 3], {}).arm, users))
     serving = server.settings.serving
     assert drawn == [arms.draw(serving.shares, serving.salt, user) for user in users]
-    assert set(drawn) == set(arms.ARMS)
+    assert set(drawn) == set(arms.ARMS) - {arms.CHALLENGER}
 
 
 BAD_BODIES = [
@@ -251,7 +322,9 @@ def test_health_status_openapi_and_metrics(server, raw, client, champion):
     assert body["properties"]["candidates"]["properties"]["item_id"]["maxItems"] == 200
     text = raw.get("/metrics").text
     assert 'mtf_ranked_total{arm="champion",fallback="none"}' in text
-    assert f'mtf_policy_info{{sha256="{champion.sha256[:12]}",version="tests-v1"}} 1.0' in text
+    assert (
+        f'mtf_policy_info{{role="champion",sha256="{champion.sha256[:12]}",version="tests-v1"}} 1.0' in text
+    )
     assert 'mtf_http_requests_total{endpoint="/rank",status="200"}' in text
     for name in ("mtf_http_seconds_bucket", "mtf_stage_seconds_bucket", "mtf_log_queue", "mtf_store_up"):
         assert name in text
@@ -304,7 +377,7 @@ def test_a_broken_artefact_is_refused_while_the_old_serves(server, client, raw, 
         time.sleep(0.05)
     assert "SHA-256" in client.status()["refused"]
     assert client.rank(user, [1, 2], {}).policy_version == "tests-v1"
-    assert "mtf_champion_refused_total" in raw.get("/metrics").text
+    assert 'mtf_refused_total{what="champion"}' in raw.get("/metrics").text
     server.promote(champion)  # its version is served already: the follower still has to look again
     deadline = time.monotonic() + 10
     while client.status()["refused"] is not None and time.monotonic() < deadline:

@@ -48,7 +48,7 @@ def decision_columns() -> list[Column]:
         Column("user_id", "int64"),
         Column("event_ts", "timestamp[us, UTC]"),
         Column("policy_version", "string", description="'static' when no policy was used"),
-        Column("arm", "string", description="champion, static, random or noise"),
+        Column("arm", "string", description="of training.contract.shares.ARMS"),
         Column("state", "list<float>", False, "as served; null when the store gave none"),
         Column("action", "list<float>", description="served action in [-1, 1]"),
         Column("action_mean", "list<float>", description="mean of the action's distribution"),

@@ -93,6 +93,16 @@ class Layout:
         return self.serving / "champion.json"
 
     @property
+    def challenger(self) -> Path:
+        """Pointer to the policy of the challenger arm and of the shadow; absent when there is none."""
+        return self.serving / "challenger.json"
+
+    @property
+    def shares(self) -> Path:
+        """Shares of the arms in force; see :mod:`training.contract.shares`."""
+        return self.serving / "shares.json"
+
+    @property
     def serving_log(self) -> Path:
         return self.serving / "log"
 

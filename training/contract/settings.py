@@ -277,11 +277,26 @@ class ValidationSettings(Section):
 
 
 class ShareSettings(Section):
-    """Shares of users; what is left goes to the champion."""
+    """Shares of users; what is left goes to the champion. ``shadow`` is beside them: nobody sees it."""
 
     static: Share = Field(0.05, description="hand-tuned weights: the control")
     random: Share = Field(0.02, description="exploration: Gaussian without a prior (paper)")
     noise: Share = Field(0.02, description="exploration: policy + Gaussian noise (paper)")
+    box: Share = Field(0.0, description="exploration: uniform around the policy's action (UnifiedRL)")
+    challenger: Share = Field(0.0, description="canary: the challenger's policy, when there is one")
+    shadow: Share = Field(0.0, description="users whose requests the challenger ranks beside, unseen")
+
+
+def check_shares(shares: ShareSettings, max_exploration: float) -> None:
+    """Raises ValueError for shares that cannot be in force together."""
+    exploration = shares.random + shares.noise + shares.box
+    if shares.static + exploration + shares.challenger > 1.0 + 1e-9:
+        raise ValueError("serving.shares add up to more than 1")
+    if exploration > max_exploration + 1e-9:
+        raise ValueError(
+            f"random, noise and box of serving.shares add up to {exploration:g}, more than "
+            f"serving.max_exploration, {max_exploration:g}"
+        )
 
 
 class ServingSettings(Section):
@@ -289,9 +304,20 @@ class ServingSettings(Section):
     port: int = Field(3000, ge=1, le=65535)
     workers: int = Field(1, ge=1)
     shares: ShareSettings = ShareSettings()
+    max_exploration: Share = Field(
+        0.1, description="most that random, noise and box may take of the users together (ours)"
+    )
+    no_exploration_for: tuple[str, ...] = Field(
+        (),
+        description="entries of the state made of the profile, as is_lowactive_period or "
+        "user_active_degree=low_active: users who have one are not explored on (ours)",
+    )
     salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
     random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
     noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
+    box_width: float = Field(
+        0.15, gt=0.0, le=2.0, description="of the box group, to either side of the action (UnifiedRL)"
+    )
     max_candidates: int = Field(2_000, ge=1)
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     default_k: int = Field(6, ge=1, description="items returned when the request names no k")
@@ -443,9 +469,23 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        shares = self.serving.shares
-        if shares.static + shares.random + shares.noise > 1.0:
-            raise ValueError("serving.shares add up to more than 1")
+        check_shares(self.serving.shares, self.serving.max_exploration)
+        return self
+
+    @model_validator(mode="after")
+    def _cohorts(self) -> Self:
+        known = [
+            name
+            for feature in self.state_spec.features
+            if feature.source == "profile" and feature.transform in ("identity", "onehot")
+            for name in ([f"{feature.name}={c}" for c in feature.categories] or [feature.name])
+        ]
+        for name in self.serving.no_exploration_for:
+            if name not in known:
+                raise ValueError(
+                    f"serving.no_exploration_for: {name!r} is no flag or category of the profile; there are "
+                    f"{', '.join(known)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,16 +4,15 @@ The pointer file is what the service follows. It is written last, after the regi
 alias and the history, so that a promotion killed half-way is made whole by running it again.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, date, datetime
-from pathlib import Path
+from datetime import date
 from typing import Any
 
+from training.contract import history as log
 from training.contract.errors import MtfError
-from training.contract.files import write_atomic, write_text_atomic
+from training.contract.files import write_atomic
 from training.contract.pointer import ChampionPointer, read_champion, write_champion
 from training.contract.policy import Policy, constant_policy, load_policy
 from training.contract.records import read_record
@@ -75,7 +74,7 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
         version=challenger["version"],
         day=day.isoformat(),
         model_version=model_version,
-        promoted_ts=_now(),
+        promoted_ts=log.now(),
         previous=None if previous is None else _shortened(asdict(previous), CHAIN),
     )
     # The pointer last: killed before it, the gate of a rerun still says "promote" and all is repeated.
@@ -128,12 +127,7 @@ def rollback(settings: Settings, reason: str = "asked for by a person") -> dict[
 def history(settings: Settings) -> list[dict[str, Any]]:
     """Every promotion and rollback, oldest first: ``{"action", "ts", "day", "version", "sha256",
     "model_version", "from" (SHA-256 of what it replaced) | None, "reason"}``."""
-    path = _history_path(settings)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _history_path(settings: Settings) -> Path:
-    return settings.layout.serving / "history.jsonl"
+    return [event for event in log.read(settings.layout) if event["action"] in ("promote", "rollback")]
 
 
 def _record(
@@ -141,7 +135,6 @@ def _record(
 ) -> None:
     event = {
         "action": action,
-        "ts": _now(),
         "day": now.day,
         "version": now.version,
         "sha256": now.sha256,
@@ -149,8 +142,7 @@ def _record(
         "from": None if was is None else was.sha256,
         "reason": reason,
     }
-    lines = [json.dumps(e, sort_keys=True) for e in [*history(settings), event]]
-    write_text_atomic(_history_path(settings), "\n".join(lines) + "\n")
+    log.append(settings.layout, event)
 
 
 def _record_promotion(settings: Settings, pointer: ChampionPointer, reasons: list[str]) -> None:
@@ -191,7 +183,3 @@ def _outcome(promoted: bool, champion: ChampionPointer | None, reason: str) -> d
 
 def _plain(pointer: ChampionPointer) -> dict[str, Any]:
     return asdict(replace(pointer, previous=None))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -11,13 +11,13 @@ from datetime import date
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
+from training.contract.shares import ARMS, EXPLORING
 from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within
 
 TRANSITIONS = "transitions"
 TRAINING_SET = "training_set"
 
-ARMS = ("champion", "static", "random", "noise")
-EXPLORING_ARMS = ("random", "noise")
+MIXED_ARMS = ("random", "noise")  # the groups of the paper's mixed exploration
 
 # Entries of a state are indicators, rates, logarithms and sines; one beyond this is a broken feature.
 STATE_LIMIT = 1e6
@@ -108,7 +108,7 @@ def _vectors(settings: Settings) -> tuple[list[Field], list[Check]]:
     density = _number("log_density")
     drawn = Field(
         "log_density_of_drawn",
-        f"CASE WHEN arm IN {EXPLORING_ARMS!r} AND fallback IS NULL "
+        f"CASE WHEN arm IN {EXPLORING!r} AND fallback IS NULL "
         "THEN (CASE WHEN log_density IS NOT NULL THEN 1 ELSE 0 END)::TINYINT END",
         ("log_density", "arm", "fallback"),
     )

@@ -17,7 +17,7 @@ from training.contract.settings import Settings
 from training.validation import rules as table_rules
 from training.validation.checks import NOT_FINITE, Check, Suite, measure
 from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
-from training.validation.rules import EXPLORING_ARMS, TRAINING_SET, TRANSITIONS, Rules
+from training.validation.rules import MIXED_ARMS, TRAINING_SET, TRANSITIONS, Rules
 
 MART = "fct_transitions"
 PARTS = ("files", "rows", "day")
@@ -401,9 +401,7 @@ def _training_measures(settings: Settings, table: _Table) -> None:
         "current_transitions": ("state_spec", f"count(*) FILTER (WHERE state_spec = '{version}')"),
         "reward_std": ("reward", "coalesce(stddev_pop(CASE WHEN isfinite(reward) THEN reward END), 0)"),
     }
-    wanted |= {
-        f"{arm}_transitions": ("arm", f"count(*) FILTER (WHERE arm = '{arm}')") for arm in EXPLORING_ARMS
-    }
+    wanted |= {f"{arm}_transitions": ("arm", f"count(*) FILTER (WHERE arm = '{arm}')") for arm in MIXED_ARMS}
     table.measures |= table.partition.measures({n: sql for n, (c, sql) in wanted.items() if c in columns})
     found = table.measures
     if "current_transitions" in found:
@@ -433,7 +431,7 @@ def _training_measures(settings: Settings, table: _Table) -> None:
             measure(
                 f"{arm}_transitions", f"there are transitions of the {arm} group", 1, None, "warning", "arm"
             )
-            for arm in EXPLORING_ARMS
+            for arm in MIXED_ARMS
         ]
 
 
