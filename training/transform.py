@@ -170,6 +170,7 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
         "play_time_cap_ms": round(settings.reward.play_time_cap_s * 1000),
         "integrity_weight": settings.reward.integrity_weight,
         "signals": [signal.model_dump() for signal in settings.signals],
+        "heads": [head.name for head in settings.heads],
         "profile": [{"column": p.column, "type": _PROFILE_TYPES[p.kind]} for p in settings.state.profile],
     }
 
@@ -315,8 +316,7 @@ def properties(settings: Settings) -> str:
     models = [
         _model(
             "stg_impressions",
-            "One row per shown item, as landed. The upstream predictions (p_*) are left in the lake: no "
-            "mart needs them.",
+            "One row per shown item, as landed.",
             [
                 _column("request_id", "ranking request that showed the item"),
                 _column("served_session_id", "session id as the log gives it, or null"),
@@ -326,6 +326,10 @@ def properties(settings: Settings) -> str:
                 _column("feedback_ts", "when its feedback arrived, or null"),
                 _column("shown_position", "0 is the top of the list"),
                 *feedback,
+                *[
+                    _column(f"p_{head.name}", f"predicted {head.name}, 0 where it was not given")
+                    for head in settings.heads
+                ],
                 _column("play_ms", "milliseconds played"),
                 _column("duration_ms", "length of the item in milliseconds, 0 where unknown"),
                 dt,
@@ -364,7 +368,10 @@ def properties(settings: Settings) -> str:
                 _column("positive_interactions", "shown items with at least one positive interaction"),
                 _column("plays", "shown items that were played at all"),
                 _column("positive_plays", "plays with at least one positive interaction"),
+                _column("watch_reward", "its terms of play time and integrity", tests=["not_null"]),
                 _column("reward", "eq. (2) with the settings' weights", tests=["not_null"]),
+                _column("item_scores", "predictions of each shown item, one item after the other"),
+                _column("item_rewards", "eq. (2) of each shown item"),
                 dt,
             ],
         ),

@@ -9,6 +9,18 @@
 {% macro duckdb__float_list_type() %}{{ return('float[]') }}{% endmacro %}
 {% macro spark__float_list_type() %}{{ return('array<float>') }}{% endmacro %}
 
+{# A group's values as a list of floats, in the order of some columns; a value is a list itself. #}
+{% macro floats_in_order(values, order) %}{{ return(adapter.dispatch('floats_in_order')(values, order)) }}{% endmacro %}
+{% macro duckdb__floats_in_order(values, order) -%}
+    cast(flatten(list([{{ values | join(', ') }}] order by {{ order | join(', ') }})) as float[])
+{%- endmacro %}
+{% macro spark__floats_in_order(values, order) -%}
+    cast(flatten(transform(
+        array_sort(collect_list(struct({{ order | join(', ') }}, array({{ values | join(', ') }}) as shown_values))),
+        item -> item.shown_values
+    )) as array<float>)
+{%- endmacro %}
+
 {# Microseconds since 1970 of an instant, as bigint; all arithmetic on time is done on these. #}
 {% macro microseconds(instant) %}{{ return(adapter.dispatch('microseconds')(instant)) }}{% endmacro %}
 {% macro duckdb__microseconds(instant) %}epoch_us({{ instant }}){% endmacro %}

@@ -1,3 +1,10 @@
+{# Columns of the upstream predictions. #}
+{% macro head_columns() %}
+    {%- set names = [] -%}
+    {%- for head in var('heads') -%}{%- do names.append('p_' ~ head) -%}{%- endfor -%}
+    {{ return(names) }}
+{% endmacro %}
+
 {# A landed table, or an empty one of the same columns when nothing of it was ever landed:
    KuaiRand's logs bring no decisions, and users are optional. #}
 {% macro lake(table, columns) %}

@@ -10,6 +10,19 @@
     cast(least(cast({{ play_ms }} as double) / cast({{ duration_ms }} as double), 1) as decimal(18, 12))
 {%- endmacro %}
 
+{# Eq. (2), of one item or of sums over items: play time and integrity, then the signals, whose columns are
+   named by the signal between a prefix and a suffix. #}
+{% macro watch_reward(capped_play_ms, completion) -%}
+    cast({{ var('play_time_weight') }} as double) * {{ seconds(capped_play_ms) }}
+        + cast({{ var('integrity_weight') }} as double) * cast({{ completion }} as double)
+{%- endmacro %}
+{% macro reward(capped_play_ms, completion, prefix, suffix) -%}
+    {{ watch_reward(capped_play_ms, completion) }}
+        {%- for signal in var('signals') %}
+        + cast({{ signal.weight }} as double) * {{ prefix ~ signal.name ~ suffix }}
+        {%- endfor %}
+{%- endmacro %}
+
 {# A reward that can be summed, and its square summed, exactly: to one millionth. #}
 {% macro exact_reward(value) -%}
     cast({{ value }} as decimal(18, 6))

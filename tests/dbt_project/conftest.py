@@ -162,6 +162,7 @@ def _item(random: Random, settings: Settings) -> dict[str, Any]:
     signals = {signal.column: int(random.random() < 0.3) for signal in settings.signals}
     return {
         **signals,
+        **{f"p_{head.name}": random.choice([None, random.random()]) for head in settings.heads},
         "play_time_ms": random.choice([0, random.randint(1, 300_000)]),
         "duration_ms": random.choice([0, 15_000, 60_000]),
     }

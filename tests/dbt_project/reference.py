@@ -48,19 +48,17 @@ class Reference:
                 sessions[user, name] = [request_id for _, request_id in events[first:last]]
         return sessions
 
-    def reward(self, request_id: str) -> float:
-        """Eq. (2)."""
+    def watch_reward(self, row: Row) -> float:
+        """Play time and integrity of eq. (2), of one shown item."""
         weights = self.settings.reward
-        return sum(
-            weights.play_time_weight * min(row["play_time_ms"] / 1000, weights.play_time_cap_s)
-            + (
-                weights.integrity_weight * min(row["play_time_ms"] / row["duration_ms"], 1.0)
-                if row["duration_ms"]
-                else 0.0
-            )
-            + sum(signal.weight * row[signal.column] for signal in self.settings.signals)
-            for row in self.shown[request_id]
-        )
+        played = weights.play_time_weight * min(row["play_time_ms"] / 1000, weights.play_time_cap_s)
+        if not row["duration_ms"]:
+            return played
+        return played + weights.integrity_weight * min(row["play_time_ms"] / row["duration_ms"], 1.0)
+
+    def reward(self, row: Row) -> float:
+        """Eq. (2), of one shown item."""
+        return self.watch_reward(row) + sum(s.weight * row[s.column] for s in self.settings.signals)
 
     def transitions(self) -> dict[str, Row]:
         found = {}
@@ -73,6 +71,7 @@ class Reference:
                 fits = after is not None and after["state_spec"] == decision["state_spec"]
                 over = following is None and decision["event_ts"] + self.gap < self.log_end
                 next_state = after["state"] if fits else None
+                shown = sorted(self.shown[request_id], key=lambda row: (row["position"], row["item_id"]))
                 found[request_id] = {
                     "session_id": session_id,
                     "step": step,
@@ -81,8 +80,12 @@ class Reference:
                     "next_request_id": following,
                     "done": over,
                     "truncated": next_state is None and not over,
-                    "reward": self.reward(request_id),
-                    "impressions": len(self.shown[request_id]),
+                    "reward": sum(map(self.reward, shown)),
+                    "impressions": len(shown),
+                    "watch_reward": sum(map(self.watch_reward, shown)),
+                    "item_scores": [row[f"p_{h.name}"] or 0.0 for row in shown for h in self.settings.heads]
+                    or None,
+                    "item_rewards": [self.reward(row) for row in shown] or None,
                 }
         return found
 
@@ -147,7 +150,7 @@ class Reference:
         found = {}
         for (day, arm), ids in by_arm.items():
             sessions = [first_of[r] for r in ids if r in first_of]
-            returns = [sum(map(self.reward, s)) for s in sessions]
+            returns = [sum(self.reward(row) for r in s for row in self.shown[r]) for s in sessions]
             users = {self.requests[r]["user_id"] for r in ids}
             tomorrow = day + timedelta(days=1)
             found[day, arm] = {
@@ -155,7 +158,7 @@ class Reference:
                 "impressions": sum(len(self.shown[r]) for r in ids),
                 "users": len(users),
                 "sessions": len(sessions),
-                "reward_mean": sum(map(self.reward, ids)) / len(ids),
+                "reward_mean": sum(self.reward(row) for r in ids for row in self.shown[r]) / len(ids),
                 "session_return_mean": sum(returns) / len(returns) if returns else None,
                 "session_length_mean": sum(map(len, sessions)) / len(sessions) if sessions else None,
                 "return_rate": len(users & seen[tomorrow]) / len(users) if tomorrow in days else None,

@@ -35,9 +35,9 @@ def test_transitions(warehouse: Warehouse, reference: Reference) -> None:
     rows = {row["request_id"]: row for row in export(warehouse.daily, "fct_transitions")}
     assert rows.keys() == expected.keys()
     for request_id, row in rows.items():
-        for name in ("state", "next_state"):
+        for name in ("state", "next_state", "item_scores", "item_rewards"):
             want = expected[request_id].pop(name)
-            assert row[name] == (want and pytest.approx(want, rel=1e-6))
+            assert row[name] == (want and pytest.approx(want, rel=1e-6, abs=1e-6))
         assert {n: row[n] for n in expected[request_id]} == close(expected[request_id])
     # the lake holds what the cases are about
     assert {(row["done"], row["truncated"]) for row in rows.values()} == {

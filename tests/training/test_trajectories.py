@@ -236,3 +236,64 @@ def test_a_day_without_decisions_adds_nothing(toy):
     data = trajectories.load(world.settings, DAY)
     assert data.partitions[(DAY - timedelta(days=1)).isoformat()]["rows"] == 0
     assert len(data.train) > 0
+
+
+def test_what_only_some_learners_read_is_read_when_asked_for(toy):
+    world = toy(learner=NO_MIX)
+    world.log(30)
+    assert trajectories.load(world.settings, DAY).train.item_scores is None
+    needs = ("watch_rewards", "item_scores", "item_rewards")
+    data = trajectories.load(world.settings, DAY, needs)
+    assert data.partitions != trajectories.load(world.settings, DAY).partitions  # of other content
+    for split in (data.train, data.test):
+        torch.testing.assert_close(split.watch_rewards, 4.0 * split.states[:, 0] - 1.5)
+        assert split.item_scores.shape == (len(split), 4, 2) and split.item_rewards.shape == (len(split), 4)
+        shown = torch.isfinite(split.item_rewards)
+        assert set(shown.sum(dim=1).tolist()) == {2, 3, 4} and shown[:, 0].all()
+        assert (split.item_scores[~shown] == 0).all()
+        expected = split.item_scores @ torch.tensor([0.2, 0.8])
+        torch.testing.assert_close(split.item_rewards[shown], expected[shown])
+
+
+def test_days_with_shorter_pages_and_requests_that_showed_nothing_fit_in(toy):
+    world = toy(learner=NO_MIX)
+    world.log(30)
+
+    def shorten(rows):
+        for row in rows:
+            row |= {"item_scores": row["item_scores"][:2], "item_rewards": row["item_rewards"][:1]}
+        rows[0] |= {"item_scores": None, "item_rewards": None}
+
+    rewrite(part(world, DAY - timedelta(days=1)), shorten)
+    train = trajectories.load(world.settings, DAY, ("item_scores",)).train
+    shown = torch.isfinite(train.item_rewards).sum(dim=1)
+    assert set(shown.tolist()) == {0, 1, 2, 3, 4} and (shown == 0).sum() == 1
+
+
+def test_an_export_of_an_older_version_is_refused_only_where_it_matters(toy):
+    world = toy()
+    world.log(10)
+    old = part(world, DAY - timedelta(days=1))
+    table = pq.read_table(old, partitioning=None)
+    pq.write_table(table.drop_columns(["watch_reward", "item_scores", "item_rewards"]), old)
+    assert len(trajectories.load(world.settings, DAY).train)
+    with pytest.raises(
+        DataError, match=r"part-0.parquet lacks the column watch_reward .* transform that day"
+    ):
+        trajectories.load(world.settings, DAY, ("watch_rewards",))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (fault(item_scores=[0.5, 0.5, 0.5]), "item_scores has 3 entries, expected 2 each"),
+        (fault(item_rewards=[float("nan")] * 4), "item_rewards holds a value not a number"),
+        (fault(item_rewards=[1.0]), "of different numbers of items"),
+    ],
+)
+def test_faulty_items_are_named(toy, change, says):
+    world = toy()
+    world.log(10)
+    rewrite(part(world), change)
+    with pytest.raises(DataError, match=says):
+        trajectories.load(world.settings, DAY, ("item_scores", "item_rewards"))

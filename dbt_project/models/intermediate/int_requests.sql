@@ -6,7 +6,9 @@ with impressions as (
         play_ms > 0 as was_played,
         {% for signal in var('signals') if signal.positive_interaction -%}
         signal_{{ signal.name }} > 0 or {% endfor -%}
-        1 = 0 as was_positive
+        1 = 0 as was_positive,
+        least(play_ms, {{ var('play_time_cap_ms') }}) as capped_play_ms,
+        case when duration_ms > 0 then {{ completion('play_ms', 'duration_ms') }} end as completion
     from {{ ref('stg_impressions') }}
     where {{ in_window('dt') }}
 
@@ -26,12 +28,16 @@ shown as (
         cast(sum(signal_{{ signal.name }}) as bigint) as {{ signal.name }}_count,
         {%- endfor %}
         cast(sum(play_ms) as bigint) as play_ms,
-        cast(sum(least(play_ms, {{ var('play_time_cap_ms') }})) as bigint) as capped_play_ms,
+        cast(sum(capped_play_ms) as bigint) as capped_play_ms,
         cast(sum(case when duration_known then 1 else 0 end) as bigint) as known_durations,
-        sum(case when duration_known then {{ completion('play_ms', 'duration_ms') }} end) as completion,
+        sum(completion) as completion,
         cast(sum(case when was_positive then 1 else 0 end) as bigint) as positive_interactions,
         cast(sum(case when was_played then 1 else 0 end) as bigint) as plays,
-        cast(sum(case when was_played and was_positive then 1 else 0 end) as bigint) as positive_plays
+        cast(sum(case when was_played and was_positive then 1 else 0 end) as bigint) as positive_plays,
+        {{ floats_in_order(head_columns(), ['shown_position', 'item_id']) }} as item_scores,
+        {{ floats_in_order(
+            [reward('capped_play_ms', 'coalesce(completion, 0)', 'signal_', '')], ['shown_position', 'item_id']
+        ) }} as item_rewards
     from impressions
     group by request_id, dt
 
@@ -68,6 +74,8 @@ joined as (
         coalesce(shown.positive_interactions, 0) as positive_interactions,
         coalesce(shown.plays, 0) as plays,
         coalesce(shown.positive_plays, 0) as positive_plays,
+        shown.item_scores,
+        shown.item_rewards,
         coalesce(decisions.dt, shown.dt) as dt
     from decisions
     full outer join shown
@@ -79,12 +87,9 @@ rewarded as (
 
     select
         *,
-        -- eq. (2), summed over the shown items
-        cast({{ var('play_time_weight') }} as double) * {{ seconds('capped_play_ms') }}
-        + cast({{ var('integrity_weight') }} as double) * cast(completion as double)
-        {%- for signal in var('signals') %}
-        + cast({{ signal.weight }} as double) * {{ signal.name }}_count
-        {%- endfor %} as reward
+        -- summed over the shown items
+        {{ watch_reward('capped_play_ms', 'completion') }} as watch_reward,
+        {{ reward('capped_play_ms', 'completion', '', '_count') }} as reward
     from joined
 
 )
@@ -109,6 +114,9 @@ select
     positive_interactions,
     plays,
     positive_plays,
+    watch_reward,
     reward,
+    item_scores,
+    item_rewards,
     dt
 from rewarded

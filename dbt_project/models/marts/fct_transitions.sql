@@ -44,6 +44,9 @@ paired as (
         decisions.action_mean,
         decisions.log_density,
         requests.reward,
+        requests.watch_reward,
+        requests.item_scores,
+        requests.item_rewards,
         next_decisions.served_state as next_state,
         steps.next_request_id is null
         and {{ microseconds('steps.event_ts') }} + {{ gap_microseconds() }} < log_end.end_us as done,
@@ -98,5 +101,8 @@ select
     impressions,
     play_s,
     positive_interactions,
+    watch_reward,
+    item_scores,
+    item_rewards,
     dt
 from paired

@@ -6,6 +6,9 @@
 {%- for signal in var('signals') -%}
 {%- do columns.update({signal.column: 'int'}) -%}
 {%- endfor -%}
+{%- for head in var('heads') -%}
+{%- do columns.update({'p_' ~ head: 'float'}) -%}
+{%- endfor -%}
 
 with source as (
 
@@ -25,6 +28,9 @@ renamed as (
         position as shown_position,
         {%- for signal in var('signals') %}
         cast({{ adapter.quote(signal.column) }} as int) as signal_{{ signal.name }},
+        {%- endfor %}
+        {%- for head in var('heads') %}
+        coalesce({{ adapter.quote('p_' ~ head) }}, 0) as p_{{ head }},
         {%- endfor %}
         play_time_ms as play_ms,
         duration_ms,
