@@ -59,6 +59,12 @@ class Actor(Protocol):
     def __call__(self, states: np.ndarray) -> np.ndarray: ...
 
 
+class Ranker(Protocol):
+    """An actor that also orders items by itself, instead of by the fusion formula."""
+
+    def scores(self, predictions: np.ndarray, states: np.ndarray) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Policy:
     """A loaded policy. ``act`` is deterministic: the same states give the same actions."""
@@ -86,6 +92,26 @@ class Policy:
         if not np.isfinite(actions).all():
             raise PolicyError(f"policy {self.version} gave an action that is not a number")
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it orders items by itself; otherwise the fusion formula does, with its action."""
+        return hasattr(self.actor, "scores")
+
+    def scores(self, predictions: np.ndarray, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Scores float64[..., n] of predictions [..., n, k] by the policy's own order.
+
+        ``states`` [..., d] and what the policy does there, ``actions`` [..., k], are of the same requests:
+        the formula, eq. (1), reads the actions, a policy that ranks by itself the states. Raises
+        :class:`PolicyError` for a score that is not a number.
+        """
+        if not self.ranks:
+            fusion = self.header.fusion
+            return fusion.score(predictions, fusion.to_weights(actions))
+        scores = self.actor.scores(np.asarray(predictions), np.asarray(states, dtype=np.float32))
+        if not np.isfinite(scores).all():
+            raise PolicyError(f"policy {self.version} gave a score that is not a number")
+        return scores
 
     def act_in_parts(self, states: np.ndarray) -> np.ndarray:
         """:meth:`act` on any number of states, in bounded memory."""
@@ -155,6 +181,33 @@ class BatchRLMTFActor:
         return actions.reshape(count, n, -1)[np.arange(count), best]
 
 
+@dataclass(frozen=True)
+class XMTFActor(BatchRLMTFActor):
+    """xMTF: items are ordered by Σ_k h_k(log(o_k + β_k), s), one monotone cell for each head k.
+
+    A cell is ±(c x + Σ_j u_j tanh(v_j x + b_j)) of the standardised logarithm x, with c, u and v positive;
+    the network ``cells`` gives them and b for a state; ``sign``, ``beta``, ``x_mean`` and ``x_scale`` are
+    [k]. The action is the outer stage's, whose order the cells have learnt: what is logged and judged.
+    """
+
+    units: int = 1
+
+    def scores(self, predictions: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Predictions [..., n, k] and states [..., d] to scores float64[..., n]."""
+        t, j = self.tensors, self.units
+        x = (np.log(predictions + t["beta"]) - t["x_mean"]) / t["x_scale"]
+        out = mlp(_standardised(states, t, self.state_clip), t, "cells").astype(np.float64)
+        out = out.reshape(*out.shape[:-1], 1, x.shape[-1], 1 + 3 * j)
+        c, u, v, b = np.split(out, [1, 1 + j, 1 + 2 * j], axis=-1)
+        bends = np.tanh(_positive(v) * x[..., None] + b)
+        return (t["sign"] * (_positive(c[..., 0]) * x + (_positive(u) * bends).sum(axis=-1))).sum(axis=-1)
+
+
+def _positive(z: np.ndarray) -> np.ndarray:
+    """log(1 + e^z)"""
+    return np.logaddexp(0.0, z)
+
+
 def _standardised(states: np.ndarray, tensors: Mapping[str, np.ndarray], clip: float) -> np.ndarray:
     return np.clip((states - tensors["state_mean"]) / tensors["state_scale"], -clip, clip)
 
@@ -169,6 +222,8 @@ def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[st
             return DeterministicActor(dict(tensors), clip)
         if kind == "batchrl_mtf":
             return BatchRLMTFActor(dict(tensors), float(options["rho"]), clip)
+        if kind == "xmtf":
+            return XMTFActor(dict(tensors), float(options["rho"]), clip, int(options["units"]))
     except KeyError as error:
         raise PolicyError(f"the {kind} policy lacks {error}") from error
     raise PolicyError(f"unknown kind of policy {kind!r}")
@@ -223,7 +278,10 @@ def load_policy(path: Path, expected_sha256: str | None = None) -> Policy:
         raise PolicyError(f"{path}: unreadable policy header: {error!r}") from error
     policy = Policy(header, digest, make_actor(header.kind, tensors, header.options))
     try:
-        probe = policy.act(np.zeros((1, header.spec.width), dtype=np.float32))
+        state = np.zeros((1, header.spec.width), dtype=np.float32)
+        probe = policy.act(state)
+        if policy.ranks:
+            policy.scores(np.zeros((1, 2, len(header.fusion.heads))), state, probe)
     except (ValueError, KeyError) as error:
         raise PolicyError(f"{path}: the weights do not fit each other: {error}") from error
     if probe.shape != (1, len(header.fusion.heads)):

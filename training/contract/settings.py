@@ -149,6 +149,7 @@ class IQLSettings(Section):
 Algorithm = Literal[
     "batchrl_mtf",
     "unified_rl",
+    "xmtf",
     "td3",
     "td3_bc",
     "uwac_td3",
@@ -157,6 +158,14 @@ Algorithm = Literal[
     "bandit",
     "supervised",
 ]
+
+
+class XMTFSettings(Section):
+    hidden: tuple[int, ...] = Field((64,), description="widths of the cells' network of the state (ours)")
+    units: int = Field(4, ge=1, description="bends of a cell (ours)")
+    lr: Positive = Field(1e-3, description="of the cells (ours)")
+    states: int = Field(32, ge=1, description="states a step whose order is taught (ours)")
+    pairs: int = Field(32, ge=1, description="pairs of shown items a state (ours)")
 
 
 class LearnerSettings(Section):
@@ -209,6 +218,7 @@ class LearnerSettings(Section):
     unified_rl: UnifiedRLSettings = UnifiedRLSettings()
     cql_sac: CQLSACSettings = CQLSACSettings()
     iql: IQLSettings = IQLSettings()
+    xmtf: XMTFSettings = XMTFSettings()
 
 
 Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]

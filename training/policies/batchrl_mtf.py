@@ -161,24 +161,23 @@ class BatchRLMTF(Learner):
             self.track(self.perturbation, self.target_perturbation, settings.target_rate)
         return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q.mean(), y.mean()]).detach()
 
-    def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Tensors and options of :class:`training.contract.policy.BatchRLMTFActor`.
-
-        The serving candidates' latents come from the seed alone, so every export of a learner has the
-        same ones.
-        """
-        latents = torch.randn(
+    def serving_latents(self) -> Tensor:
+        """Of the serving candidates [n, z]: from the seed alone, so every export has the same ones."""
+        return torch.randn(
             self.settings.serving_candidates,
             self.latent,
             generator=torch.Generator().manual_seed(self.seed + 1),
         ).clamp_(-self.settings.latent_clip, self.settings.latent_clip)
+
+    def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Tensors and options of :class:`training.contract.policy.BatchRLMTFActor`."""
         tensors, options = self.exported(
             {
                 "decoder": self.generator.decoder,
                 "perturbation": self.perturbation.net,
                 "critic": self.critics.q[0],
             },
-            latents=latents,
+            latents=self.serving_latents(),
         )
         return tensors, options | {"rho": self.settings.rho}
 

@@ -24,6 +24,7 @@ from training.policies import (
     supervised,
     td3,
     unified_rl,
+    xmtf,
 )
 from training.policies.learner import Learner
 
@@ -39,6 +40,7 @@ ALGORITHMS: dict[str, type[Learner]] = {
         iql.IQL,
         bandit.Bandit,
         supervised.Supervised,
+        xmtf.XMTF,
     )
 }
 _POINTS = 100  # of a training curve
