@@ -1,8 +1,15 @@
-"""HTTP in front of the engine: routes, size limit, token, and an answer for every error."""
+"""HTTP in front of the engine: routes, limits, token, and an answer for every error.
+
+Every answer carries ``X-Request-ID``: the caller's own when it sent a sane one, else a new one. The
+service's log names a failed request by it.
+"""
 
 import asyncio
 import hmac
+import math
+import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -14,38 +21,57 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.decision_log import LogError
-from serving.messages import RequestError
+from serving.messages import BINARY, JSON, RequestError
 from serving.openapi import document
+from serving.rate_limit import RateLimit
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.app")
 _BODY_SECONDS = 10.0  # a body that takes longer to arrive is given up
-_JSON = "application/json"
 _HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+REQUEST_ID = "x-request-id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,200}")
+
+Content = tuple[bytes, str]  # an answer's bytes and their media type
 
 
 def create_app(settings: Settings) -> Starlette:
     """The routes, without an engine: the worker sets ``app.state.engine`` and ``app.state.token``."""
-    limit = settings.serving.max_body_bytes
+    serving = settings.serving
+    limit = serving.max_body_bytes
+    callers = None if serving.rate_limit is None else RateLimit(serving.rate_limit, serving.rate_burst)
 
-    async def rank(request: Request) -> bytes:
-        return await request.app.state.engine.rank(await _body(request, limit))
+    def admit(request: Request) -> None:
+        wait = callers.take(request.client.host if request.client else "") if callers else 0.0
+        if wait:
+            raise RequestError(
+                f"more than {serving.rate_limit:g} requests a second from this address (serving.rate_limit)",
+                429,
+                {"retry-after": str(math.ceil(wait))},
+            )
 
-    async def feedback(request: Request) -> bytes:
+    async def rank(request: Request) -> Content:
+        admit(request)
+        sent = _media_type(request, (JSON, BINARY))
+        wanted = BINARY if BINARY in request.headers.get("accept", "") else JSON
+        return await request.app.state.engine.rank(await _body(request, limit), sent, wanted), wanted
+
+    async def feedback(request: Request) -> Content:
+        admit(request)
         _authorise(request)
-        return await request.app.state.engine.feedback(await _body(request, limit))
+        _media_type(request, (JSON,))
+        return await request.app.state.engine.feedback(await _body(request, limit)), JSON
 
-    async def status(request: Request) -> bytes:
-        return orjson.dumps(request.app.state.engine.status())
+    async def status(request: Request) -> Content:
+        return orjson.dumps(request.app.state.engine.status()), JSON
 
-    async def openapi(request: Request) -> bytes:
-        return orjson.dumps(document(settings))
+    async def openapi(request: Request) -> Content:
+        return orjson.dumps(document(settings)), JSON
 
-    async def metrics(request: Request) -> Response:
+    async def metrics(request: Request) -> Content:
         from serving import metrics as worker_metrics  # only a worker may import it
 
-        content = await asyncio.to_thread(worker_metrics.exposition)
-        return Response(content, media_type=worker_metrics.content_type)
+        return await asyncio.to_thread(worker_metrics.exposition), worker_metrics.content_type
 
     return Starlette(
         routes=[
@@ -53,14 +79,14 @@ def create_app(settings: Settings) -> Starlette:
             Route("/feedback", _answer("/feedback", feedback), methods=["POST"]),
             Route("/status", _answer("/status", status), methods=["GET"]),
             Route("/docs.json", _answer("/docs.json", openapi), methods=["GET"]),
-            Route("/metrics", metrics, methods=["GET"]),
+            Route("/metrics", _answer("/metrics", metrics), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _http_exception},
     )
 
 
 def _answer(
-    endpoint: str, handle: Callable[[Request], Awaitable[bytes]]
+    endpoint: str, handle: Callable[[Request], Awaitable[Content]]
 ) -> Callable[[Request], Awaitable[Response]]:
     """Turn a handler's errors into JSON answers, and count and time every request."""
 
@@ -68,26 +94,31 @@ def _answer(
         from serving import metrics
 
         started = time.perf_counter()
-        status, headers = 200, _HEADERS
+        status, media_type = 200, JSON
+        headers = _HEADERS | {REQUEST_ID: _request_id(request)}
         try:
-            content = await handle(request)
+            content, media_type = await handle(request)
         except RequestError as error:
             status, content = error.status, _error(str(error))
-            if status == 401:
-                headers = {**_HEADERS, "www-authenticate": "Bearer"}
+            headers |= error.headers
         except LogError as error:
             status, content = 503, _error(str(error))
-            headers = {**_HEADERS, "retry-after": "1"}
+            headers["retry-after"] = "1"
             metrics.log_errors.labels(endpoint).inc()
-            _log.error("not logged, so not served", endpoint=endpoint, reason=str(error))
+            _log.error(
+                "not logged, so not served",
+                endpoint=endpoint,
+                request=headers[REQUEST_ID],
+                reason=str(error),
+            )
         except ClientDisconnect:
             status, content = 499, b""  # nobody reads it
         except Exception:
             status, content = 500, _error("internal error; see the service's log")
-            _log.exception("request failed", endpoint=endpoint)
+            _log.exception("request failed", endpoint=endpoint, request=headers[REQUEST_ID])
         metrics.http_requests.labels(endpoint, status).inc()
         metrics.http_seconds.labels(endpoint).observe(time.perf_counter() - started)
-        return Response(content, status, headers, media_type=_JSON)
+        return Response(content, status, headers, media_type=media_type)
 
     return answer
 
@@ -112,11 +143,31 @@ async def _body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+def _media_type(request: Request, taken: tuple[str, ...]) -> str:
+    """The body's media type; one that is not named is JSON. Others, and compressed bodies, are refused."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError("a compressed body is not taken: send it without Content-Encoding", 415)
+    media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if media_type not in taken:
+        raise RequestError(f"Content-Type must be {' or '.join(taken)}", 415)
+    return media_type
+
+
 def _authorise(request: Request) -> None:
     given = request.headers.get("authorization", "").encode()
     expected = f"Bearer {request.app.state.token}".encode()
     if not hmac.compare_digest(given, expected):
-        raise RequestError("this needs the header `Authorization: Bearer <token>` with $MTF_TOKEN", 401)
+        raise RequestError(
+            "this needs the header `Authorization: Bearer <token>` with $MTF_TOKEN",
+            401,
+            {"www-authenticate": "Bearer"},
+        )
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get(REQUEST_ID, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _error(message: str) -> bytes:
@@ -125,4 +176,5 @@ def _error(message: str) -> bytes:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Response(_error(error.detail), error.status_code, {**_HEADERS, **(error.headers or {})}, _JSON)
+    headers = _HEADERS | {REQUEST_ID: _request_id(request)} | dict(error.headers or {})
+    return Response(_error(error.detail), error.status_code, headers, JSON)

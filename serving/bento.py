@@ -42,6 +42,7 @@ _PACKAGES = (
     "bentoml",
     "feast",
     "httpx",
+    "msgspec",
     "numpy",
     "orjson",
     "prometheus-client",

@@ -18,7 +18,7 @@ from serving.champion import Champion, ChampionFollower, Source
 from serving.decision_log import DayFiles, LogError
 from serving.exploration import replay_generator
 from serving.following import Following
-from serving.messages import Parser, RequestError, local_day, timestamp
+from serving.messages import JSON, Parser, RequestError, encode_answer, local_day, timestamp
 from serving.request_index import Entry, RequestIndex, Session
 from serving.shadow import Ranked, Shadow
 from serving.state_store import Feedback, StateRequest, StateStore
@@ -32,7 +32,7 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 class Engine:
     """Answers requests of one worker process. ``worker`` names its log files.
 
-    :meth:`rank` and :meth:`feedback` take a JSON body and give the JSON answer. They raise
+    :meth:`rank` and :meth:`feedback` take a body and give the answer's. They raise
     :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could not
     be made durable; whatever they return is on disk.
     """
@@ -87,9 +87,10 @@ class Engine:
         self._feedback_files.close()
         self._index.close()
 
-    async def rank(self, body: bytes) -> bytes:
+    async def rank(self, body: bytes, media_type: str = JSON, accept: str = JSON) -> bytes:
+        """``media_type`` of the body and ``accept`` of the answer: ``messages.JSON`` or ``BINARY``."""
         started = time.perf_counter()
-        request = self._parser.rank(body)
+        request = self._parser.rank(body, media_type)
         event_ts = request.event_ts or datetime.now(UTC)
         request_id = request.request_id or uuid.uuid4().hex
         parsed = time.perf_counter()
@@ -161,16 +162,7 @@ class Engine:
                 )
             )
 
-        metrics.ranked.labels(arm, decision.fallback or "none").inc()
-        for stage, seconds in (
-            ("parse", parsed - started),
-            ("state", read - parsed),
-            ("policy", decided - read),
-            ("fuse", fused - decided),
-            ("log", logged - fused),
-        ):
-            metrics.stage_seconds.labels(stage).observe(seconds)
-        return orjson.dumps(
+        answer = encode_answer(
             {
                 "request_id": request_id,
                 "session_id": session_id,
@@ -179,8 +171,19 @@ class Engine:
                 "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
                 "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
             },
-            option=_NUMPY,
+            accept,
         )
+        metrics.ranked.labels(arm, decision.fallback or "none").inc()
+        for stage, seconds in (
+            ("parse", parsed - started),
+            ("state", read - parsed),
+            ("policy", decided - read),
+            ("fuse", fused - decided),
+            ("log", logged - fused),
+            ("respond", time.perf_counter() - logged),
+        ):
+            metrics.stage_seconds.labels(stage).observe(seconds)
+        return answer
 
     async def feedback(self, body: bytes) -> bytes:
         """Log first, then move the state: a state that did not move is named in the answer."""

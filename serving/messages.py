@@ -1,40 +1,85 @@
 """The bodies of ``POST /rank`` and ``POST /feedback``: read, checked, and refused by name.
 
-Columns stay columns: a request of 500 candidates is a dozen arrays, checked by their element types as
-a set and then as one numpy array, never value by value.
+What a body may hold is declared once, as msgspec types built from the settings: they are what the
+parser enforces while it reads (6,000 numbers are checked in C as they are parsed) and what the OpenAPI
+document shows.
+
+``/rank`` also takes a binary body, a `safetensors <https://github.com/huggingface/safetensors>`_ file of
+
+- ``request``, U8 [m]: a JSON object with every field of the JSON body but ``candidates``;
+- ``item_id``, I64 [n];
+- ``scores.<head>``, F32 or F64 [n], one for each head that is sent.
+
+It is the format that policies have: no code in it, nothing compressed, every offset checked by the
+library, and ten lines to write in any language. Reading it takes a fortieth of the JSON body's time.
 """
 
+import re
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import orjson
+from msgspec import Meta, defstruct
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
-from training.contract.errors import DataError, MtfError
+from training.contract.errors import MtfError
 from training.contract.fusion import Fusion
 from training.contract.settings import Settings
 
+JSON = "application/json"
+BINARY = "application/x-safetensors"  # not registered: safetensors has no registered type
+
 MAXIMUM_ID_LENGTH = 200  # characters of a request or session id
 MAXIMUM_MS = 2**53  # the largest integer that every JSON reader keeps exact
+MAXIMUM_BINARY_HEADER = 64 * 1024  # bytes that name the tensors of a binary body
 INT64 = 2**63
 
-RANK_FIELDS = ("request_id", "user_id", "session_id", "k", "context", "candidates", "event_ts")
-FEEDBACK_FIELDS = ("request_id", "events", "user_id", "session_id", "event_ts")
-_NUMBERS = frozenset((int, float))
+Integer = Annotated[int, Meta(ge=-INT64, le=INT64 - 1)]
+Identifier = Annotated[str, Meta(min_length=1, max_length=MAXIMUM_ID_LENGTH)]
+Milliseconds = Annotated[int, Meta(ge=0, le=MAXIMUM_MS)]
+
+_EVENT_TS = (
+    "event_ts",
+    Annotated[
+        str | None,
+        Meta(
+            description="the request's own time with its offset, for simulated or replayed traffic; only "
+            "with serving.accept_event_ts",
+            extra_json_schema={"format": "date-time"},
+        ),
+    ],
+    None,
+)
+_PLACE = re.compile(r"^(?P<text>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
+_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
+_LONGEST_REASON = 300  # characters: a reason may quote a name that the caller made up
+_SCORE_TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
 class RequestError(MtfError):
-    """The request cannot be served as it was sent; ``status`` is the HTTP status to answer with."""
+    """The request cannot be served as it was sent; ``status`` is the HTTP status to answer with, and
+    ``headers`` go with it."""
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    def __init__(self, message: str, status: int = 400, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = dict(headers or {})
 
 
 @dataclass(frozen=True)
 class RankRequest:
-    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent."""
+    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent.
+
+    A head that was not sent is 0 for every candidate: its term of eq. (1) is then the same for all of
+    them and cannot change their order.
+    """
 
     user_id: int
     items: np.ndarray
@@ -57,135 +102,220 @@ class FeedbackRequest:
     event_ts: datetime | None
 
 
+class Bodies:
+    """The types of the bodies under one set of settings.
+
+    ``rank`` is the JSON body of ``/rank``, ``rank_fields`` the part of it that a binary body keeps as
+    JSON, ``feedback`` the body of ``/feedback``.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        serving = settings.serving
+        count = Meta(max_length=serving.max_candidates)
+        scores = _strict(
+            "Scores",
+            {
+                head.name: (
+                    Annotated[list[Annotated[float, Meta(ge=0, le=head.maximum)]], count] | None,
+                    None,
+                )
+                for head in settings.heads
+            },
+        )
+        candidates = defstruct(
+            "Candidates",
+            [
+                (
+                    "item_id",
+                    Annotated[
+                        list[Integer],
+                        Meta(
+                            min_length=1,
+                            max_length=serving.max_candidates,
+                            extra_json_schema={"uniqueItems": True},
+                        ),
+                    ],
+                ),
+                (
+                    "scores",
+                    Annotated[
+                        scores,
+                        Meta(
+                            description="the predictions of each head, one a candidate in the order of "
+                            "item_id; a head left out cannot change the order"
+                        ),
+                    ],
+                    msgspec.field(default_factory=scores),
+                ),
+            ],
+            forbid_unknown_fields=True,
+        )
+        fields: list[Any] = [
+            ("user_id", Integer),
+            (
+                "request_id",
+                Annotated[Identifier | None, Meta(description="unique; made by the service when absent")],
+                None,
+            ),
+            (
+                "session_id",
+                Annotated[
+                    Identifier | None,
+                    Meta(
+                        description="when absent, the user's last session if it is not older than "
+                        f"{settings.session.gap_minutes:g} minutes, else a new one"
+                    ),
+                ],
+                None,
+            ),
+            ("k", Annotated[int, Meta(ge=1, le=serving.max_k)] | None, serving.default_k),
+            # no feature of the context is known: the hour is taken from the time of the request
+            ("context", _strict("Context", {}) | None, None),
+            _EVENT_TS,
+        ]
+        self.rank = defstruct("RankBody", [("candidates", candidates), *fields], forbid_unknown_fields=True)
+        self.rank_fields = defstruct("RankFields", fields, forbid_unknown_fields=True)
+        event = _strict(
+            "Event",
+            {
+                "item_id": (Integer, msgspec.NODEFAULT),
+                **{signal.column: (Literal[0, 1] | bool, 0) for signal in settings.signals},
+                "play_time_ms": (Milliseconds, 0),
+                "duration_ms": (Milliseconds, 0),
+            },
+        )
+        self.feedback = defstruct(
+            "FeedbackBody",
+            [
+                ("request_id", Identifier),
+                ("events", Annotated[list[event], Meta(max_length=serving.max_k)]),
+                (
+                    "user_id",
+                    Annotated[
+                        Integer | None,
+                        Meta(description="needed only when another machine ranked the request"),
+                    ],
+                    None,
+                ),
+                ("session_id", Identifier | None, None),
+                _EVENT_TS,
+            ],
+            forbid_unknown_fields=True,
+        )
+
+
 class Parser:
     """Reads bodies against one set of settings. Every fault is a :class:`RequestError`."""
 
     def __init__(self, settings: Settings) -> None:
         self._serving = settings.serving
         self._fusion: Fusion = settings.fusion
-        self._places = {name: place for place, name in enumerate(self._fusion.names)}
         self._maxima = np.array([head.maximum for head in self._fusion.heads])
-        self._signals = tuple(signal.column for signal in settings.signals)
-        self._event_fields = frozenset(("item_id", "play_time_ms", "duration_ms", *self._signals))
+        self._event_fields = (
+            "item_id",
+            *(signal.column for signal in settings.signals),
+            "play_time_ms",
+            "duration_ms",
+        )
+        bodies = Bodies(settings)
+        self._rank = msgspec.json.Decoder(bodies.rank)
+        self._rank_fields = msgspec.json.Decoder(bodies.rank_fields)
+        self._feedback = msgspec.json.Decoder(bodies.feedback)
 
-    def rank(self, body: bytes) -> RankRequest:
-        values = _object(body, RANK_FIELDS)
-        candidates = _required(values, "candidates")
-        if type(candidates) is not dict:
-            raise RequestError("candidates must be an object with item_id and scores")
-        _refuse_unknown(candidates, ("item_id", "scores"), "candidates.")
-        items = self._items(_required(candidates, "item_id", "candidates."))
-        scores, given = self._scores(candidates.get("scores", {}), len(items))
-        context = values.get("context")
-        if context is not None and type(context) is not dict:
-            raise RequestError("context must be an object")
-        if context:
+    def rank(self, body: bytes, media_type: str = JSON) -> RankRequest:
+        """A body of either media type."""
+        if media_type == BINARY:
+            return self._rank_binary(body)
+        values = _decode(self._rank, body)
+        ids = values.candidates.item_id
+        items = np.array(ids, dtype=np.int64)
+        _refuse_repeated(ids)
+        columns = msgspec.structs.astuple(values.candidates.scores)
+        scores = np.zeros((len(columns), len(ids)))
+        pack = struct.Struct(f"={len(ids)}d").pack  # three times as fast as numpy on a list
+        for row, column in enumerate(columns):
+            if column is None:
+                continue
+            if len(column) != len(ids):
+                raise RequestError(
+                    f"candidates.scores.{self._fusion.names[row]}: {len(column)} values for {len(ids)} "
+                    "candidates, expected one a candidate"
+                )
+            scores[row] = np.frombuffer(pack(*column))
+        given = tuple(
+            name for name, column in zip(self._fusion.names, columns, strict=True) if column is not None
+        )
+        return self._request(values, items, scores.T, given)
+
+    def _rank_binary(self, body: bytes) -> RankRequest:
+        tensors = _tensors(body)
+        values = _decode(self._rank_fields, _tensor(tensors, "request", ("U8",))[1])
+        kind, data = _tensor(tensors, "item_id", ("I64",))
+        items = np.frombuffer(data, "<i8")
+        count, largest = len(items), self._serving.max_candidates
+        if not 1 <= count <= largest:
             raise RequestError(
-                f"unknown context feature {next(iter(context))!r}: the settings name none "
-                "(the hour is taken from the time of the request)"
+                f"item_id: {count} candidates, expected 1 to {largest} (serving.max_candidates)"
             )
-        k = values.get("k")
-        if k is None:
-            k = self._serving.default_k
-        elif type(k) is not int or not 1 <= k <= self._serving.max_k:
-            raise RequestError(f"k must be an integer in [1, {self._serving.max_k}] (serving.max_k)")
+        _refuse_repeated(items.tolist())
+        scores = np.zeros((len(self._fusion.names), count))
+        given = []
+        for row, name in enumerate(self._fusion.names):
+            if f"scores.{name}" not in tensors:
+                continue
+            kind, data = _tensor(tensors, f"scores.{name}", tuple(_SCORE_TYPES))
+            column = np.frombuffer(data, _SCORE_TYPES[kind])
+            if len(column) != count:
+                raise RequestError(
+                    f"scores.{name}: {len(column)} values for {count} candidates, expected one a candidate"
+                )
+            scores[row] = column
+            given.append(name)
+        if tensors:
+            raise RequestError(
+                f"unknown tensor {next(iter(tensors))[:80]!r}; expected request, item_id and scores.<head> "
+                f"for {', '.join(self._fusion.names)}"
+            )
+        good = (scores >= 0.0) & (scores <= self._maxima[:, None])  # False for NaN
+        if not good.all():
+            row, place = (int(index) for index in np.argwhere(~good)[0])
+            raise RequestError(
+                f"scores.{self._fusion.names[row]}[{place}]: {scores[row, place]}, expected a number in "
+                f"[0, {self._maxima[row]:g}]"
+            )
+        return self._request(values, items, scores.T, tuple(given))
+
+    def _request(
+        self, values: Any, items: np.ndarray, scores: np.ndarray, given: tuple[str, ...]
+    ) -> RankRequest:
         return RankRequest(
-            user_id=_integer(_required(values, "user_id"), "user_id"),
+            user_id=values.user_id,
             items=items,
             scores=scores,
             given=given,
-            k=k,
-            request_id=_identifier(values.get("request_id"), "request_id"),
-            session_id=_identifier(values.get("session_id"), "session_id"),
-            event_ts=self._time(values.get("event_ts")),
+            k=self._serving.default_k if values.k is None else values.k,
+            request_id=values.request_id,
+            session_id=values.session_id,
+            event_ts=self._time(values.event_ts),
         )
 
     def feedback(self, body: bytes) -> FeedbackRequest:
-        values = _object(body, FEEDBACK_FIELDS)
-        request_id = _identifier(_required(values, "request_id"), "request_id")
-        assert request_id is not None
-        events = _required(values, "events")
-        if type(events) is not list:
-            raise RequestError("events must be a list of objects")
-        if len(events) > self._serving.max_k:
-            raise RequestError(
-                f"{len(events)} events, at most {self._serving.max_k} items are shown (serving.max_k)"
-            )
-        checked = [self._event(event, index) for index, event in enumerate(events)]
-        if len({event["item_id"] for event in checked}) != len(checked):
-            raise RequestError("events name an item_id more than once")
-        user_id = values.get("user_id")
+        values = _decode(self._feedback, body)
+        events = [
+            dict(zip(self._event_fields, map(int, msgspec.structs.astuple(event)), strict=True))
+            for event in values.events
+        ]
+        if len({event["item_id"] for event in events}) != len(events):
+            raise RequestError("events: an item_id is named more than once")
         return FeedbackRequest(
-            request_id=request_id,
-            events=checked,
-            user_id=None if user_id is None else _integer(user_id, "user_id"),
-            session_id=_identifier(values.get("session_id"), "session_id"),
-            event_ts=self._time(values.get("event_ts")),
+            request_id=values.request_id,
+            events=events,
+            user_id=values.user_id,
+            session_id=values.session_id,
+            event_ts=self._time(values.event_ts),
         )
 
-    def _items(self, values: Any) -> np.ndarray:
-        if type(values) is not list or not values:
-            raise RequestError("candidates.item_id must be a list of at least one integer")
-        if len(values) > self._serving.max_candidates:
-            raise RequestError(
-                f"{len(values)} candidates, at most {self._serving.max_candidates} are taken "
-                "(serving.max_candidates)"
-            )
-        if set(map(type, values)) != {int}:
-            row = next(i for i, value in enumerate(values) if type(value) is not int)
-            raise RequestError(f"candidates.item_id[{row}] must be an integer")
-        if len(set(values)) != len(values):
-            seen: set[int] = set()
-            repeated = next(v for v in values if v in seen or seen.add(v))
-            raise RequestError(f"candidates.item_id names item {repeated} more than once")
-        try:
-            return np.array(values, dtype=np.int64)
-        except OverflowError as error:
-            raise RequestError("candidates.item_id holds a number beyond 64 bits") from error
-
-    def _scores(self, columns: Any, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        if type(columns) is not dict:
-            raise RequestError("candidates.scores must be an object of one list a head")
-        for name, column in columns.items():
-            if type(column) is not list:
-                raise RequestError(f"candidates.scores.{name[:80]} must be a list of numbers")
-            if not _NUMBERS.issuperset(map(type, column)):
-                row = next(i for i, value in enumerate(column) if type(value) not in _NUMBERS)
-                raise RequestError(f"candidates.scores.{name[:80]}[{row}] must be a number")
-        given = tuple(name for name in self._fusion.names if name in columns)
-        if len(given) == len(columns) and all(len(column) == count for column in columns.values()):
-            matrix = np.zeros((count, len(self._fusion.names)))
-            where = [self._places[name] for name in given]
-            matrix[:, where] = np.array([columns[name] for name in given], dtype=np.float64).T.reshape(
-                count, -1
-            )
-            if ((matrix >= 0.0) & (matrix <= self._maxima)).all():
-                return matrix, given
-        try:  # something is wrong: the formula itself says what, head by head
-            return self._fusion.matrix(columns, count), given
-        except (DataError, OverflowError) as error:
-            raise RequestError(f"candidates: {error}") from error
-
-    def _event(self, event: Any, index: int) -> dict[str, int]:
-        where = f"events[{index}]."
-        if type(event) is not dict:
-            raise RequestError(f"events[{index}] must be an object")
-        if not self._event_fields.issuperset(event):
-            _refuse_unknown(event, ("item_id", *self._signals, "play_time_ms", "duration_ms"), where)
-        checked = {"item_id": _integer(_required(event, "item_id", where), where + "item_id")}
-        for column in self._signals:
-            value = event.get(column, 0)
-            if type(value) not in (int, bool) or value not in (0, 1):
-                raise RequestError(f"{where}{column} must be 0 or 1")
-            checked[column] = int(value)
-        for column in ("play_time_ms", "duration_ms"):
-            value = event.get(column, 0)
-            if type(value) is not int or not 0 <= value <= MAXIMUM_MS:
-                raise RequestError(f"{where}{column} must be an integer of milliseconds, at least 0")
-            checked[column] = value
-        return checked
-
-    def _time(self, value: Any) -> datetime | None:
+    def _time(self, value: str | None) -> datetime | None:
         if value is None:
             return None
         if not self._serving.accept_event_ts:
@@ -200,12 +330,49 @@ class Parser:
             time = time.astimezone(UTC)
             if not 1970 <= time.year <= 2200:
                 raise ValueError
-        except (TypeError, ValueError, OverflowError) as error:
+        except (ValueError, OverflowError) as error:
             raise RequestError(
                 "event_ts must be an ISO-8601 time with its offset between 1970 and 2200, "
                 "such as 2026-01-05T12:00:00Z"
             ) from error
         return time
+
+
+def encode_answer(answer: Mapping[str, Any], media_type: str = JSON) -> bytes:
+    """The answer of ``/rank``: JSON, or its ``items`` and ``scores`` as tensors beside the rest.
+
+    The binary form is a safetensors file of ``items`` I64 [k], ``scores`` F64 [k], and ``answer`` U8
+    with the other fields as a JSON object. ``items`` and ``scores`` are numpy arrays.
+    """
+    if media_type == JSON:
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    columns = {name: np.ascontiguousarray(answer[name]) for name in ("items", "scores")}
+    rest = {name: value for name, value in answer.items() if name not in columns}
+    return save(columns | {"answer": _bytes(rest)})
+
+
+def encode_rank_binary(
+    fields: Mapping[str, Any], items: np.ndarray, scores: Mapping[str, np.ndarray]
+) -> bytes:
+    """A binary body of ``/rank``; scores are sent as float32 unless they are float64 already."""
+    tensors = {"request": _bytes(fields), "item_id": np.asarray(items, dtype=np.int64)}
+    for name, column in scores.items():
+        column = np.asarray(column)
+        kind = np.float64 if column.dtype == np.float64 else np.float32
+        tensors[f"scores.{name}"] = np.ascontiguousarray(column, dtype=kind)
+    return save(tensors)
+
+
+def decode_answer_binary(body: bytes) -> dict[str, Any]:
+    """What :func:`encode_answer` wrote, as its JSON form would be read. Raises ``ValueError``."""
+    try:
+        tensors = {name: view["data"] for name, view in deserialize(body)}
+        return orjson.loads(tensors["answer"]) | {
+            "items": np.frombuffer(tensors["items"], "<i8").tolist(),
+            "scores": np.frombuffer(tensors["scores"], "<f8").tolist(),
+        }
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"not a binary answer: {error}") from error
 
 
 def timestamp(time: datetime) -> str:
@@ -218,38 +385,71 @@ def local_day(time: datetime, utc_offset_hours: int) -> str:
     return (time.astimezone(UTC) + timedelta(hours=utc_offset_hours)).strftime("%Y-%m-%d")
 
 
-def _object(body: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+def _strict(name: str, fields: Mapping[str, tuple[Any, Any]]) -> Any:
+    """A type whose field names come from the settings and need not be names in Python."""
+    places = {f"field_{place}": field for place, field in enumerate(fields)}
+    return defstruct(
+        name,
+        [(place, *fields[field]) for place, field in places.items()],
+        rename=places,
+        forbid_unknown_fields=True,
+    )
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes | bytearray) -> Any:
     try:
-        values = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
-    if type(values) is not dict:
-        raise RequestError("the body must be a JSON object")
-    _refuse_unknown(values, fields)
-    return values
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise RequestError(_reason(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}"[:_LONGEST_REASON]) from error
 
 
-def _refuse_unknown(values: dict[str, Any], fields: tuple[str, ...], where: str = "") -> None:
-    for name in values:
-        if name not in fields:
-            raise RequestError(f"unknown field {where}{name[:80]}; expected {', '.join(fields)}")
+def _reason(message: str) -> str:
+    """msgspec's message with the field first: ```candidates.item_id[3]: expected `int```."""
+    match = _PLACE.match(message)
+    assert match is not None  # every text matches
+    text, path = match["text"], match["path"] or ""
+    inside = f"{path}." if path else ""
+    if missing := _MISSING.match(text):
+        return f"{inside}{missing[1]} is missing"
+    if unknown := _UNKNOWN.match(text):
+        return f"unknown field {inside}{unknown[1]}"[:_LONGEST_REASON]
+    text = text[:1].lower() + text[1:]
+    return f"{path or 'the body'}: {text}"[:_LONGEST_REASON]
 
 
-def _required(values: dict[str, Any], name: str, where: str = "") -> Any:
-    if values.get(name) is None:
-        raise RequestError(f"{where}{name} is missing")
-    return values[name]
+def _refuse_repeated(items: list[int]) -> None:
+    if len(set(items)) != len(items):
+        seen: set[int] = set()
+        repeated = next(item for item in items if item in seen or seen.add(item))
+        raise RequestError(f"candidates.item_id names item {repeated} more than once")
 
 
-def _integer(value: Any, name: str) -> int:
-    if type(value) is not int or not -INT64 <= value < INT64:
-        raise RequestError(f"{name} must be a 64-bit integer")
-    return value
+def _tensors(body: bytes) -> dict[str, dict[str, Any]]:
+    """The tensors of a binary body by name: their type, shape and bytes."""
+    if int.from_bytes(body[:8], "little") > MAXIMUM_BINARY_HEADER:
+        raise RequestError(
+            f"the body is not a safetensors file with a header of at most {MAXIMUM_BINARY_HEADER} bytes"
+        )
+    try:
+        return dict(deserialize(body))
+    except SafetensorError as error:
+        raise RequestError(f"the body is not a safetensors file: {error}"[:_LONGEST_REASON]) from error
 
 
-def _identifier(value: Any, name: str) -> str | None:
-    if value is None:
-        return None
-    if type(value) is not str or not 1 <= len(value) <= MAXIMUM_ID_LENGTH:
-        raise RequestError(f"{name} must be a string of 1 to {MAXIMUM_ID_LENGTH} characters")
-    return value
+def _tensor(tensors: dict[str, dict[str, Any]], name: str, kinds: tuple[str, ...]) -> tuple[str, bytearray]:
+    """Take out one tensor of one dimension; its type and its bytes."""
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise RequestError(f"the tensor {name} is missing")
+    if tensor["dtype"] not in kinds or len(tensor["shape"]) != 1:
+        raise RequestError(
+            f"{name}: {tensor['dtype']} of shape {tensor['shape']}, expected one dimension of "
+            f"{' or '.join(kinds)}"
+        )
+    return tensor["dtype"], tensor["data"]
+
+
+def _bytes(fields: Mapping[str, Any]) -> np.ndarray:
+    return np.frombuffer(orjson.dumps(fields), np.uint8)

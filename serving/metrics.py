@@ -30,7 +30,10 @@ http_seconds = Histogram(
 ranked = Counter("mtf_ranked", "Ranked requests by arm and fallback", ["arm", "fallback"])
 feedback_events = Counter("mtf_feedback_events", "Items that feedback was taken for")
 stage_seconds = Histogram(
-    "mtf_stage_seconds", "Parts of a request: parse, state, policy, fuse, log", ["stage"], buckets=_SECONDS
+    "mtf_stage_seconds",
+    "Parts of a request: parse, state, policy, fuse, log, respond",
+    ["stage"],
+    buckets=_SECONDS,
 )
 store_errors = Counter("mtf_store_errors", "Store calls that failed or came too late", ["operation"])
 store_up = Gauge("mtf_store_up", "1 when the store's latest answer was good", multiprocess_mode="livemin")

@@ -2,74 +2,43 @@
 
 from typing import Any
 
+import msgspec
+
 from serving.arms import ARMS
-from serving.messages import MAXIMUM_ID_LENGTH, MAXIMUM_MS
+from serving.messages import BINARY, JSON, MAXIMUM_ID_LENGTH, Bodies
 from serving.ranker import NO_POLICY, POLICY, STORE
 from training.contract.settings import Settings
 
 _INT64 = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
 _ID = {"type": "string", "minLength": 1, "maxLength": MAXIMUM_ID_LENGTH}
 
+_BINARY_BODY = (
+    "a safetensors file of request U8 [m] (RankFields as JSON), item_id I64 [n], and scores.<head> F32 or "
+    "F64 [n] for each head that is sent"
+)
+_BINARY_ANSWER = (
+    "with `Accept: application/x-safetensors`: a safetensors file of items I64 [k], scores F64 [k], and "
+    "answer U8 [m], the other fields as JSON"
+)
+
 
 def document(settings: Settings) -> dict[str, Any]:
     """OpenAPI 3.1 of every endpoint that this service answers."""
-    serving = settings.serving
-    heads = {
-        head.name: {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": head.maximum},
-            "maxItems": serving.max_candidates,
-            "description": f"predicted {head.name} of each candidate, in the order of item_id",
-        }
-        for head in settings.heads
-    }
-    signals = {signal.column: {"enum": [0, 1], "default": 0} for signal in settings.signals}
-    milliseconds = {"type": "integer", "minimum": 0, "maximum": MAXIMUM_MS, "default": 0}
-    time = (
-        {
-            "event_ts": _or_null(
-                type="string",
-                format="date-time",
-                description="the request's own time, for simulated or replayed traffic",
-            )
-        }
-        if serving.accept_event_ts
-        else {}
+    bodies = Bodies(settings)
+    _, schemas = msgspec.json.schema_components(
+        [bodies.rank, bodies.rank_fields, bodies.feedback], ref_template="#/components/schemas/{name}"
     )
-    rank_request = _object(
-        ["user_id", "candidates"],
-        request_id=_or_null(**_ID, description="unique; made by the service when absent"),
-        user_id=_INT64,
-        session_id=_or_null(
-            **_ID,
-            description="when absent, the user's last session if it is not older than "
-            f"{settings.session.gap_minutes:g} minutes, else a new one",
-        ),
-        k=_or_null(type="integer", minimum=1, maximum=serving.max_k, default=serving.default_k),
-        context=_or_null(**_object([])),
-        candidates=_object(
-            ["item_id"],
-            item_id={
-                "type": "array",
-                "items": _INT64,
-                "minItems": 1,
-                "maxItems": serving.max_candidates,
-                "uniqueItems": True,
-            },
-            scores={
-                **_object([], **heads),
-                "description": "one list a head, as long as item_id; a head left out cannot change the order",
-            },
-        ),
-        **time,
-    )
+    if not settings.serving.accept_event_ts:
+        for name in ("RankBody", "RankFields", "FeedbackBody"):
+            del schemas[name]["properties"]["event_ts"]  # refused
+    names = [head.name for head in settings.heads]
     rank_answer = _object(
         ["request_id", "session_id", "items", "scores", "weights", "policy"],
         request_id=_ID,
         session_id={"type": "string"},
         items={"type": "array", "items": _INT64, "description": "best first, at most k"},
         scores={"type": "array", "items": {"type": "number"}, "description": "eq. (1) of each item"},
-        weights=_object(list(heads), **{name: {"type": "number"} for name in heads}),
+        weights=_object(names, **{name: {"type": "number"} for name in names}),
         policy=_object(
             ["version", "arm", "fallback"],
             version={"type": "string", "description": "'static' when no policy was used"},
@@ -80,20 +49,6 @@ def document(settings: Settings) -> dict[str, Any]:
                 "policy without a usable action",
             },
         ),
-    )
-    feedback_request = _object(
-        ["request_id", "events"],
-        request_id=_ID,
-        user_id=_or_null(**_INT64, description="needed only when another machine ranked the request"),
-        session_id=_or_null(**_ID),
-        events={
-            "type": "array",
-            "maxItems": serving.max_k,
-            "items": _object(
-                ["item_id"], item_id=_INT64, **signals, play_time_ms=milliseconds, duration_ms=milliseconds
-            ),
-        },
-        **time,
     )
     feedback_answer = _object(
         ["request_id", "session_id", "events", "state_moved"],
@@ -115,8 +70,18 @@ def document(settings: Settings) -> dict[str, Any]:
                 "post": _operation(
                     "rank",
                     "Order candidates",
-                    rank_request,
-                    rank_answer,
+                    {
+                        JSON: {"schema": _reference("RankBody")},
+                        BINARY: {
+                            "schema": {"type": "string", "format": "binary", "description": _BINARY_BODY}
+                        },
+                    },
+                    {
+                        JSON: {"schema": rank_answer},
+                        BINARY: {
+                            "schema": {"type": "string", "format": "binary", "description": _BINARY_ANSWER}
+                        },
+                    },
                     {"503": "the decision could not be made durable; nothing was served"},
                 )
             },
@@ -125,8 +90,8 @@ def document(settings: Settings) -> dict[str, Any]:
                     **_operation(
                         "feedback",
                         "What the user did; it moves the state of the next request",
-                        feedback_request,
-                        feedback_answer,
+                        {JSON: {"schema": _reference("FeedbackBody")}},
+                        {JSON: {"schema": feedback_answer}},
                         {
                             "401": "no token, or a wrong one",
                             "404": "unknown request, and no user_id in the body",
@@ -147,15 +112,14 @@ def document(settings: Settings) -> dict[str, Any]:
             },
         },
         "components": {
-            "schemas": {"Error": _object(["error"], error={"type": "string"})},
+            "schemas": schemas | {"Error": _object(["error"], error={"type": "string"})},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _or_null(**schema: Any) -> dict[str, Any]:
-    """A field that may be left out, or be null, which means the same."""
-    return {**schema, "type": [schema["type"], "null"]}
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def _object(required: list[str], **properties: Any) -> dict[str, Any]:
@@ -168,21 +132,23 @@ def _object(required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 def _operation(
-    name: str, summary: str, body: dict[str, Any], answer: dict[str, Any], errors: dict[str, str]
+    name: str, summary: str, bodies: dict[str, Any], answers: dict[str, Any], errors: dict[str, str]
 ) -> dict[str, Any]:
     reasons = {
         "400": "the body is wrong; the error names the field",
         "408": "the body did not arrive in time",
         "413": "the body is too large",
+        "415": "a media type that is not taken here, or a compressed body",
+        "429": "more requests than serving.rate_limit; Retry-After says when to come back",
         **errors,
     }
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    error = {JSON: {"schema": _reference("Error")}}
     return {
         "operationId": name,
         "summary": summary,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "requestBody": {"required": True, "content": bodies},
         "responses": {
-            "200": {"description": "done", "content": {"application/json": {"schema": answer}}},
+            "200": {"description": "done", "content": answers},
             **{status: {"description": text, "content": error} for status, text in sorted(reasons.items())},
         },
     }

@@ -6,8 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
-from serving.messages import Parser, RequestError, local_day, timestamp
+from serving.messages import (
+    BINARY,
+    MAXIMUM_BINARY_HEADER,
+    Parser,
+    RequestError,
+    decode_answer_binary,
+    encode_answer,
+    encode_rank_binary,
+    local_day,
+    timestamp,
+)
+from serving.messages import (
+    JSON as JSON_TYPE,
+)
 from training.contract.settings import ServingSettings, Settings
 
 SETTINGS = Settings(serving=ServingSettings(max_candidates=50, max_k=20))
@@ -67,45 +81,59 @@ def test_what_is_left_out_has_a_documented_value():
     ("body", "message"),
     [
         (rank_body(extra=1), "unknown field extra"),
-        (rank_body(user_id="5"), "user_id must be a 64-bit integer"),
-        (rank_body(user_id=True), "user_id must be"),
-        (rank_body(user_id=2**63), "user_id must be"),
-        (rank_body(user_id=None), "user_id is missing"),
-        (rank_body(k=0), "k must be an integer in \\[1, 20\\]"),
-        (rank_body(k=21), "k must be"),
-        (rank_body(k=2.0), "k must be"),
-        (rank_body(request_id=""), "request_id must be a string of 1 to"),
-        (rank_body(request_id=7), "request_id must be"),
-        (rank_body(session_id="x" * 201), "session_id must be"),
-        (rank_body(context=[]), "context must be an object"),
-        (rank_body(context={"page": 1}), "unknown context feature 'page'"),
-        (rank_body(candidates=[]), "candidates must be an object"),
+        (rank_body(user_id="5"), "^user_id: expected `int`, got `str`"),
+        (rank_body(user_id=True), "^user_id: expected `int`, got `bool`"),
+        (rank_body(user_id=2**63), "^user_id: expected `int` <= 9223372036854775807"),
+        (rank_body(user_id=-(2**63) - 1), "^user_id: "),
+        (rank_body(user_id=None), "^user_id: expected `int`, got `null`"),
+        ({"candidates": {"item_id": [1]}}, "^user_id is missing"),
+        (rank_body(k=0), "^k: expected `int` >= 1"),
+        (rank_body(k=21), "^k: expected `int` <= 20"),
+        (rank_body(k=2.0), "^k: expected `int \\| null`, got `float`"),
+        (rank_body(request_id=""), "^request_id: expected `str` of length >= 1"),
+        (rank_body(request_id=7), "^request_id: expected `str \\| null`, got `int`"),
+        (rank_body(session_id="x" * 201), "^session_id: expected `str` of length <= 200"),
+        (rank_body(context=[]), "^context: expected `object \\| null`, got `array`"),
+        (rank_body(context={"page": 1}), "unknown field context.page"),
+        (rank_body(candidates=[]), "^candidates: expected `object`, got `array`"),
         (rank_body(candidates={"item_id": [1], "rows": []}), "unknown field candidates.rows"),
         (rank_body(candidates={"scores": {}}), "candidates.item_id is missing"),
-        (rank_body(**candidates([])), "at least one integer"),
-        (rank_body(**candidates([1, 2.0])), "item_id\\[1\\] must be an integer"),
-        (rank_body(**candidates([1, True])), "item_id\\[1\\] must be an integer"),
-        (rank_body(**candidates([1, "2"])), "item_id\\[1\\] must be an integer"),
+        (rank_body(**candidates([])), "^candidates.item_id: expected `array` of length >= 1"),
+        (rank_body(**candidates([1, 2.0])), "item_id\\[1\\]: expected `int`, got `float`"),
+        (rank_body(**candidates([1, True])), "item_id\\[1\\]: expected `int`, got `bool`"),
+        (rank_body(**candidates([1, "2"])), "item_id\\[1\\]: expected `int`, got `str`"),
         (rank_body(**candidates([4, 9, 4])), "names item 4 more than once"),
-        (rank_body(**candidates([1, 2**63])), "beyond 64 bits"),
-        (rank_body(**candidates(range(51))), "51 candidates, at most 50"),
-        (rank_body(**candidates(purchase=[0, 0, 0])), "unknown head 'purchase'"),
-        (rank_body(**candidates(click=0.5)), "scores.click must be a list"),
-        (rank_body(**candidates(click=[0.1, 0.2])), "scores.click has shape \\(2,\\), expected \\(3,\\)"),
+        (rank_body(**candidates([1, 2**63])), "item_id\\[1\\]: expected `int` <= 9223372036854775807"),
+        (rank_body(**candidates(range(51))), "^candidates.item_id: expected `array` of length <= 50"),
+        (rank_body(**candidates(purchase=[0, 0, 0])), "unknown field candidates.scores.purchase"),
+        (rank_body(**candidates(click=0.5)), "scores.click: expected `array \\| null`, got `float`"),
+        (rank_body(**candidates(click=[0.1, 0.2])), "scores.click: 2 values for 3 candidates"),
         (
             rank_body(**candidates(click=[0.1, 0.2, 1.7])),
-            "scores.click\\[2\\] is 1.7, expected .* \\[0, 1\\]",
+            "scores.click\\[2\\]: expected `float` <= 1.0",
         ),
-        (rank_body(**candidates(click=[0.1, -0.2, 0])), "scores.click\\[1\\] is -0.2"),
-        (rank_body(**candidates(click=[0.1, None, 0])), "scores.click\\[1\\] must be a number"),
-        (rank_body(**candidates(click=[0.1, True, 0])), "scores.click\\[1\\] must be a number"),
-        (rank_body(**candidates(click=[0.1, "0.2", 0])), "scores.click\\[1\\] must be a number"),
-        (rank_body(**candidates(click=[0.1, [0.2], 0])), "scores.click\\[1\\] must be a number"),
+        (rank_body(**candidates(click=[0.1, -0.2, 0])), "scores.click\\[1\\]: expected `float` >= 0.0"),
+        (
+            rank_body(**candidates(click=[0.1, None, 0])),
+            "candidates.scores.click\\[1\\]: expected `float`, got",
+        ),
+        (
+            rank_body(**candidates(click=[0.1, True, 0])),
+            "candidates.scores.click\\[1\\]: expected `float`, got",
+        ),
+        (
+            rank_body(**candidates(click=[0.1, "0.2", 0])),
+            "candidates.scores.click\\[1\\]: expected `float`, got",
+        ),
+        (
+            rank_body(**candidates(click=[0.1, [0.2], 0])),
+            "candidates.scores.click\\[1\\]: expected `float`, got",
+        ),
         (rank_body(**candidates(click=[0.1, math.nan, 0])), "not JSON"),
         (rank_body(**candidates(click=[0.1, math.inf, 0])), "not JSON"),
         (rank_body(event_ts="2026-01-05T00:00:00Z"), "serving.accept_event_ts"),
-        ([], "must be a JSON object"),
-        (None, "must be a JSON object"),
+        ([], "^the body: expected `object`, got"),
+        (None, "^the body: expected `object`, got"),
     ],
 )
 def test_a_bad_rank_body_is_refused_by_name(body, message):
@@ -134,29 +162,36 @@ def test_feedback_fills_in_what_was_not_sent():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (feedback_body(request_id=None), "request_id is missing"),
+        (feedback_body(request_id=None), "^request_id: expected `str`, got `null`"),
+        ({"events": []}, "^request_id is missing"),
         (feedback_body(extra=1), "unknown field extra"),
-        (feedback_body(events={}), "events must be a list"),
-        (feedback_body(events=None), "events is missing"),
-        (feedback_body(events=[3]), "events\\[0\\] must be an object"),
+        (feedback_body(events={}), "^events: expected `array`, got `object`"),
+        (feedback_body(events=None), "^events: expected `array`, got `null`"),
+        (feedback_body(events=[3]), "^events\\[0\\]: expected `object`, got `int`"),
         (feedback_body(events=[{"is_click": 1}]), "events\\[0\\].item_id is missing"),
-        (feedback_body(**event(item_id="3")), "events\\[0\\].item_id must be a 64-bit integer"),
-        (feedback_body(**event(item_id=3.0)), "item_id must be"),
+        (feedback_body(**event(item_id="3")), "^events\\[0\\].item_id: expected `int`, got `str`"),
+        (feedback_body(**event(item_id=3.0)), "item_id: expected `int`, got `float`"),
         (
             feedback_body(**event(is_purchase=1)),
-            "unknown field events\\[0\\].is_purchase; expected item_id, ",
+            "unknown field events\\[0\\].is_purchase",
         ),
-        (feedback_body(**event(is_click=2)), "is_click must be 0 or 1"),
-        (feedback_body(**event(is_click=1.0)), "is_click must be 0 or 1"),
+        (feedback_body(**event(is_click=2)), "^events\\[0\\].is_click: invalid enum value 2"),
+        (
+            feedback_body(**event(is_click=1.0)),
+            "^events\\[0\\].is_click: expected `bool \\| int`, got `float`",
+        ),
         (
             feedback_body(**event(play_time_ms=-1)),
-            "play_time_ms must be an integer of milliseconds, at least 0",
+            "^events\\[0\\].play_time_ms: expected `int` >= 0",
         ),
-        (feedback_body(**event(play_time_ms=1.5)), "play_time_ms must be"),
-        (feedback_body(**event(duration_ms=2**60)), "duration_ms must be"),
+        (feedback_body(**event(play_time_ms=1.5)), "play_time_ms: expected `int`, got `float`"),
+        (feedback_body(**event(duration_ms=2**60)), "duration_ms: expected `int` <= 9007199254740992"),
         (feedback_body(events=[{"item_id": 3}, {"item_id": 3}]), "more than once"),
-        (feedback_body(events=[{"item_id": i} for i in range(21)]), "21 events, at most 20"),
-        (feedback_body(user_id="x"), "user_id must be"),
+        (
+            feedback_body(events=[{"item_id": i} for i in range(21)]),
+            "^events: expected `array` of length <= 20",
+        ),
+        (feedback_body(user_id="x"), "^user_id: expected `int \\| null`, got `str`"),
         (feedback_body(event_ts="2026-01-05T00:00:00Z"), "serving.accept_event_ts"),
     ],
 )
@@ -211,8 +246,107 @@ def test_times_are_taken_with_their_offset():
 
 @pytest.mark.parametrize(
     "value",
-    ["2026-01-05T00:00:00", "yesterday", 5, "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-10:00"],
+    ["2026-01-05T00:00:00", "yesterday", "", "0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-10:00"],
 )
 def test_a_time_that_is_not_one_is_refused(value):
     with pytest.raises(RequestError, match="event_ts must be an ISO-8601 time"):
         REPLAY.rank(encode(rank_body(event_ts=value)))
+    with pytest.raises(RequestError, match=r"^event_ts: expected `str"):
+        REPLAY.rank(encode(rank_body(event_ts=5)))
+
+
+def binary(request=b'{"user_id": 5}', items=(3, 1, 2), **scores) -> bytes:
+    tensors = {f"scores.{name}": np.asarray(column) for name, column in scores.items()}
+    if request is not None:
+        tensors["request"] = np.frombuffer(request, np.uint8)
+    if items is not None:
+        tensors["item_id"] = np.asarray(items)
+    return save(tensors)
+
+
+F32 = np.float32
+
+
+@given(data=st.data(), count=st.integers(1, 50), kind=st.sampled_from([np.float32, np.float64]))
+def test_a_binary_body_says_what_the_json_body_says(data, count, kind):
+    items = data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=count, max_size=count, unique=True))
+    scores = {
+        head.name: np.array(
+            data.draw(st.lists(st.floats(0, head.maximum, width=32), min_size=count, max_size=count)), kind
+        )
+        for head in SETTINGS.heads
+        if data.draw(st.booleans())
+    }
+    fields = {"user_id": 7, "k": 3, "request_id": "r", "session_id": "s"}
+    sent = PARSER.rank(encode_rank_binary(fields, np.array(items), scores), BINARY)
+    columns = {name: column.astype(float).tolist() for name, column in scores.items()}
+    same = PARSER.rank(encode(fields | candidates(items, **columns)))
+    assert np.array_equal(sent.items, same.items) and np.array_equal(sent.scores, same.scores)
+    assert (sent.given, sent.user_id, sent.k, sent.request_id, sent.session_id) == (
+        same.given,
+        same.user_id,
+        same.k,
+        same.request_id,
+        same.session_id,
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not a safetensors file"),
+        (b"\x00" * 8, "not a safetensors file"),
+        ((MAXIMUM_BINARY_HEADER + 1).to_bytes(8, "little") + b"{}", "header of at most"),
+        (binary()[:-1], "not a safetensors file"),
+        (binary() + b"\x00", "not a safetensors file"),
+        (binary(request=None), "the tensor request is missing"),
+        (binary(items=None), "the tensor item_id is missing"),
+        (binary(request=b"{"), "not JSON"),
+        (binary(request=b"{}"), "^user_id is missing"),
+        (binary(request=b'{"user_id": 5, "candidates": {}}'), "unknown field candidates"),
+        (binary(request=b'{"user_id": "5"}'), "^user_id: expected `int`"),
+        (binary(items=np.zeros(0, np.int64)), "0 candidates, expected 1 to 50"),
+        (binary(items=np.arange(51)), "51 candidates, expected 1 to 50"),
+        (binary(items=np.array([1, 2], np.int32)), "^item_id: I32 of shape"),
+        (binary(items=np.array([[1, 2]])), "^item_id: I64 of shape"),
+        (binary(items=[4, 9, 4]), "names item 4 more than once"),
+        (binary(purchase=np.zeros(3, F32)), "unknown tensor 'scores.purchase'"),
+        (binary(click=np.zeros(2, F32)), "^scores.click: 2 values for 3 candidates"),
+        (binary(click=np.zeros(3, np.int64)), "^scores.click: I64 of shape"),
+        (binary(click=np.zeros((3, 1), F32)), "^scores.click: F32 of shape"),
+        (binary(click=np.array([0, np.nan, 0], F32)), "scores.click\\[1\\]: nan, expected a number"),
+        (binary(click=np.array([0, 0, np.inf], F32)), "scores.click\\[2\\]: inf"),
+        (binary(like=np.array([0, 0, 1.5])), "scores.like\\[2\\]: 1.5, expected a number in \\[0, 1\\]"),
+        (binary(like=np.array([-0.1, 0, 1])), "scores.like\\[0\\]: -0.1"),
+    ],
+)
+def test_a_bad_binary_body_is_refused_by_name(body, message):
+    with pytest.raises(RequestError, match=message) as refused:
+        PARSER.rank(body, BINARY)
+    assert refused.value.status == 400
+
+
+@given(body=st.binary(max_size=400), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255))))
+def test_no_binary_bytes_do_anything_but_parse_or_be_refused(body, flips):
+    good = bytearray(binary(click=np.full(3, 0.5, F32)))
+    for place, value in flips:
+        good[place % len(good)] = value
+    for sent in (body, bytes(good), len(body).to_bytes(8, "little") + body):
+        try:
+            PARSER.rank(sent, BINARY)
+        except RequestError as error:
+            assert error.status == 400 and str(error)
+
+
+def test_an_answer_is_the_same_in_both_forms():
+    answer = {
+        "request_id": "r",
+        "session_id": "s",
+        "items": np.array([2**60, -5]),
+        "scores": np.array([0.1, -1.0]),
+        "weights": {"click": 0.5},
+        "policy": {"version": "v", "arm": "champion", "fallback": None},
+    }
+    assert decode_answer_binary(encode_answer(answer, BINARY)) == json.loads(encode_answer(answer, JSON_TYPE))
+    with pytest.raises(ValueError, match="not a binary answer"):
+        decode_answer_binary(b"{}")

@@ -332,6 +332,12 @@ class ServingSettings(Section):
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     default_k: int = Field(6, ge=1, description="items returned when the request names no k")
     max_k: int = Field(200, ge=1)
+    rate_limit: Positive | None = Field(
+        None,
+        description="requests a second to /rank and /feedback from one address, in each worker; none has no "
+        "limit (ours)",
+    )
+    rate_burst: int = Field(100, ge=1, description="requests that may come at once within rate_limit (ours)")
     accept_event_ts: bool = Field(
         False, description="let requests carry their own time: for simulated and replayed traffic"
     )
