@@ -53,6 +53,7 @@ MARTS = {
     "fct_session_state": ("event_timestamp", "request_id"),
     "dim_users": ("user_id",),
     "fct_policy_daily": ("arm", "policy_version"),
+    "fct_user_days": ("user_id",),
 }
 _INSTANT = "{{ 'timestamp' if target.type == 'spark' else 'timestamptz' }}"
 _PROFILE_TYPES = {"numeric": "double", "log": "double", "flag": "bigint", "categorical": "string"}
@@ -423,6 +424,27 @@ def properties(settings: Settings) -> str:
                 _column("sess_last_ts", "latest feedback, this one", _INSTANT, required=True),
                 _column("dt", "local day of the request", "date", required=True),
             ],
+            contract=True,
+        ),
+        _model(
+            "fct_user_days",
+            "One row per user and day on which he was shown anything: the terms of eq. (2), summed.",
+            [
+                user_id,
+                _column("requests", "requests that showed him anything", "bigint", required=True),
+                _column("impressions", "shown items", "bigint", required=True),
+                *[_column(f"{s}_count", f"shown items with {s}", "bigint", required=True) for s in signals],
+                _column("play_s", "seconds played: his dwell time", "double", required=True),
+                _column("capped_play_s", "seconds that count, per item", "double", required=True),
+                _column(
+                    "integrity",
+                    "sum of min(play / duration, 1) where the duration is known",
+                    "double",
+                    required=True,
+                ),
+                _column("dt", "local day of the requests", "date", required=True),
+            ],
+            key=["user_id", "dt"],
             contract=True,
         ),
         _model(

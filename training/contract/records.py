@@ -17,6 +17,7 @@ STAGES = (
     "validate_landed",
     "transform",
     "validate_transitions",
+    "reward",  # of `mtf reward`, where a person asked for it
     "features",
     "parity",
     "validate_training_set",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from training.contract.files import write_atomic
-from training.experiments.table import Log, Table
+from training.experiments.table import Log, Table, slug
 from training.simulator.collect import Arm, collect, random_arm
 from training.simulator.references import Bench, Choose
 from training.simulator.sessions import top
@@ -28,7 +28,7 @@ class Ground:
     """The ground of one world and seed. ``folder`` holds the snapshots and logs; :meth:`prepare` first."""
 
     def __init__(self, table: Table, world: str, seed: int, folder: Path) -> None:
-        self.table, self.name, self.seed, self.folder = table, world, seed, folder / world
+        self.table, self.name, self.seed, self.folder = table, world, seed, folder / slug(world)
         self.settings = table.ranking_settings(world)
         start = date.fromisoformat(self.settings.world.start_day)
         first = start + timedelta(days=table.past_days)

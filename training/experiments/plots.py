@@ -14,7 +14,7 @@ from scipy.stats import gaussian_kde
 
 from training.contract.files import write_atomic
 from training.evaluation.intervals import mean_interval
-from training.experiments.table import Table
+from training.experiments.table import Table, slug
 
 if TYPE_CHECKING:
     from training.experiments.results import Measured
@@ -56,7 +56,7 @@ def draw(table: Table, folder: Path, measured: Mapping[tuple[str, int, str], "Me
             }
             for name, figure in figures.items():
                 if figure is not None:
-                    drawn.append(f"{world}-{name}.png")
+                    drawn.append(f"{slug(world)}-{name}.png")
                     _save(figure, folder / drawn[-1])
     return drawn
 

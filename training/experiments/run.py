@@ -21,7 +21,7 @@ from training.contract.errors import MtfError
 from training.contract.files import read_json, write_atomic, write_json_atomic
 from training.experiments.ground import Ground
 from training.experiments.results import write_results
-from training.experiments.table import Method, Table
+from training.experiments.table import Method, Table, slug
 from training.experiments.unit import run_unit, source_files
 
 # (job, share of it that is done, what it does)
@@ -43,8 +43,7 @@ class Unit:
 
     def path(self, folder: Path) -> Path:
         """Its JSON; the arrays lie beside it as ``.npz``."""
-        name = "".join(c if c.isalnum() else "_" for c in self.method).lower()
-        return folder / "units" / self.world / f"seed={self.seed}" / f"{name}.json"
+        return folder / "units" / slug(self.world) / f"seed={self.seed}" / f"{slug(self.method)}.json"
 
 
 def units(table: Table) -> list[Unit]:

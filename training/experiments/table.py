@@ -1,5 +1,6 @@
 """A table's settings file: which methods, seeds and worlds, of what size, and what is reported."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -107,7 +108,7 @@ class Table(Section):
     baseline: Label = Field(description="the method that changes are relative to")
     seeds: tuple[int, ...] = Field(min_length=2)
     settings: dict[str, Any] = Field({}, description="of the project's settings file, where not default")
-    worlds: dict[str, World] = Field(min_length=1)
+    worlds: dict[Label, World] = Field(min_length=1)
     past_days: Count = Field(3, description="days under static weights before the log: users get a history")
     log_days: Count = Field(3, description="days that a log is spread over (paper: the last three)")
     logs: dict[str, Log] = Field(min_length=1)
@@ -119,8 +120,9 @@ class Table(Section):
     @model_validator(mode="after")
     def _names(self) -> Self:
         names = [method.name for method in self.methods]
-        if len(set(names)) < len(names):
-            raise ValueError("two methods have one name")
+        for labels in (names, list(self.worlds)):
+            if len({slug(label) for label in labels}) < len(labels):
+                raise ValueError("two methods or worlds have one name, but for signs and case")
         if self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is no method of the table")
         if len(set(self.seeds)) < len(self.seeds):
@@ -182,6 +184,11 @@ def load_table(name: str | Path) -> Table:
         for method in table.methods:
             table.method_settings(world, method)
     return table
+
+
+def slug(label: str) -> str:
+    """A label as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
 
 
 def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _learner(ground: Ground, method: Method, settings: Settings, progress: Progr
         data = _log_of_round(ground, method, settings, part, data, learner)
         train, _ = ground.split(data)
         train = _rewarded(train, settings, method, ground.table.reward_leaning)
-        before, learner = learner, ALGORITHMS[how.algorithm](how, train, 1_000 * part + seed)
+        before, learner = learner, ALGORITHMS[how.algorithm](how, train, 1_000 * part + seed, settings.fusion)
         if before is not None:
             learner.load_weights(before.state())
             learner.step_count = before.step_count

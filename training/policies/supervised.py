@@ -38,7 +38,8 @@ class Supervised(Learner):
         scores, rewards = self.data.item_scores[batch.rows], self.data.item_rewards[batch.rows]
         # f(o | α(s)) = Σ_i α_i(s) · log(o_i + β_i), eq. (1); α from its action as Fusion.to_weights does
         alpha = self.low + 0.5 * (torch.tanh(self.policy(batch.s)) + 1.0) * self.width
-        f = torch.einsum("bnk,bk->bn", torch.log(scores + self.beta), alpha)
+        terms = torch.log(scores + self.beta) if self.fusion.form == "log_sum" else scores
+        f = torch.einsum("bnk,bk->bn", terms, alpha)
 
         # mean over pairs r_i > r_j of −log σ(f_i − f_j); where there is no item, r is NaN and no pair
         pairs = rewards[:, :, None] > rewards[:, None, :]

@@ -44,7 +44,11 @@ def build(settings: Settings, day: date) -> Path:
         day=day,
         records=records,
         outcome=outcome(records),
-        stages=[(stage, records.get(stage)) for stage in STAGES if stage != "traffic" or stage in records],
+        stages=[
+            (stage, records.get(stage))
+            for stage in STAGES
+            if stage not in ("traffic", "reward") or stage in records
+        ],
         tables=records.get("land", {}).get("tables", {}),
         volume_chart=_volumes(settings, recent),
         validations=[(name, records.get(name)) for name in VALIDATIONS],
