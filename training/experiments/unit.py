@@ -20,6 +20,7 @@ from training.policies.networks import standardisation
 from training.policies.retrain import ALGORITHMS, reproducible
 from training.reward import leaning
 from training.simulator.references import Bench, Evaluation, fit_oracle
+from training.simulator.sessions import Requests
 from training.trajectories import Transitions
 
 Progress = Callable[[float, str], None]  # share of the work, and what is being done
@@ -174,7 +175,13 @@ def _constant(settings: Settings, action: np.ndarray, name: str) -> Learnt:
 
 
 def _acting(policy: Policy) -> Learnt:
-    return Learnt(lambda bench: bench.evaluate(lambda s, requests: policy.act_in_parts(s)), policy)
+    """A policy ranks by its own order where it has one, else by the fusion formula."""
+
+    def play(states: np.ndarray, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        actions = policy.act_in_parts(states)
+        return actions, policy.scores(requests.predictions, states, actions)
+
+    return Learnt(lambda bench: bench.play(play), policy)
 
 
 def _of(learner: Learner, settings: Settings, method: Method) -> Policy:

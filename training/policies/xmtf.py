@@ -86,13 +86,15 @@ class Formula(nn.Module):
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
+        self.form = fusion.form
         for name in ("low", "high", "beta"):
             self.register_buffer(name, torch.tensor(getattr(fusion, name), dtype=torch.float32))
 
     def forward(self, predictions: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         """Predictions [B, n, k], actions [B, k] to scores [B, n]; the states are not used."""
         weights = self.low + (actions + 1.0) * 0.5 * (self.high - self.low)
-        return torch.einsum("bnk,bk->bn", torch.log(predictions + self.beta), weights)
+        terms = torch.log(predictions + self.beta) if self.form == "log_sum" else predictions
+        return torch.einsum("bnk,bk->bn", terms, weights)
 
 
 class Modulation(nn.Module):
