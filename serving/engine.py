@@ -113,8 +113,10 @@ class Engine:
         )
         decided = time.perf_counter()
 
+        decision, scores = ranker.score(
+            decision, serving.policy if serving else None, state, request.scores, self._fusion
+        )
         weights = self._fusion.to_weights(decision.action)
-        scores = self._fusion.score(request.scores, weights)
         shown = ranker.top(scores, request.k)
         items = request.items[shown]
         predictions = request.scores[shown]

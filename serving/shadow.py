@@ -60,10 +60,10 @@ class Shadow:
         for one in batch:
             try:
                 action = one.policy.act(one.state[None, :])[0]
+                scores = one.policy.scores(one.scores, one.state, action)
             except PolicyError:
                 self._on_outcome("policy", None)
                 continue
-            scores = self._fusion.score(one.scores, self._fusion.to_weights(action))
             items = one.items[ranker.top(scores, len(one.shown))]
             line = {
                 "v": LINE_VERSION,

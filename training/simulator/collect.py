@@ -20,7 +20,8 @@ Rank = Callable[[Requests, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Arm:
-    """A share of the sessions: actions N(mean(s), std²) truncated to [-1, 1], or the mean itself.
+    """A share of the sessions: actions N(mean(s), std²) truncated to [-1, 1], or mean(s) + U(-box, box)
+    cut to [-1, 1], or the mean itself.
 
     ``rank(requests, states, actions)`` gives the scores float[b, candidates]; None is the fusion formula.
     """
@@ -30,6 +31,7 @@ class Arm:
     std: float | None = None
     share: float = 1.0
     rank: Rank | None = None
+    box: float | None = None
 
 
 def random_arm(heads: int, std: float = 1.0, share: float = 1.0) -> Arm:
@@ -57,7 +59,10 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
                 continue
             part = requests.part(mine)
             mean[mine] = actions[mine] = arm.mean(states[mine], part)
-            if arm.std is not None:
+            if arm.box is not None:
+                actions[mine] = exploration.sample_box(mean[mine], arm.box, rng)
+                densities[mine] = exploration.log_density_box(actions[mine], mean[mine], arm.box)
+            elif arm.std is not None:
                 actions[mine] = exploration.sample(mean[mine], arm.std, rng)
                 densities[mine] = exploration.log_density(actions[mine], mean[mine], arm.std)
             scores[mine] = (

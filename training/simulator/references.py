@@ -91,6 +91,15 @@ class Bench:
 
         return self.play(play)
 
+    def evaluate_policy(self, policy: Policy) -> Evaluation:
+        """Play every session as the service does with the policy: ranked by itself where it can."""
+
+        def play(states: np.ndarray, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+            actions = policy.act_in_parts(states)
+            return actions, policy.scores(requests.predictions, states, actions)
+
+        return self.play(play)
+
     def evaluate_constant(self, action: np.ndarray) -> Evaluation:
         """Play every session with one action float[k], or with one of each kind float[kinds, k]."""
         fusion = self.settings.fusion
@@ -153,7 +162,7 @@ def compare_with_static(bench: Bench, policy: Policy) -> dict[str, Any]:
     """
 
     static = bench.evaluate_constant(bench.settings.fusion.static_action)
-    learnt = bench.evaluate(lambda states, requests: policy.act_in_parts(states))
+    learnt = bench.evaluate_policy(policy)
 
     def interval(values: tuple[float, float, float]) -> dict[str, float]:
         return dict(zip(("mean", "lower", "upper"), values, strict=True))

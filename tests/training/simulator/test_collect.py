@@ -4,10 +4,11 @@ from datetime import date
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.exploration import TruncatedNormal
+from serving.exploration import TruncatedNormal, UniformBox
 from training import exploration
 from training.simulator.collect import Arm, collect, random_arm
 from training.simulator.references import Bench
@@ -19,7 +20,8 @@ def arms(settings):
     static = settings.fusion.static_action
     return [
         random_arm(len(settings.heads), share=0.5),
-        Arm("noise", lambda states, requests: np.tile(static, (len(states), 1)), 0.1, share=0.25),
+        Arm("noise", lambda states, requests: np.tile(static, (len(states), 1)), 0.1, share=0.15),
+        Arm("box", lambda states, requests: np.tile(static, (len(states), 1)), share=0.1, box=0.15),
         Arm("static", lambda states, requests: np.tile(static, (len(states), 1)), share=0.25),
     ]
 
@@ -46,7 +48,7 @@ def test_rows_follow_each_other(collected):
 def test_arms_have_their_densities_and_actions(collected):
     _, data = collected
     counts = data.arm_counts()
-    assert 110 < counts["random"]["sessions"] < 190 and set(counts) == {"random", "noise", "static"}
+    assert 110 < counts["random"]["sessions"] < 190 and set(counts) == {"random", "noise", "box", "static"}
     names = np.array(data.arm_names)[data.arms.numpy()]
     drawn = names != "static"
     assert np.isnan(data.log_densities.numpy()[~drawn]).all()
@@ -57,6 +59,9 @@ def test_arms_have_their_densities_and_actions(collected):
             data.actions[rows].double().numpy(), data.action_means[rows].double().numpy(), std
         )
         np.testing.assert_allclose(data.log_densities[rows], expected, atol=1e-3)
+    box = np.flatnonzero(names == "box")
+    far = (data.actions[box] - data.action_means[box]).abs().max()
+    assert 0.1 < far <= 0.15 + 1e-6 and torch.isfinite(data.log_densities[box]).all()
 
 
 def test_rewards_are_the_items_and_their_parts(collected):
@@ -83,3 +88,17 @@ def test_densities_are_the_services(mean, std, seed):
     assert (np.abs(action) <= 1.0).all()
     expected = TruncatedNormal(mean, std).log_density(action[0])
     assert exploration.log_density(action, mean[None], std)[0] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(
+    st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
+    st.floats(0.01, 3.0),
+    st.integers(0, 2**31),
+)
+def test_box_densities_are_the_services(mean, width, seed):
+    mean = np.array(mean)
+    action = exploration.sample_box(mean[None], width, np.random.default_rng(seed))
+    assert (np.abs(action) <= 1.0).all() and (np.abs(action - mean) <= width + 1e-12).all()
+    expected = UniformBox(mean, width).log_density(action[0])
+    assert exploration.log_density_box(action, mean[None], width)[0] == pytest.approx(expected, rel=1e-9)
+    assert exploration.log_density_box(mean[None] + 2 * width, mean[None], width)[0] == -np.inf
