@@ -87,13 +87,13 @@ def score(
     A policy that ranks by itself does so where it serves as it is (champion and challenger); every other
     action is fused by the formula. A policy that cannot rank falls back to static weights.
     """
-    if policy is not None and policy.ranks and state is not None and decision.policy_version == policy.version:
-        if decision.arm in (arms.CHAMPION, arms.CHALLENGER):
-            try:
-                return decision, policy.scores(predictions, state, decision.action)
-            except PolicyError:
-                static = fusion.static_action
-                decision = Decision(decision.arm, STATIC_VERSION, static, static, fallback=POLICY)
+    itself = decision.arm in (arms.CHAMPION, arms.CHALLENGER) and decision.fallback is None
+    if policy is not None and policy.ranks and itself:
+        try:
+            return decision, policy.scores(predictions, state, decision.action)
+        except PolicyError:
+            static = fusion.static_action
+            decision = Decision(decision.arm, STATIC_VERSION, static, static, fallback=POLICY)
     return decision, fusion.score(predictions, fusion.to_weights(decision.action))
 
 

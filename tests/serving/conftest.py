@@ -65,6 +65,36 @@ def constant(settings: Settings, version: str, value: float, **changes: object) 
     )
 
 
+def cells(settings: Settings, version: str, seed: int = 0) -> ChampionPointer:
+    """An xMTF policy with random weights, and a pointer to it (not written)."""
+    rng = np.random.default_rng(seed)
+    d, k = settings.state_spec.width, len(settings.heads)
+    sizes = {"decoder": (d + 4, k), "perturbation": (d + k, k), "critic": (d + k, 1), "cells": (d, k * 7)}
+    tensors = {
+        "state_mean": np.zeros(d),
+        "state_scale": np.ones(d),
+        "latents": rng.normal(size=(5, 4)),
+        "beta": settings.fusion.beta,
+        "sign": np.where(settings.fusion.high <= 0.0, -1.0, 1.0),
+        "x_mean": np.full(k, -1.0),
+        "x_scale": np.ones(k),
+    }
+    for name, (inputs, outputs) in sizes.items():
+        tensors[f"{name}.0.weight"] = rng.normal(size=(outputs, inputs)) / np.sqrt(inputs)
+        tensors[f"{name}.0.bias"] = rng.normal(size=outputs)
+    options = {"rho": 0.15, "state_clip": 10.0, "units": 2}
+    header = PolicyHeader("xmtf", version, settings.state_spec, settings.fusion, options)
+    path = settings.layout.models / f"{version}.safetensors"
+    digest = save_policy(path, header, tensors)
+    where = str(path.relative_to(settings.data))
+    return ChampionPointer(where, digest, version, "2026-01-05", "1", "2026-01-06T00:00:00+00:00")
+
+
+@pytest.fixture(scope="session", name="cells")
+def cells_fixture() -> MakePolicy:
+    return cells
+
+
 @pytest.fixture(scope="session", name="constant")
 def constant_fixture() -> MakePolicy:
     return constant

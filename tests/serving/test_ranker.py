@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from serving import ranker
 from serving.exploration import TruncatedNormal, UniformBox
-from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy
+from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy, load_policy
 from training.contract.settings import Settings
 
 SETTINGS = Settings()
@@ -96,6 +98,57 @@ def test_densities_follow_the_settings():
     wide = SETTINGS.serving.model_copy(update={"noise_std": 0.9})
     drawn = ranker.decide("noise", POLICY, STATE, FUSION, wide, np.random.default_rng(0))
     assert drawn.log_density == TruncatedNormal(drawn.mean, 0.9).log_density(drawn.action)
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory, cells):
+    """An xMTF policy: it ranks by itself."""
+    settings = Settings(data=tmp_path_factory.mktemp("cells"))
+    return load_policy(settings.data / cells(settings, "cells-v1").policy)
+
+
+PREDICTIONS = np.random.default_rng(0).random((30, K))
+
+
+def scored(arm, policy, state=STATE):
+    decision = decide(arm, policy, state)
+    return decision, *ranker.score(decision, policy, state, PREDICTIONS, FUSION)
+
+
+@pytest.mark.parametrize("arm", ["champion", "challenger"])
+def test_a_policy_that_ranks_by_itself_does_where_it_serves_as_it_is(arm, ranking):
+    before, decision, scores = scored(arm, ranking)
+    assert decision is before and decision.policy_version == "cells-v1"
+    assert np.array_equal(decision.action, ranking.act(STATE[None])[0])
+    np.testing.assert_array_equal(scores, ranking.actor.scores(PREDICTIONS, STATE))
+    formula = FUSION.score(PREDICTIONS, FUSION.to_weights(decision.action))
+    assert not np.array_equal(np.argsort(scores), np.argsort(formula))
+
+
+@pytest.mark.parametrize("arm", ["static", "random", "noise", "box"])
+def test_other_arms_rank_by_the_formula(arm, ranking):
+    before, decision, scores = scored(arm, ranking)
+    assert decision is before
+    formula = FUSION.score(PREDICTIONS, FUSION.to_weights(decision.action))
+    np.testing.assert_array_equal(scores, formula)
+
+
+def test_without_a_state_static_weights_rank(ranking):
+    _, decision, scores = scored("champion", ranking, None)
+    assert (decision.policy_version, decision.fallback) == ("static", "store")
+    static = FUSION.score(PREDICTIONS, FUSION.to_weights(FUSION.static_action))
+    np.testing.assert_array_equal(scores, static)
+
+
+def test_a_policy_that_cannot_rank_falls_back_to_static_and_says_why(ranking):
+    tensors = ranking.actor.tensors | {"x_scale": np.zeros(K)}
+    broken = replace(ranking, actor=replace(ranking.actor, tensors=tensors))
+    with np.errstate(all="ignore"):
+        _, decision, scores = scored("champion", broken)
+    assert (decision.policy_version, decision.fallback) == ("static", "policy")
+    assert np.array_equal(decision.action, FUSION.static_action)
+    static = FUSION.score(PREDICTIONS, FUSION.to_weights(FUSION.static_action))
+    np.testing.assert_array_equal(scores, static)
 
 
 @given(

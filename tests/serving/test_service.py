@@ -123,6 +123,33 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
     assert any(name.startswith("2026-01-05.w1-") for name in files)
 
 
+def test_a_policy_that_ranks_by_itself_is_served_logged_and_explored_around(server, client, cells):
+    pointer = cells(server.settings, "tests-cells")
+    server.promote(pointer)
+    policy = load_policy(server.settings.data / pointer.policy, pointer.sha256)
+    fusion, sent = server.settings.fusion, scores(server.settings)
+    predictions = fusion.matrix({name: v.tolist() for name, v in sent.items()}, N)
+
+    ranking = client.rank(user_of(server, "champion", 5), range(N), sent, k=9, event_ts=at(0))
+    line = decision(server, ranking.request_id)
+    state = np.array(line["state"], dtype=np.float32)
+    action = policy.act(state[None])[0]
+    own = policy.scores(predictions, state, action)
+    order = np.argsort(-own, kind="stable")[:9]
+    assert ranking.items == line["items"] == order.tolist()
+    np.testing.assert_allclose(ranking.scores, own[order], rtol=1e-9)
+    np.testing.assert_allclose(line["action"], action, atol=1e-6)
+    assert (line["arm"], line["policy_version"], line["fallback"]) == ("champion", "tests-cells", None)
+
+    # the noise arm explores around its action, with the formula
+    ranking = client.rank(user_of(server, "noise", 5), range(N), sent, event_ts=at(0))
+    line = decision(server, ranking.request_id)
+    mean = policy.act(np.array(line["state"], dtype=np.float32)[None])[0]
+    np.testing.assert_allclose(line["action_mean"], mean, atol=1e-6)
+    formula = fusion.score(predictions, fusion.to_weights(np.array(line["action"], dtype=np.float32)))
+    assert ranking.items == np.argsort(-formula, kind="stable")[: len(ranking.items)].tolist()
+
+
 def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
     user = user_of(server, "champion", 1)
     first = client.rank(user, range(N), scores(server.settings), session_id="s-2", event_ts=at(100))

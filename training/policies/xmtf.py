@@ -82,7 +82,7 @@ class Cells(nn.Module):
 
 
 class Formula(nn.Module):
-    """f(o | α), eq. (1), of actions in [-1, 1]: the outer stage of the first round."""
+    """f(o | α), eq. (1) or the plain weighted sum, of actions in [-1, 1]: the first round's outer stage."""
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()

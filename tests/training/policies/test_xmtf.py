@@ -55,11 +55,13 @@ def test_a_cell_never_falls_for_a_wanted_head_nor_rises_for_an_unwanted_one(seed
         assert rise > 0.0
 
 
-def test_the_teacher_of_the_first_round_is_the_formula():
+@pytest.mark.parametrize("form", ["log_sum", "sum"])
+def test_the_teacher_of_the_first_round_is_the_formula(form):
+    fusion = dataclasses.replace(FUSION, form=form)
     rng = np.random.default_rng(0)
     o, a = rng.random((4, 6, K)), rng.uniform(-1, 1, (4, K))
-    expected = FUSION.score(o, FUSION.to_weights(a))
-    np.testing.assert_allclose(scores(Formula(FUSION), o, np.zeros((4, D)), a), expected, atol=1e-5)
+    expected = fusion.score(o, fusion.to_weights(a))
+    np.testing.assert_allclose(scores(Formula(fusion), o, np.zeros((4, D)), a), expected, atol=1e-5)
 
 
 def test_one_step_teaches_pairs_by_bpr(learner):
