@@ -254,10 +254,16 @@ class EvaluationSettings(Section):
 
 
 class GateSettings(Section):
-    estimator: Estimator = Field("conservative_ope", description="whose intervals are compared (ours)")
-    compare: Literal["lower", "value"] = Field(
-        "lower",
-        description="the challenger's lower bound must reach this of the champion (ours)",
+    estimator: Estimator = Field(
+        "fqe", description="whose intervals are compared; the paper's is far noisier on small logs (ours)"
+    )
+    compare: Literal["difference", "lower", "value"] = Field(
+        "difference",
+        description="the lower bound of the paired difference to the champion must reach minus the "
+        "tolerance; or the challenger's lower bound this of the champion (ours)",
+    )
+    tolerance: float = Field(
+        0.05, ge=0.0, description="of a difference, as a share of the rival's estimated value (ours)"
     )
     max_bound_share: Share = Field(
         0.5, description="largest share of action entries within 0.01 of a bound (ours)"

@@ -10,6 +10,7 @@ from training.evaluation.acting import Actions, logged
 from training.evaluation.intervals import Estimates
 from training.trajectories import Transitions
 
+WEIGHTED = ("pdis", "dr")  # those that weigh logged sessions by their densities
 LOGGED = "__logged__"  # the logging policy among the fitted ones, for calibration
 
 
@@ -66,7 +67,7 @@ def estimate(data: Transitions, policies: Mapping[str, Actions], settings: Setti
             policy: _weighted_warnings(name, own, how.min_effective_sessions)
             for policy, own in overlap.items()
         }
-        if name in ("pdis", "dr")
+        if name in WEIGHTED
         else {policy: [] for policy in policies}
         for name in found
     }

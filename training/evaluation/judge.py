@@ -14,7 +14,7 @@ from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation import acting, stability
-from training.evaluation.estimators import LOGGED, estimate
+from training.evaluation.estimators import LOGGED, WEIGHTED, estimate
 from training.evaluation.intervals import Interval, mean_interval
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
@@ -77,6 +77,12 @@ def assess(
         interval = chosen.interval(name)
         distance = float(logged.distances(actions[name]).mean())
         reasons = _alarms(interval["value"], distance, test, logged.threshold, gamma)
+        own = judgement.overlap.get(name)
+        if settings.gate.estimator in WEIGHTED and own["effective_sessions"] < how.min_effective_sessions:
+            reasons.append(
+                f"{own['effective_sessions']:.1f} effective sessions of {own['sessions']}, less than "
+                f"{how.min_effective_sessions:g}"
+            )
         records[name] = {
             **interval,
             "alarm": bool(reasons),

@@ -29,6 +29,10 @@ VALIDATIONS = {
 }
 REQUIRED = (*VALIDATIONS, "train", "evaluate", "parity")
 
+# States that a policy is asked about whose bounds are checked: wide, for a network may leave them far out.
+PROBES = 256
+PROBE_STD = 5.0
+
 # Latency: the least p99 over blocks of calls. Another process can only add time to a block, so the
 # least is the policy's own, and one hiccup of the machine does not refuse a good policy.
 WARM_UP_CALLS = 20
@@ -140,16 +144,23 @@ def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
     challenger = estimates["challenger"]
     rival = "champion" if "champion" in estimates else "static"
     name = "the champion" if rival == "champion" else "static weights (there is no champion)"
-    lower, bar = challenger["lower"], estimates[rival][limits.compare]
-    passed = lower >= bar
-    yield _rule(
-        "estimate",
-        passed,
-        lower,
-        bar,
-        f"the challenger's lower bound {lower:.4g} {'reaches' if passed else 'is below'} "
-        f"the {limits.compare} {'bound ' if limits.compare == 'lower' else ''}{bar:.4g} of {name}",
-    )
+    if limits.compare == "difference":
+        yield _no_worse("estimate", record, rival, name, limits.tolerance)
+    else:
+        lower, bar = challenger["lower"], estimates[rival][limits.compare]
+        passed = lower >= bar
+        yield _rule(
+            "estimate",
+            passed,
+            lower,
+            bar,
+            f"the challenger's lower bound {lower:.4g} {'reaches' if passed else 'is below'} "
+            f"the {limits.compare} {'bound ' if limits.compare == 'lower' else ''}{bar:.4g} of {name}",
+        )
+    if rival == "champion":  # many small losses to the last champion must not end below where it began
+        yield _no_worse("static", record, "static", "static weights", limits.tolerance)
+    else:
+        yield _rule("static", True, None, None, "not applicable: static weights are what it is held against")
     alarm = bool(challenger["alarm"])
     yield _rule(
         "alarm",
@@ -191,6 +202,23 @@ def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
         )
 
 
+def _no_worse(rule: str, record: Mapping[str, Any], rival: str, name: str, tolerance: float) -> Rule:
+    """The paired difference to a rival: its lower bound must not lie more than the tolerance below 0."""
+    found = record.get("differences", {}).get(f"challenger - {rival}")
+    if found is None:
+        return _rule(rule, False, None, None, f"the evaluation recorded no difference to {name}")
+    bar = -tolerance * abs(record["estimates"][rival]["value"])
+    passed = found["lower"] >= bar
+    return _rule(
+        rule,
+        passed,
+        found["lower"],
+        bar,
+        f"the challenger's value differs from that of {name} by {found['value']:+.4g}, at least "
+        f"{found['lower']:+.4g}, {'not below' if passed else 'below'} the {bar:.4g} allowed",
+    )
+
+
 def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
     limit = settings.gate.max_parity_mismatch
     compared, share = record["compared"], record["share"]
@@ -213,6 +241,7 @@ def _file(settings: Settings, path: Path, train: Mapping[str, Any]) -> Iterator[
     try:
         policy = load_policy(path, train["sha256"])
         _fits(settings, policy)
+        _bounded(policy)
     except PolicyError as error:
         yield _rule("loadable", False, None, None, f"the policy file cannot be served: {error}")
         return
@@ -250,6 +279,14 @@ def _fits(settings: Settings, policy: Policy) -> None:
         )
     if header.fusion != settings.fusion:
         raise PolicyError("its heads, β or weight intervals are not those of the settings")
+
+
+def _bounded(policy: Policy) -> None:
+    """``Policy.act`` would clip what lies outside [-1, 1], and hide that the network is not ours."""
+    states = np.random.default_rng(1).normal(0.0, PROBE_STD, (PROBES, policy.header.spec.width))
+    largest = float(np.abs(policy.actor(states.astype(np.float32))).max())
+    if not largest <= 1.0 + 1e-6:  # NaN, too
+        raise PolicyError(f"it gives actions of {largest:.3g}, outside [-1, 1]")
 
 
 def latency_p99_ms(policy: Policy) -> float:

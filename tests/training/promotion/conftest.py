@@ -66,12 +66,16 @@ def estimate(lower: float) -> dict:
     }
 
 
+def difference(value: float) -> dict:
+    return {"lower": value - 0.1, "value": value, "upper": value + 0.1}
+
+
 Arrange = Callable[..., str]
 
 
 @pytest.fixture
 def arrange(settings: Settings) -> Arrange:
-    """``arrange(day, seed, lower)`` leaves a day whose challenger passes every rule if 1.0 is reached."""
+    """``arrange(day, seed, lower)`` leaves a day whose challenger passes every rule if it is above 1.1."""
 
     def make(day: date, seed: int = 1, lower: float = 1.2, champion: float | None = None) -> str:
         digest = write_policy(settings, day, seed)
@@ -92,7 +96,15 @@ def arrange(settings: Settings) -> Arrange:
                 "curves": {"step": [10, 20], "critic": [0.5, 0.4]},
                 "lineage": {"seed": seed, "partitions": {"2026-01-05": "ab"}},
             },
-            "evaluate": {"estimates": names, "jump": {"challenger vs champion": 0.2}},
+            "evaluate": {
+                "estimates": names,
+                "differences": {
+                    f"challenger - {rival}": difference(lower - own["lower"])
+                    for rival, own in names.items()
+                    if rival != "challenger"
+                },
+                "jump": {"challenger vs champion": 0.2},
+            },
         }
         for stage, record in records.items():
             write_record(settings.layout, day, stage, record)

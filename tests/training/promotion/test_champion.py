@@ -69,7 +69,7 @@ def test_a_refusal_leaves_the_champion(settings: Settings, arrange: Arrange) -> 
     run_day(settings, arrange, DAYS[0], 1)
     record = run_day(settings, arrange, DAYS[1], 2, lower=0.5, champion=1.0)
     assert (record["promoted"], record["version"]) == (False, "p1")
-    assert "0.5 is below" in record["reason"]
+    assert "differs from that of the champion by -0.5" in record["reason"]
     assert champion_policy(settings).version == "p1"
 
 

@@ -10,10 +10,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.training.promotion.conftest import Arrange, write_policy
+from tests.training.promotion.conftest import Arrange, difference, write_policy
 from training.contract.errors import PolicyError
 from training.contract.files import read_json, sha256, write_json_atomic
-from training.contract.policy import METADATA_KEY, constant_policy
+from training.contract.policy import METADATA_KEY, PolicyHeader, constant_policy, save_policy
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.promotion import gate, promote, rollback
@@ -31,6 +31,12 @@ def change_estimate(settings: Settings, **values: object) -> None:
     estimates = read_record(settings.layout, DAY, "evaluate")["estimates"]
     estimates["challenger"].update(values)
     change(settings, "evaluate", estimates=estimates)
+
+
+def change_difference(settings: Settings, rival: str, lower: float) -> None:
+    differences = read_record(settings.layout, DAY, "evaluate")["differences"]
+    differences[f"challenger - {rival}"] = difference(lower + 0.1)
+    change(settings, "evaluate", differences=differences)
 
 
 def refused_rules(record: dict) -> list[str]:
@@ -60,6 +66,7 @@ def test_a_good_challenger_is_promoted_with_a_reason_for_each_rule(
         "validate_transitions",
         "validate_training_set",
         "estimate",
+        "static",
         "alarm",
         "bounds",
         "jump",
@@ -116,7 +123,6 @@ def test_failed_expectations_are_named(settings: Settings, arrange: Arrange) -> 
 @pytest.mark.parametrize(
     ("values", "rule", "words"),
     [
-        ({"lower": 0.9}, "estimate", "0.9 is below the lower bound 1 of static weights"),
         ({"alarm": True, "alarm_reasons": ["far from the log"]}, "alarm", "trusted: far from the log"),
         ({"bound_share": 0.8}, "bounds", "80.0% of the actions' entries"),
     ],
@@ -131,11 +137,73 @@ def test_a_bad_estimate_refuses(
     assert words in record["reasons"][0]
 
 
-def test_the_champions_value_can_be_the_bar(settings: Settings, arrange: Arrange) -> None:
-    arrange(DAY, lower=1.2)  # static: lower 1.0, value 1.5
-    strict = settings.model_copy(update={"gate": settings.gate.model_copy(update={"compare": "value"})})
+def comparing(settings: Settings, **limits: object) -> Settings:
+    return settings.model_copy(update={"gate": settings.gate.model_copy(update=limits)})
+
+
+def test_a_difference_below_the_tolerance_refuses_and_one_within_does_not(
+    settings: Settings, arrange: Arrange
+) -> None:
+    arrange(DAY)  # the value of static weights is 1.5: 5 % of it are allowed
+    change_difference(settings, "static", lower=-0.07)
     assert gate(settings, DAY)["decision"] == "promote"
-    assert refused_rules(gate(strict, DAY)) == ["estimate"]
+    change_difference(settings, "static", lower=-0.08)
+    record = gate(settings, DAY)
+    assert refused_rules(record) == ["estimate"]
+    assert record["reasons"] == [
+        "the challenger's value differs from that of static weights (there is no champion) by +0.02, "
+        "at least -0.08, below the -0.075 allowed"
+    ]
+    assert gate(comparing(settings, tolerance=0.1), DAY)["decision"] == "promote"
+
+
+def test_a_challenger_no_worse_than_the_champion_must_not_be_worse_than_static_weights(
+    settings: Settings, arrange: Arrange
+) -> None:
+    arrange(DAY)
+    promote(settings, DAY, gate(settings, DAY))
+    arrange(NEXT, seed=2, lower=1.2, champion=1.0)
+    differences = read_record(settings.layout, NEXT, "evaluate")["differences"]
+    record = read_record(settings.layout, NEXT, "evaluate")
+    differences["challenger - static"] = difference(-0.5)
+    write_record(settings.layout, NEXT, "evaluate", {**record, "differences": differences})
+    record = gate(settings, NEXT)
+    assert refused_rules(record) == ["static"]
+    assert "static weights by -0.5, at least -0.6" in record["reasons"][0]
+
+
+def test_without_a_recorded_difference_it_refuses(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    change(settings, "evaluate", differences={})
+    record = gate(settings, DAY)
+    assert refused_rules(record) == ["estimate"]
+    assert "recorded no difference to static weights" in record["reasons"][0]
+
+
+def test_bounds_or_values_can_be_compared_instead(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY, lower=1.2)  # static: lower 1.0, value 1.5
+    lower, value = comparing(settings, compare="lower"), comparing(settings, compare="value")
+    assert gate(lower, DAY)["decision"] == "promote"
+    assert refused_rules(gate(value, DAY)) == ["estimate"]
+    change_estimate(settings, lower=0.9)
+    record = gate(lower, DAY)
+    assert refused_rules(record) == ["estimate"]
+    assert "0.9 is below the lower bound 1 of static weights" in record["reasons"][0]
+
+
+@pytest.mark.parametrize("value", [3.0, -1.5])
+def test_a_policy_whose_network_leaves_the_bounds_cannot_be_served(
+    settings: Settings, arrange: Arrange, value: float
+) -> None:
+    arrange(DAY)
+    header = PolicyHeader("constant", "p1", settings.state_spec, settings.fusion)
+    digest = save_policy(
+        settings.layout.model(DAY) / "policy.safetensors", header, {"action": np.full(8, value)}
+    )
+    change(settings, "train", sha256=digest)
+    record = gate(settings, DAY)
+    assert refused_rules(record) == ["loadable"]
+    assert f"actions of {abs(value):g}, outside [-1, 1]" in record["reasons"][0]
 
 
 @pytest.mark.parametrize("stage", ["validate_transitions", "train", "evaluate", "parity"])
@@ -230,7 +298,7 @@ def test_smoke_runs_last_and_refuses(settings: Settings, arrange: Arrange) -> No
     def forbidden(path: Path) -> dict:
         raise AssertionError("a refused policy was built")
 
-    change_estimate(settings, lower=0.0)
+    change_difference(settings, "static", lower=-1.0)
     assert refused_rules(gate(settings, DAY, smoke=forbidden)) == ["estimate"]
 
 
