@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 import uvloop
 
-JSON = "application/json"
+from serving.messages import BINARY, JSON, encode_rank_binary
+
 TIMEOUT_S = 30.0
 
 
@@ -73,6 +74,8 @@ def bodies(plan: Plan, count: int = 64) -> list[bytes]:
 
 
 def encode(plan: Plan, user: int, items: np.ndarray, scores: dict[str, np.ndarray]) -> bytes:
+    if plan.media_type == BINARY:
+        return encode_rank_binary({"user_id": user, "k": plan.k}, items, scores)
     body = {"user_id": user, "k": plan.k, "candidates": {"item_id": items, "scores": scores}}
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,9 +27,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 import yaml
 
 from serving import bento
+from serving.messages import BINARY, JSON
 from tests.benchmarks.load import Plan
 from training import features
 from training.contract.files import write_json_atomic
@@ -53,7 +56,7 @@ class Target:
 
     name: str
     server: str
-    media_type: str = "application/json"
+    media_type: str = JSON
 
 
 SERVERS = {
@@ -64,9 +67,11 @@ SERVERS = {
 }
 TARGETS = (
     Target("service, JSON", "service"),
+    Target("service, binary", "service", BINARY),
     Target("(a) as documented", "documented"),
     Target("(b) lean BentoML, no state, policy or log", "lean"),
     Target("(c) bare FastAPI, no state, policy or log", "bare"),
+    Target("(c) bare FastAPI, binary", "bare", BINARY),
 )
 
 
@@ -250,7 +255,7 @@ def stages(url: str) -> dict[str, tuple[float, float]]:
     return {stage: (value["sum"], value["count"]) for stage, value in found.items()}
 
 
-def where_the_time_goes(url: str, run) -> dict[str, float]:
+def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]:
     """Mean ms of each stage over the requests of ``run``."""
     before = stages(url)
     run()
@@ -263,7 +268,14 @@ def where_the_time_goes(url: str, run) -> dict[str, float]:
     return table
 
 
-def compare(settings: Settings, path: Path, targets, clients, seconds: float, rounds: int) -> dict:
+def compare(
+    settings: Settings,
+    path: Path,
+    targets: Sequence[Target],
+    clients: Sequence[int],
+    seconds: float,
+    rounds: int,
+) -> dict[str, Any]:
     """Every target at every number of clients, closed and open loop, in turns."""
     results: dict[str, Any] = {target.name: {"closed": {}} for target in targets}
     with ExitStack() as stack:
@@ -285,7 +297,6 @@ def compare(settings: Settings, path: Path, targets, clients, seconds: float, ro
             row = load(settings, target, urls[target.server], OPEN_CLIENTS, seconds, peak * PEAK_SHARE)
             results[target.name]["open"] = row | {"rate": round(peak * PEAK_SHARE, 1)}
             _print(target.name, f"open, {peak * PEAK_SHARE:.0f} a second", row)
-        # all at one rate, which every one of them can take
         for target in targets:
             if target.server == "service":
                 for count in (1, 16):
@@ -298,6 +309,83 @@ def compare(settings: Settings, path: Path, targets, clients, seconds: float, ro
     return results
 
 
+def ratios(results: dict[str, Any], clients: int = 16) -> dict[str, float]:
+    """The service held against the others at one number of clients, by the goals of issue 4."""
+
+    def row(name: str) -> dict | None:
+        found = [result for target, result in results.items() if target.startswith(name)]
+        return found[0]["closed"].get(str(clients)) if found else None
+
+    ours, binary = row("service, JSON"), row("service, binary")
+    documented, lean = row("(a)"), row("(b)")
+    bare, bare_binary = row("(c) bare FastAPI, no"), row("(c) bare FastAPI, binary")
+    made = {}
+    if ours and documented:
+        made["throughput over (a), goal 5"] = ours["per_second"] / documented["per_second"]
+    if ours and lean:
+        made["p99 over (b), goal 1.5 at most"] = ours["p99"] / lean["p99"]
+    if ours and bare:
+        made["throughput over (c), goal 0.6"] = ours["per_second"] / bare["per_second"]
+    if binary and bare_binary:
+        made["binary: throughput over (c) with the same body"] = (
+            binary["per_second"] / bare_binary["per_second"]
+        )
+    if binary and ours:
+        made["binary over JSON"] = binary["per_second"] / ours["per_second"]
+    return {name: round(value, 2) for name, value in made.items()}
+
+
+def logged(settings: Settings) -> int:
+    """Lines of the decision log: as many as requests were acknowledged, when nothing is lost."""
+    folder = settings.layout.serving_log / "decisions"
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("*.jsonl"))
+
+
+def soak(settings: Settings, path: Path, minutes: float, target: Target, seconds: float) -> dict:
+    """Load at 70 % of the peak: memory, errors and lag of the log, a sample every few seconds."""
+    with served("service", path) as (url, process):
+        load(settings, target, url, 8, 2.0)
+        peak = max(load(settings, target, url, 16, seconds)["per_second"] for _ in range(3))
+        before = logged(settings)
+        rate = peak * PEAK_SHARE
+        print(f"peak {peak:.0f} a second; {rate:.0f} a second for {minutes:g} minutes", flush=True)
+        samples: list[dict[str, float]] = []
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(load, settings, target, url, OPEN_CLIENTS, minutes * 60.0, rate)
+            started = time.monotonic()
+            while not running.done():
+                samples.append({"second": round(time.monotonic() - started, 1)} | _sample(url, process.pid))
+                time.sleep(min(5.0, minutes * 60.0 / 20.0))
+            result = running.result()
+        # the first tenth is where caches fill
+        settled = samples[len(samples) // 10 :]
+        record = {
+            "target": target.name,
+            "peak": peak,
+            "rate": round(rate, 1),
+            "minutes": minutes,
+            "load": result,
+            "decisions_logged": logged(settings) - before,
+            "rss_mb_after_start": settled[0]["rss_mb"],
+            "rss_mb_at_end": settled[-1]["rss_mb"],
+            "log_lag_s_worst": max(sample["log_lag_s"] for sample in samples),
+            "samples": samples,
+        }
+        print({name: value for name, value in record.items() if name != "samples"}, flush=True)
+        return record
+
+
+def _sample(url: str, supervisor: int) -> dict[str, float]:
+    workers = psutil.Process(supervisor).children(recursive=True)
+    lags = [
+        float(line.rsplit(" ", 1)[1])
+        for line in httpx.get(f"{url}/metrics", timeout=30.0).text.splitlines()
+        if line.startswith("mtf_log_lag_seconds{")
+    ]
+    memory = sum(worker.memory_info().rss for worker in workers)
+    return {"rss_mb": round(memory / 2**20, 1), "log_lag_s": max(lags, default=0.0)}
+
+
 def _print(name: str, what: str, row: dict) -> None:
     print(
         f"{name:44s} {what:20s} {row['per_second']:8.1f}/s  p50 {row['p50']:7.2f}  p99 {row['p99']:7.2f} ms"
@@ -307,26 +395,39 @@ def _print(name: str, what: str, row: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--only", nargs="+", default=list(SERVERS), choices=list(SERVERS))
+    parser.add_argument("--soak-minutes", type=float, help="only this load, at 70 %% of the peak")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     arguments = parser.parse_args()
-    targets = [target for target in TARGETS if target.server in arguments.only]
+    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
     with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
         settings = scenario(Path(folder))
-        results = compare(
-            settings,
-            Path(folder) / "mtf.yaml",
-            targets,
-            arguments.clients,
-            arguments.seconds,
-            arguments.rounds,
-        )
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    write_json_atomic(arguments.out / "serving.json", {"machine": machine, "results": results})
+        path = Path(folder) / "mtf.yaml"
+        if arguments.soak_minutes:
+            record = soak(settings, path, arguments.soak_minutes, TARGETS[0], arguments.seconds)
+            write_json_atomic(arguments.out / "serving_soak.json", {"machine": machine} | record)
+            return
+        targets = [target for target in TARGETS if target.server in arguments.only]
+        results = compare(settings, path, targets, arguments.clients, arguments.seconds, arguments.rounds)
+    held = {str(count): ratios(results, count) for count in arguments.clients}
+    print(json.dumps(held, indent=2))
+    write_json_atomic(
+        arguments.out / "serving.json",
+        {
+            "machine": machine,
+            "candidates": CANDIDATES,
+            "heads": len(HEADS),
+            "k": K,
+            "results": results,
+            "ratios": held,
+        },
+    )
 
 
 if __name__ == "__main__":
