@@ -7,11 +7,13 @@ never waits. Whatever cannot be served is refused with its reason, and what serv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import structlog
 
+from serving.timed_policy import TimedPolicy
 from training.contract.errors import PolicyError
 from training.contract.fusion import Head
 from training.contract.pointer import ChampionPointer, read_champion
@@ -27,6 +29,13 @@ class Champion:
     policy: Policy
     pointer: ChampionPointer
     loaded: float  # epoch seconds
+    timed: TimedPolicy
+
+    @property
+    def promoted(self) -> float | None:
+        """Epoch seconds; None for a candidate that nobody has promoted yet (a Bento's smoke test)."""
+        written = self.pointer.promoted_ts
+        return datetime.fromisoformat(written).timestamp() if written else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class ChampionFollower:
         on_vanished: Callable[[], None] | None = None,
     ) -> None:
         self._on_vanished = on_vanished
+        self._budget = settings.serving.policy_budget_ms / 1000.0
         self._spec = settings.state_spec
         self._heads = _behaviour(settings.fusion.heads)
         self._sources = sources or [Source(settings.layout.champion, settings.data)]
@@ -127,9 +137,25 @@ class ChampionFollower:
                 f"{path} has heads {', '.join(header.fusion.names)} with other names, β or bounds "
                 "than the settings"
             )
-        warm = np.random.default_rng(0).standard_normal((_WARM_STATES, self._spec.width))
-        policy.act(warm.astype(np.float32))
-        return Champion(policy, pointer, time.time())
+        fastest = self._warm(policy)
+        if fastest > self._budget:
+            raise PolicyError(
+                f"{path} takes {fastest * 1000:.0f} ms a state at best, more than serving.policy_budget_ms, "
+                f"{self._budget * 1000:g}"
+            )
+        return Champion(policy, pointer, time.time(), TimedPolicy(policy, self._budget))
+
+    def _warm(self, policy: Policy) -> float:
+        """Smoke requests, one state each; the shortest time. Raises :class:`PolicyError`."""
+        states = np.random.default_rng(0).standard_normal((_WARM_STATES, self._spec.width))
+        seconds = []
+        for state in states.astype(np.float32):
+            started = time.perf_counter()
+            actions = policy.act(state[None, :])
+            seconds.append(time.perf_counter() - started)
+            if policy.ranks:
+                policy.scores(np.zeros((1, 2, len(self._heads))), state[None, :], actions)
+        return min(seconds)
 
     def _refuse(self, seen: tuple[object, ...], reason: str) -> None:
         if seen == self._seen:

@@ -1,5 +1,6 @@
 """One worker of the service, without HTTP: bodies in, answers out, nothing lost in between."""
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -7,26 +8,44 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import structlog
 
 from serving import arms, metrics, ranker
 from serving.batches import Batches
 from serving.champion import Champion, ChampionFollower, Source
 from serving.decision_log import DayFiles, LogError
 from serving.exploration import replay_generator
+from serving.features_age import FeaturesAge
 from serving.following import Following
+from serving.guardrail import Guardrail
 from serving.messages import JSON, Parser, RequestError, encode_answer, local_day, timestamp
-from serving.request_index import Entry, RequestIndex, Session
+from serving.request_index import Entry, Fed, Known, RequestIndex, Session
 from serving.shadow import Ranked, Shadow
 from serving.state_store import Feedback, StateRequest, StateStore
+from training.contract.files import read_json
+from training.contract.reward import item_reward
 from training.contract.settings import Settings
 
+_log = structlog.get_logger("mtf.serving.engine")
 LINE_VERSION = 1
 _PULSE_S = 1.0
+_POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
+_AT_BOUND = 0.99  # an action entry beyond it is at a bound
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
+
+
+class _Decided(NamedTuple):
+    """A decision on its way to the disk."""
+
+    day: str
+    line: bytes
+    entry: Entry
+    action: np.ndarray
 
 
 class Engine:
@@ -42,17 +61,20 @@ class Engine:
         self._serving = settings.serving
         self._fusion = settings.fusion
         self._spec_version = settings.state_spec.version
+        self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._offset = settings.calendar.utc_offset_hours
         self._parser = Parser(settings)
         self._generator = np.random.default_rng()
-        self._index = RequestIndex(settings.layout.serving / "requests.sqlite", settings.session.gap_minutes)
+        self._index = RequestIndex(
+            settings.layout.serving / "requests.sqlite",
+            settings.session.gap_minutes,
+            reward=partial(item_reward, settings),
+        )
         self._decision_files = DayFiles(settings.layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(settings.layout.serving_log / "feedback", worker)
-        self._decisions: Batches[tuple[str, bytes, Entry], None] = Batches(
-            "decision log", self._commit, LogError
-        )
-        self._feedback: Batches[tuple[str, bytes], None] = Batches(
-            "feedback log", self._feedback_files.write, LogError
+        self._decisions: Batches[_Decided, None] = Batches("decision log", self._commit, LogError)
+        self._feedback: Batches[tuple[str, bytes, Fed], Known] = Batches(
+            "feedback log", self._commit_feedback, LogError
         )
         self._champion = ChampionFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
         self._challenger = ChampionFollower(
@@ -63,9 +85,21 @@ class Engine:
             on_vanished=lambda: metrics.policy_gone(arms.CHALLENGER),
         )
         self._assignment = arms.Assignment(settings, _refused("shares"))
+        self._features = FeaturesAge(settings)
         self._look()
         self._following = Following(self._serving.follow_seconds, [self._look])
         self._following.start()
+        self._guardrail = Guardrail(
+            settings,
+            self._index,
+            self._champion,
+            self._challenger,
+            metrics.rolled_back,
+            metrics.reward_seen,
+            metrics.canary_step.set,
+        )
+        self._watching = Following(self._serving.guardrail.check_seconds, [self._guardrail.check])
+        self._watching.start()
         self._shadow = Shadow(
             self._fusion, DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed
         )
@@ -79,6 +113,8 @@ class Engine:
         self._closed.set()
         self._pulse.join()
         self._following.stop()
+        self._watching.stop()
+        self._guardrail.close()
         self._store.close()
         self._shadow.close()
         self._decisions.close()
@@ -105,11 +141,12 @@ class Engine:
         serving = challenger if arm == arms.CHALLENGER else self._champion.current
         decision = ranker.decide(
             arm,
-            serving.policy if serving else None,
+            serving.timed if serving else None,
             state,
             self._fusion,
             self._serving,
             self._generator_for(arm, request_id),
+            stale=self._features.stale(event_ts),
         )
         decided = time.perf_counter()
 
@@ -145,9 +182,20 @@ class Engine:
             option=_NUMPY,
         )
         fused = time.perf_counter()
-        entry = Entry(request_id, request.user_id, session_id, event_ts.timestamp(), arm)
+        entry = Entry(
+            request_id,
+            request.user_id,
+            session_id,
+            event_ts.timestamp(),
+            arm,
+            policy=serving.policy.sha256 if serving is not None and arm != arms.STATIC else "",
+            failed=decision.fallback in ranker.POLICY_FAILURES,
+            slow=fused - started > self._slow,
+            bounded=int((np.abs(decision.action) > _AT_BOUND).sum()),
+            entries=len(decision.action),
+        )
         day = local_day(event_ts, self._offset)
-        await self._decisions.add((day, line, entry))
+        await self._decisions.add(_Decided(day, line, entry, decision.action))
         logged = time.perf_counter()
         if challenger is not None and state is not None and self._assignment.shadowed(request.user_id):
             self._shadow.add(
@@ -217,10 +265,16 @@ class Engine:
                 "events": request.events,
             }
         )
-        await self._feedback.add((local_day(event_ts, self._offset), line))
-        moved = await self._store.feedback(
-            Feedback(user_id, session_id, request.request_id, event_ts, request.events)
+        events = {event["item_id"]: event for event in request.events}
+        known = await self._feedback.add(
+            (local_day(event_ts, self._offset), line, Fed(request.request_id, session_id, events))
         )
+        assert known is not None
+        moved = await self._store.feedback(
+            Feedback(user_id, session_id, request.request_id, event_ts, known.now, known.before)
+        )
+        if not moved:
+            await self._not_moved(request.request_id, list(events))
         metrics.feedback_events.inc(len(request.events))
         return orjson.dumps(
             {
@@ -252,14 +306,29 @@ class Engine:
             "shares": {arm: arms.share_of(shares, arm) for arm in arms.ARMS},
             "shadow": shares.shadow,
             "shares_refused": self._assignment.refused,
-            "store": {"reached": self._store.reached, "healthy": self._store.healthy},
+            "guardrail": self._guardrail_seen(),
+            "store": {
+                "reached": self._store.reached,
+                "healthy": self._store.healthy,
+                "features_until": None if self._features.until is None else timestamp(self._features.until),
+            },
             "log": {"decisions_waiting": self._decisions.queue, "feedback_waiting": self._feedback.queue},
             "pid": os.getpid(),
         }
 
+    def _guardrail_seen(self) -> Any:
+        try:
+            return read_json(self._settings.layout.guardrail)
+        except (OSError, ValueError):
+            return None
+
     def _measure(self) -> None:
         """Keep the gauges up to date: a scrape reaches one worker and reads the files of all."""
         while not self._closed.wait(_PULSE_S):
+            for arm in arms.ARMS:
+                metrics.arm_share.labels(arm).set(arms.share_of(self._assignment.shares, arm))
+            if self._features.until is not None:
+                metrics.features_until.set(self._features.until.timestamp())
             metrics.store_up.set(float(self._store.healthy))
             for name, log in (("decision", self._decisions), ("feedback", self._feedback)):
                 metrics.log_queue.labels(name).set(log.queue)
@@ -270,6 +339,7 @@ class Engine:
         self._champion.look()
         self._challenger.look()
         self._assignment.look()
+        self._features.look()
 
     def _session(self, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
         try:
@@ -283,9 +353,23 @@ class Engine:
             return self._generator
         return replay_generator(self._settings.seed, request_id)
 
-    def _commit(self, batch: list[tuple[str, bytes, Entry]]) -> None:
-        self._decision_files.write([(day, line) for day, line, _ in batch])
-        self._index.add([entry for _, _, entry in batch])
+    async def _not_moved(self, request_id: str, items: list[int]) -> None:
+        try:
+            await asyncio.to_thread(self._index.not_moved, request_id, items)
+        except sqlite3.Error as error:
+            _log.warning("feedback sent again will not move the state", reason=str(error))
+
+    def _commit_feedback(self, batch: list[tuple[str, bytes, Fed]]) -> list[Known]:
+        self._feedback_files.write([(day, line) for day, line, _ in batch])
+        return self._index.feed([fed for _, _, fed in batch])
+
+    def _commit(self, batch: list[_Decided]) -> None:
+        self._decision_files.write([(one.day, one.line) for one in batch])
+        self._index.add([one.entry for one in batch])
+        for one in batch:  # here, because no request waits for this thread alone
+            if one.entry.arm in _POLICY_ARMS:
+                for name, value in zip(self._fusion.names, one.action.tolist(), strict=True):
+                    metrics.action.labels(one.entry.arm, name).observe(value)
 
 
 def _described(champion: Champion | None) -> dict[str, Any] | None:
@@ -302,7 +386,13 @@ def _described(champion: Champion | None) -> dict[str, Any] | None:
 
 def _taken(arm: str) -> Callable[[Champion], None]:
     def taken(champion: Champion) -> None:
-        metrics.policy_serves(arm, champion.policy.version, champion.policy.sha256, champion.loaded)
+        metrics.policy_serves(
+            arm,
+            champion.policy.version,
+            champion.policy.sha256,
+            champion.loaded,
+            champion.promoted,
+        )
 
     return taken
 

@@ -6,6 +6,7 @@ between processes, by the folder that BentoML names in ``PROMETHEUS_MULTIPROC_DI
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,6 +18,9 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+
+if TYPE_CHECKING:
+    from serving.guardrail import Interval
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -53,11 +57,40 @@ policy_info = Gauge(
 policy_loaded = Gauge(
     "mtf_policy_loaded_timestamp_seconds", "When the policy was taken", ["role"], multiprocess_mode="livemin"
 )
+policy_promoted = Gauge(
+    "mtf_policy_promoted_timestamp_seconds",
+    "When the policy was promoted, or became the challenger",
+    ["role"],
+    multiprocess_mode="livemin",
+)
+action = Histogram(
+    "mtf_action",
+    "Action entries of the policies' own arms",
+    ["arm", "head"],
+    buckets=(-0.99, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 0.99, 1.0),
+)
+arm_share = Gauge("mtf_arm_share", "Share of users in force", ["arm"], multiprocess_mode="livemax")
+features_until = Gauge(
+    "mtf_features_until_timestamp_seconds",
+    "Up to when the online store has materialised features",
+    multiprocess_mode="livemin",
+)
 shadow = Counter("mtf_shadow", "Requests ranked beside by the challenger, by outcome", ["outcome"])
 shadow_overlap = Histogram(
     "mtf_shadow_overlap",
     "Share of the shown items that the challenger would have shown",
     buckets=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+)
+
+rollbacks = Counter("mtf_rollbacks", "Policies that the guardrail took out", ["role", "rule"])
+canary_step = Gauge(
+    "mtf_canary_step", "Step of the challenger's canary; 0: none runs", multiprocess_mode="livemax"
+)
+session_reward = Gauge(
+    "mtf_session_reward",
+    "Mean session reward that the guardrail judges an arm by, and its confidence sequence",
+    ["arm", "bound"],
+    multiprocess_mode="livemostrecent",
 )
 
 _served: dict[str, set[tuple[str, str]]] = {}  # label values are never removed from a shared file
@@ -69,13 +102,24 @@ def policy_gone(role: str) -> None:
         policy_info.labels(role, *labels).set(0.0)
 
 
-def policy_serves(role: str, version: str, sha256: str, loaded: float) -> None:
-    """This worker serves another policy from now on, as champion or challenger."""
+def policy_serves(role: str, version: str, sha256: str, loaded: float, promoted: float | None) -> None:
+    """This worker serves another policy from now on, as champion or challenger; times in epoch seconds."""
     policy_gone(role)
     _served.setdefault(role, set()).add((version, sha256[:12]))
     policy_info.labels(role, version, sha256[:12]).set(1.0)
     policy_loaded.labels(role).set(loaded)
+    if promoted is not None:
+        policy_promoted.labels(role).set(promoted)
     swaps.labels(role).inc()
+
+
+def rolled_back(role: str, rule: str) -> None:
+    rollbacks.labels(role, rule).inc()
+
+
+def reward_seen(arm: str, seen: "Interval") -> None:
+    for bound, value in (("mean", seen.mean), ("low", seen.low), ("high", seen.high)):
+        session_reward.labels(arm, bound).set(value)
 
 
 def forget_dead_workers() -> None:

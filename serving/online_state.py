@@ -122,6 +122,7 @@ class OnlineState:
                         feedback.event_ts.astimezone(UTC),
                         feedback.events,
                         self._gap,
+                        feedback.before,
                     )
                     if session is not None:
                         sessions[feedback.user_id] = moved[feedback.user_id] = session

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.arms import ARMS
 from serving.messages import BINARY, JSON, MAXIMUM_ID_LENGTH, Bodies
-from serving.ranker import NO_POLICY, POLICY, STORE
+from serving.ranker import FALLBACKS
 from training.contract.settings import Settings
 
 _INT64 = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
@@ -44,9 +44,9 @@ def document(settings: Settings) -> dict[str, Any]:
             version={"type": "string", "description": "'static' when no policy was used"},
             arm={"enum": list(ARMS)},
             fallback={
-                "enum": [NO_POLICY, STORE, POLICY, None],
-                "description": "why static weights were served: no champion yet, no state in time, or a "
-                "policy without a usable action",
+                "enum": [*FALLBACKS, None],
+                "description": "why static weights were served: no champion yet, no state in time, features "
+                "that are too old, or a policy without a usable action or too slow",
             },
         ),
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from serving import arms
 from serving.exploration import TruncatedNormal, UniformBox
+from serving.timed_policy import TimedPolicy, TooSlow
 from training.contract.errors import PolicyError
 from training.contract.fusion import Fusion
 from training.contract.policy import Policy
@@ -16,7 +17,11 @@ STATIC_VERSION = "static"
 # why static weights were served instead of the arm's own
 NO_POLICY = "no_policy"  # before the first promotion
 STORE = "store"  # the state could not be read in time
+STALE = "stale"  # the store's features are older than serving.max_features_age_hours
 POLICY = "policy"  # the policy gave no usable action
+POLICY_SLOW = "policy_slow"  # or not within serving.policy_budget_ms
+POLICY_FAILURES = (POLICY, POLICY_SLOW)
+FALLBACKS = (NO_POLICY, STORE, STALE, *POLICY_FAILURES)
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,24 @@ class Decision:
 
 def decide(
     arm: str,
-    policy: Policy | None,
+    policy: Policy | TimedPolicy | None,
     state: np.ndarray | None,
     fusion: Fusion,
     settings: ServingSettings,
     generator: np.random.Generator,
+    *,
+    stale: bool = False,
 ) -> Decision:
     """The action of an arm for one state float32[d], or None when the store gave no state.
 
     ``policy`` is the challenger's for its arm and the champion's for the others. Champion and
     challenger fall back to static weights without a policy or a state. The noise and the box arm then
-    draw around the static action; the random arm needs neither. All name a missing state as their
-    fallback because a transition cannot be learnt from without it.
+    draw around the static action; the random arm needs neither. All name a missing or ``stale`` state
+    (made of features that are too old) as their fallback because a transition should not be learnt from
+    without a good one.
     """
     k = len(fusion.heads)
-    missing = STORE if state is None else None
+    missing = STORE if state is None else STALE if stale else None
     static = fusion.static_action
     if arm == arms.STATIC:
         return Decision(arm, STATIC_VERSION, static, static, fallback=missing)
@@ -63,9 +71,11 @@ def decide(
     mean, version, fallback = static, STATIC_VERSION, missing
     if policy is None:
         fallback = missing if arm in arms.EXPLORING else NO_POLICY
-    elif state is not None:
+    elif state is not None and not stale:
         try:
             mean, version = policy.act(state[None, :])[0], policy.version
+        except TooSlow:
+            fallback = POLICY_SLOW
         except PolicyError:
             fallback = POLICY
     if arm == arms.NOISE:

@@ -1,4 +1,4 @@
-"""Which user and session a request belonged to, shared by every worker and kept over restarts.
+"""What the workers know together of requests, sessions and arms, kept over restarts.
 
 ``POST /feedback`` names only the request; and a request without a session continues the user's last
 one when that is not older than the session gap. One SQLite file answers both, written in the same
@@ -7,18 +7,22 @@ killed process but need not survive a power cut, and feedback may name its user 
 """
 
 import sqlite3
+import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
 RETENTION_S = 2 * 86_400.0
 _PURGE_SHARE = 0.005  # of the retention, between two purges
 _REMEMBERED_USERS = 100_000
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
     request_id TEXT PRIMARY KEY, user_id INTEGER NOT NULL, session_id TEXT NOT NULL, seen REAL NOT NULL
@@ -29,18 +33,79 @@ CREATE TABLE IF NOT EXISTS sessions (
     seen REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS sessions_seen ON sessions (seen);
+CREATE TABLE IF NOT EXISTS counts (
+    slot INTEGER NOT NULL, arm TEXT NOT NULL, policy TEXT NOT NULL, requests INTEGER NOT NULL,
+    failed INTEGER NOT NULL, slow INTEGER NOT NULL, bounded INTEGER NOT NULL, entries INTEGER NOT NULL,
+    PRIMARY KEY (slot, arm, policy)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS returns (
+    session_id TEXT PRIMARY KEY, arm TEXT NOT NULL, policy TEXT NOT NULL, reward REAL NOT NULL,
+    began REAL NOT NULL, seen REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS returns_seen ON returns (seen);
+CREATE TABLE IF NOT EXISTS fed (
+    request_id TEXT NOT NULL, item_id INTEGER NOT NULL, event BLOB NOT NULL, moved INTEGER NOT NULL,
+    seen REAL NOT NULL, PRIMARY KEY (request_id, item_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS fed_seen ON fed (seen);
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One served request; ``event_s`` is its time in epoch seconds."""
+    """One served request; ``event_s`` is its time in epoch seconds.
+
+    ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
+    ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
+    ``entries`` were at a bound.
+    """
 
     request_id: str
     user_id: int
     session_id: str
     event_s: float
     arm: str
+    policy: str = ""
+    failed: bool = False
+    slow: bool = False
+    bounded: int = 0
+    entries: int = 0
+
+
+class Fed(NamedTuple):
+    """Feedback for the items of one request: ``events`` by item, and the reward of an event."""
+
+    request_id: str
+    session_id: str
+    events: Mapping[int, Mapping[str, int]]
+
+
+class Known(NamedTuple):
+    """All feedback for one request, the last event of each item: ``before`` what already moved the
+    state, ``now`` with the latest feedback."""
+
+    before: list[dict[str, int]]
+    now: list[dict[str, int]]
+
+
+@dataclass(frozen=True)
+class ArmCounts:
+    """What was counted of an arm and policy; see :class:`Entry`."""
+
+    requests: int = 0
+    failed: int = 0
+    slow: int = 0
+    bounded: int = 0
+    entries: int = 0
+
+
+@dataclass(frozen=True)
+class ArmReturns:
+    """Number, sum and sum of squares of the rewards of an arm's sessions."""
+
+    sessions: int = 0
+    total: float = 0.0
+    squares: float = 0.0
 
 
 class Session(NamedTuple):
@@ -57,13 +122,28 @@ class _Last(NamedTuple):
 
 
 class RequestIndex:
-    """``add`` belongs to the log's writer thread, every other method to the event loop's."""
+    """``add`` belongs to the decision log's thread, ``feed`` to the feedback log's, ``not_moved`` to any,
+    ``counted`` and ``returns`` to the guardrail's, every other method to the event loop's.
 
-    def __init__(self, path: Path, gap_minutes: float, retention_s: float = RETENTION_S) -> None:
+    ``reward`` gives the reward of one item's event; ``clock`` the epoch seconds that things are kept by.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        gap_minutes: float,
+        retention_s: float = RETENTION_S,
+        reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = _connect(path)
         _prepare(self._writer)
         self._reader = _connect(path)
+        self._feeder = _connect(path)
+        self._counter = _connect(path)
+        self._feeding = threading.Lock()  # of the connection, between feed and not_moved
+        self._reward, self._clock = reward, clock
         self._gap_s = gap_minutes * 60.0
         self._retention_s = retention_s
         self._sessions: OrderedDict[int, _Last] = OrderedDict()
@@ -71,7 +151,7 @@ class RequestIndex:
 
     def add(self, entries: list[Entry]) -> None:
         """Record served requests, all or none. Raises sqlite3.Error."""
-        now = time.time()
+        now = self._clock()
         with self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
             self._writer.executemany(
@@ -83,10 +163,85 @@ class RequestIndex:
                 "session_id = ?2, event_s = ?3, arm = ?4, seen = ?5 WHERE ?3 >= event_s",
                 [(entry.user_id, entry.session_id, entry.event_s, entry.arm, now) for entry in entries],
             )
+            self._writer.executemany(
+                "INSERT INTO counts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET "
+                "requests = requests + ?4, failed = failed + ?5, slow = slow + ?6, "
+                "bounded = bounded + ?7, entries = entries + ?8",
+                [(int(now), *key, *counts) for key, counts in _counted(entries).items()],
+            )
+            # a session that saw two policies or arms speaks of neither
+            self._writer.executemany(
+                "INSERT INTO returns VALUES (?1, ?2, ?3, 0, ?4, ?4) ON CONFLICT DO UPDATE SET "
+                "policy = CASE WHEN arm = ?2 AND policy = ?3 THEN policy ELSE 'mixed' END, seen = ?4",
+                [(entry.session_id, entry.arm, entry.policy, now) for entry in entries],
+            )
             if now - self._purged > self._retention_s * _PURGE_SHARE:
-                self._writer.execute("DELETE FROM requests WHERE seen < ?", (now - self._retention_s,))
-                self._writer.execute("DELETE FROM sessions WHERE seen < ?", (now - self._retention_s,))
+                for table in ("requests", "sessions", "returns", "fed"):
+                    self._writer.execute(
+                        f"DELETE FROM {table} WHERE seen < ?",  # noqa: S608 -- names of our own
+                        (now - self._retention_s,),
+                    )
+                self._writer.execute("DELETE FROM counts WHERE slot < ?", (now - self._retention_s,))
                 self._purged = now
+
+    def feed(self, batch: Sequence[Fed]) -> list[Known]:
+        """Record feedback, all or none; an item's later event replaces its earlier one.
+
+        The session's reward moves by the difference. Raises sqlite3.Error.
+        """
+        now = self._clock()
+        known = []
+        with self._feeding, self._feeder as feeder:
+            feeder.execute("BEGIN IMMEDIATE")
+            for fed in batch:
+                rows = feeder.execute(
+                    "SELECT item_id, event, moved FROM fed WHERE request_id = ?", (fed.request_id,)
+                ).fetchall()
+                stored = {item: (orjson.loads(event), moved) for item, event, moved in rows}
+                gained = sum(
+                    self._reward(event) - (self._reward(stored[item][0]) if item in stored else 0.0)
+                    for item, event in fed.events.items()
+                )
+                feeder.executemany(
+                    "INSERT OR REPLACE INTO fed VALUES (?, ?, ?, 1, ?)",
+                    [(fed.request_id, item, orjson.dumps(e), now) for item, e in fed.events.items()],
+                )
+                feeder.execute(
+                    "UPDATE returns SET reward = reward + ?, seen = ? WHERE session_id = ?",
+                    (gained, now, fed.session_id),
+                )
+                before = {item: event for item, (event, moved) in stored.items() if moved}
+                known.append(Known(list(before.values()), list({**before, **fed.events}.values())))
+        return known
+
+    def not_moved(self, request_id: str, items: Iterable[int]) -> None:
+        """The store did not take this feedback: sent again, it still has to move the state."""
+        with self._feeding, self._feeder as feeder:
+            feeder.executemany(
+                "UPDATE fed SET moved = 0 WHERE request_id = ? AND item_id = ?",
+                [(request_id, item) for item in items],
+            )
+
+    def counted(self, since: float) -> dict[tuple[str, str], ArmCounts]:
+        """Requests since an epoch second, by (arm, policy). Raises sqlite3.Error."""
+        rows = self._counter.execute(
+            "SELECT arm, policy, sum(requests), sum(failed), sum(slow), sum(bounded), sum(entries) "
+            "FROM counts WHERE slot >= ? GROUP BY arm, policy",
+            (int(since),),
+        )
+        return {(arm, policy): ArmCounts(*numbers) for arm, policy, *numbers in rows}
+
+    def returns(self, began: float, idle_since: float) -> dict[tuple[str, str], ArmReturns]:
+        """Rewards of the sessions that began at ``began`` or later and saw nothing since ``idle_since``.
+
+        By (arm, policy), in epoch seconds. Raises sqlite3.Error.
+        """
+        rows = self._counter.execute(
+            "SELECT arm, policy, count(*), sum(reward), sum(reward * reward) FROM returns "
+            "WHERE seen >= ?1 AND seen <= ?2 AND began >= ?1 GROUP BY arm, policy",
+            (began, idle_since),
+        )
+        return {(arm, policy): ArmReturns(*numbers) for arm, policy, *numbers in rows}
 
     def find(self, request_id: str) -> tuple[int, str] | None:
         """(user_id, session_id) of a served request, or None. Raises sqlite3.Error."""
@@ -126,8 +281,8 @@ class RequestIndex:
             self._sessions.popitem(last=False)
 
     def close(self) -> None:
-        self._reader.close()
-        self._writer.close()
+        for connection in (self._reader, self._writer, self._feeder, self._counter):
+            connection.close()
 
     def _last(self, user_id: int) -> _Last | None:
         """The user's latest session: another worker may know a later one than this process."""
@@ -162,3 +317,12 @@ def _prepare(connection: sqlite3.Connection) -> None:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+
+def _counted(entries: Iterable[Entry]) -> dict[tuple[str, str], list[int]]:
+    counts: dict[tuple[str, str], list[int]] = {}
+    for entry in entries:
+        row = counts.setdefault((entry.arm, entry.policy), [0] * 5)
+        for place, number in enumerate((1, entry.failed, entry.slow, entry.bounded, entry.entries)):
+            row[place] += int(number)
+    return counts

@@ -14,7 +14,6 @@ from serving import ranker
 from serving.batches import Batches
 from serving.decision_log import DayFiles, LogError
 from training.contract.errors import PolicyError
-from training.contract.fusion import Fusion
 from training.contract.policy import Policy
 
 LINE_VERSION = 1
@@ -39,10 +38,8 @@ class Shadow:
     """``on_outcome`` is called with "ranked", "policy" (no usable action), "log" or "left_out", and for
     "ranked" with the share of the shown items that the challenger would have shown, too."""
 
-    def __init__(
-        self, fusion: Fusion, files: DayFiles, on_outcome: Callable[[str, float | None], None]
-    ) -> None:
-        self._fusion, self._files, self._on_outcome = fusion, files, on_outcome
+    def __init__(self, files: DayFiles, on_outcome: Callable[[str, float | None], None]) -> None:
+        self._files, self._on_outcome = files, on_outcome
         self._lane: Batches[Ranked, None] = Batches("shadow", self._work, LogError, capacity=_CAPACITY)
 
     def add(self, ranked: Ranked) -> None:

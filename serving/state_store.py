@@ -42,7 +42,8 @@ class StateRequest(NamedTuple):
 class Feedback(NamedTuple):
     """What a user did with one request.
 
-    ``events`` has one mapping per shown item, with the signals' 0/1 columns and ``play_time_ms``.
+    ``events`` has one mapping per item that feedback is known of, with the signals' 0/1 columns and
+    ``play_time_ms``; ``before`` those among them that already moved the state, as they did.
     """
 
     user_id: int
@@ -50,6 +51,7 @@ class Feedback(NamedTuple):
     request_id: str
     event_ts: datetime
     events: list[dict[str, int]]
+    before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed
 
 
 class _Unavailable(MtfError):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from training.contract.errors import DataError
-from training.contract.files import write_atomic, write_text_atomic
+from training.contract.files import read_json, write_atomic, write_json_atomic, write_text_atomic
 from training.contract.layout import DECISIONS
 from training.contract.session import is_current
 from training.contract.settings import Settings
@@ -104,7 +104,16 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
         with _readable(view), _quiet():
             store.materialize(first, until if done is None else max(until, done), feature_views=[view.name])
             record["views"][view.name] = _count(view, _usable(view.name, start), until)
+    _note_until(settings, end)
     return record
+
+
+def _note_until(settings: Settings, end: datetime) -> None:
+    """Tell the service how old its features are; an earlier day run again does not set it back."""
+    path = settings.layout.materialised
+    if path.exists():
+        end = max(end, datetime.fromisoformat(read_json(path)["until"]))
+    write_json_atomic(path, {"until": end.isoformat()})
 
 
 def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:

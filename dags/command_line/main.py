@@ -3,7 +3,7 @@
 import atexit
 import os
 import sys
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from rich.table import Table
 from dags import stages
 from dags.command_line import stack
 from training.contract.errors import MtfError, SettingsError
-from training.contract.files import write_text_atomic
+from training.contract.files import read_json, write_text_atomic
 from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings, load_settings, settings_path
 
@@ -289,8 +289,9 @@ def simulate(date_: Day) -> None:
 
 @app.command()
 def status() -> None:
-    """What runs, what is served and since when, and how the last days ended."""
+    """What runs, what is served and since when, arms and guardrail, and how the last days ended."""
     from training.contract.pointer import read_champion
+    from training.contract.shares import CHAMPION, read_shares
 
     settings = load_settings()
     for service in stack.services(settings, settings_path()):
@@ -302,6 +303,15 @@ def status() -> None:
         console.print("champion none yet: static weights are served")
     else:
         console.print(f"champion {pointer.version}, promoted {pointer.promoted_ts}")
+    challenger = read_champion(settings.layout.challenger)
+    if challenger is not None:
+        console.print(f"challenger {challenger.version}, {_canary(settings)}")
+    shares = dict(read_shares(settings))
+    shadow = shares.pop("shadow")
+    shares = {CHAMPION: 1.0 - sum(shares.values()), **shares}
+    told = ", ".join(f"{arm} {share:.4g}" for arm, share in shares.items() if share)
+    console.print(f"arms     {told}" + (f"; in the shadow {shadow:.4g}" if shadow else ""))
+    _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:
         records = read_records(settings.layout, one)
@@ -309,6 +319,32 @@ def status() -> None:
         ended = "ok" if records[last].get("success", True) else "failed"
         table.add_row(str(one), last, ended, records.get("gate", {}).get("decision", "-"))
     console.print(table)
+
+
+def _canary(settings: Settings) -> str:
+    if not settings.layout.canary.exists():
+        return "no canary yet"
+    canary = read_json(settings.layout.canary)
+    since = datetime.fromtimestamp(canary["since"], UTC).isoformat(timespec="seconds")
+    step = f"step {canary['step'] + 1} of {len(settings.serving.canary)}"
+    return f"{step}, share {canary['share']:g}, since {since}"
+
+
+def _show_guardrail(settings: Settings) -> None:
+    from training.contract import history
+
+    if settings.layout.guardrail.exists():
+        seen = read_json(settings.layout.guardrail)
+        for arm, one in seen["arms"].items():
+            console.print(
+                f"guardrail of {arm} {one['version']} at {seen['checked_ts']}: "
+                f"{one['verdict'] or 'nothing against it'} ({one['window']['requests']} requests, "
+                f"{one['reward']['sessions']} sessions)"
+            )
+    rollbacks = [event for event in history.read(settings.layout) if event["action"] == "rollback"]
+    if rollbacks:
+        last = rollbacks[-1]
+        console.print(f"last rollback {last['ts']}: {last['reason']}")
 
 
 @app.command()

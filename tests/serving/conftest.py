@@ -172,6 +172,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         max_body_bytes=64 * 1024,
         # the tests' own machine may be busy: a slow read must not become a fallback here
         state_budget_ms=2_000.0,
+        policy_budget_ms=2_000.0,
+        guardrail={"slow_ms": 5_000.0},
         shares={"static": 0.1, "random": 0.1, "noise": 0.1, "box": 0.1},
         max_exploration=0.4,
     )

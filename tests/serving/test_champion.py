@@ -168,3 +168,10 @@ def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings
         settings.layout.challenger.unlink()
         assert not follower.look() and follower.current is None
         assert not follower.look() and len(gone) == times
+
+
+def test_a_policy_that_cannot_keep_its_budget_is_not_taken(settings, constant):
+    serving = settings.serving.model_copy(update={"policy_budget_ms": 1e-6})
+    watched = Watched(settings.model_copy(update={"serving": serving}))
+    write_champion(settings.layout.champion, constant(settings, "v1", 0.1))
+    assert not watched.follower.look() and "more than serving.policy_budget_ms" in watched.refused[0]

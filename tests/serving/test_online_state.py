@@ -143,12 +143,35 @@ def test_feedback_moves_the_next_state(profile, state, user):
     assert entries["sess_like_rate"] == 0.25 and entries["last_play_s"] == 0.0
 
 
-def test_more_feedback_of_one_request_accumulates(profile, state, user):
+@pytest.mark.parametrize("times", [1, 3])
+def test_more_feedback_of_one_request_adds_what_is_new_of_it(profile, state, user, times):
+    feedback(state, user, "s", "r0", T0, [shown(1)])
     feedback(state, user, "s", "r1", T0, [shown(1)])
-    feedback(state, user, "s", "r1", T0, [shown(0)])  # the same instant too
+    before, now = [shown(1)], [shown(1), shown(0)]
+    for _ in range(times):  # the same instant too
+        state.feedback([Feedback(user, "s", "r1", T0, now, before)])
+        before = now
     entries = named(profile, read(state, user, "s", T0))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(1))
-    assert entries["sess_click_rate"] == entries["last_click_rate"] == 0.5
+    assert entries["sess_requests"] == pytest.approx(np.log1p(2))
+    assert entries["sess_click_rate"] == pytest.approx(2 / 3)
+    assert entries["last_click_rate"] == 0.5
+
+
+def test_feedback_sent_again_for_an_earlier_request_counts_no_request(profile, state, user):
+    feedback(state, user, "s", "r1", T0, [shown(1)])
+    feedback(state, user, "s", "r2", T0 + MINUTE, [shown(0)])
+    state.feedback([Feedback(user, "s", "r1", T0 + 2 * MINUTE, [shown(1)], [shown(1)])])
+    entries = named(profile, read(state, user, "s", T0 + 2 * MINUTE))
+    assert entries["sess_requests"] == pytest.approx(np.log1p(2))
+    assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 1.0
+
+
+def test_feedback_sent_again_after_the_session_was_forgotten_counts_whole(profile, state, user):
+    feedback(state, user, "s", "r1", T0, [shown(1)])
+    late = T0 + timedelta(minutes=profile.session.gap_minutes) + MINUTE
+    state.feedback([Feedback(user, "s", "r1", late, [shown(1)], [shown(1)])])
+    entries = named(profile, read(state, user, "s", late))
+    assert entries["sess_requests"] == pytest.approx(np.log1p(1)) and entries["sess_click_rate"] == 1.0
 
 
 def test_another_session_or_a_long_pause_forgets(profile, state, user):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import ranker
+from serving import arms, ranker
 from serving.exploration import TruncatedNormal, UniformBox
+from serving.timed_policy import TimedPolicy
 from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy, load_policy
 from training.contract.settings import Settings
 
@@ -87,6 +88,23 @@ def test_noise_without_a_policy_explores_around_static(policy, state, fallback, 
     assert (decision.policy_version, decision.fallback) == ("static", fallback)
     assert np.array_equal(decision.mean, FUSION.static_action)
     assert np.isfinite(decision.log_density)
+
+
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_stale_features_are_not_acted_by_and_are_named(arm):
+    decision = ranker.decide(
+        arm, POLICY, STATE, FUSION, SETTINGS.serving, np.random.default_rng(0), stale=True
+    )
+    assert (decision.policy_version, decision.fallback) == ("static", "stale")
+    if arm not in arms.EXPLORING:
+        assert np.array_equal(decision.action, FUSION.static_action)
+
+
+@pytest.mark.parametrize("arm", ["champion", "challenger", "noise", "box"])
+def test_a_policy_over_its_budget_gives_way_to_static_weights(arm):
+    decision = decide(arm, TimedPolicy(POLICY, 0.0))
+    assert (decision.policy_version, decision.fallback) == ("static", "policy_slow")
+    assert np.array_equal(decision.mean, FUSION.static_action)
 
 
 @pytest.mark.parametrize("arm", ["static", "random"])

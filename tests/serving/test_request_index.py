@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving.request_index import Entry, RequestIndex
+from serving.request_index import ArmCounts, ArmReturns, Entry, Fed, Known, RequestIndex
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -87,3 +87,51 @@ def test_an_index_of_an_older_version_is_made_anew(tmp_path):
     index = RequestIndex(path, 30)
     index.add([entry("r1", 5, "s1", NOON.timestamp())])
     assert index.find("r1") == (5, "s1") and RequestIndex(path, 30).find("r1") == (5, "s1")
+
+
+def event(item: int, **values: int) -> dict[str, int]:
+    return {"item_id": item, **values}
+
+
+def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30, reward=lambda e: float(e.get("is_click", 0)))
+    index.add([entry("r1", 5, "s1", NOON.timestamp(), "static")])
+    one, two, worse = event(1, is_click=1), event(2, is_click=1), event(1, is_click=0)
+    assert index.feed([Fed("r1", "s1", {1: one, 2: two})]) == [Known([], [one, two])]
+    assert index.feed([Fed("r1", "s1", {1: one})]) == [Known([one, two], [one, two])]
+    [known] = index.feed([Fed("r1", "s1", {1: worse})])
+    assert known.before == [one, two] and sorted(known.now, key=lambda e: e["item_id"]) == [worse, two]
+    now = time.time()
+    assert index.returns(0.0, now + 1) == {("static", ""): ArmReturns(1, 1.0, 1.0)}
+    # what the store did not take still has to move the state
+    index.not_moved("r1", [1])
+    [known] = index.feed([Fed("r1", "s1", {1: worse})])
+    assert known.before == [two] and len(known.now) == 2
+
+
+def test_a_session_of_two_policies_speaks_of_neither(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30)
+    index.add([Entry("r1", 5, "s1", 0.0, "champion", "one"), Entry("r2", 6, "s2", 0.0, "champion", "one")])
+    index.add([Entry("r3", 5, "s1", 0.0, "champion", "two")])
+    found = index.returns(0.0, time.time() + 1)
+    assert {key: one.sessions for key, one in found.items()} == {
+        ("champion", "mixed"): 1,
+        ("champion", "one"): 1,
+    }
+
+
+def test_requests_are_counted_by_arm_and_policy_over_all_workers(tmp_path):
+    path = tmp_path / "requests.sqlite"
+    for index in (RequestIndex(path, 30), RequestIndex(path, 30)):
+        index.add(
+            [
+                Entry(f"{id(index)}a", 1, "s", 0.0, "champion", "p", failed=True, bounded=3, entries=8),
+                Entry(f"{id(index)}b", 1, "s", 0.0, "champion", "p", slow=True, entries=8),
+                Entry(f"{id(index)}c", 2, "t", 0.0, "static"),
+            ]
+        )
+    assert index.counted(time.time() - 60) == {
+        ("champion", "p"): ArmCounts(4, 2, 2, 6, 32),
+        ("static", ""): ArmCounts(2),
+    }
+    assert index.counted(time.time() + 60) == {}

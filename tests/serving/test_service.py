@@ -171,6 +171,25 @@ def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
     ][0].items()
 
 
+def test_feedback_sent_again_moves_the_state_once_and_a_correction_corrects_it(server, client, champion):
+    user = user_of(server, "champion", 6)
+    ask = {"session_id": "s-again", "event_ts": at(300)}
+    first = client.rank(user, range(N), scores(server.settings), **ask)
+    two = clicks(first.items[:2])
+    for _ in range(3):
+        assert client.feedback(first.request_id, two, event_ts=at(310))
+    # more items of the same request, and one of the first is taken back
+    more = [{**two[0], "is_click": 0}, *clicks(first.items[2:4])]
+    assert client.feedback(first.request_id, more, event_ts=at(320))
+    second = client.rank(user, range(N), scores(server.settings), session_id="s-again", event_ts=at(330))
+    names = server.settings.state_spec.entry_names
+    state = dict(zip(names, decision(server, second.request_id)["state"], strict=True))
+    assert state["sess_requests"] == pytest.approx(np.log1p(1))
+    assert state["sess_click_rate"] == pytest.approx(3 / 4)
+    lines = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
+    assert len(lines) == 4  # the log has all that was acknowledged; the lake takes the last of an item
+
+
 def test_sessions_are_the_users_own_or_cut_by_the_gap(server, client):
     user = user_of(server, "champion", 2)
     times = (0, 600, 600 + 1_799, 600 + 1_799 + 1_801)

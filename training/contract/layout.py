@@ -56,6 +56,11 @@ class Layout:
     def feast(self) -> Path:
         return self.root / "feast"
 
+    @property
+    def materialised(self) -> Path:
+        """Up to when the online store has features: ``{"until": ISO instant}``."""
+        return self.feast / "materialised.json"
+
     # validation: Great Expectations' context and its Data Docs
     @property
     def validation(self) -> Path:
@@ -96,6 +101,16 @@ class Layout:
     def challenger(self) -> Path:
         """Pointer to the policy of the challenger arm and of the shadow; absent when there is none."""
         return self.serving / "challenger.json"
+
+    @property
+    def canary(self) -> Path:
+        """How far the challenger's canary is; written by the service."""
+        return self.serving / "canary.json"
+
+    @property
+    def guardrail(self) -> Path:
+        """What the guardrail saw last; written by the service."""
+        return self.serving / "guardrail.json"
 
     @property
     def shares(self) -> Path:

@@ -32,16 +32,21 @@ def add_feedback(
     event_ts: datetime,
     events: Iterable[Mapping[str, Any]],
     gap: timedelta,
+    before: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any] | None:
     """The stored session after one piece of feedback; None when it must stay as it is.
 
-    ``signals`` maps a signal's name to its column in ``events`` (0/1; missing counts as 0), whose
-    items also carry ``play_time_ms``. A first request of its session, and one that comes ``gap`` after
-    the last, starts from zero. Feedback again for the latest request adds to it; feedback of an
-    earlier request of the same session adds to the sums and leaves ``last_*`` alone; feedback of
-    another session that is older than the stored one is too late, and changes nothing.
+    ``events`` is all that is known of the request by now, the last for each item, and ``before`` what
+    was known when its earlier feedback was added, so that the same feedback twice changes nothing, and a
+    corrected one corrects. ``signals`` maps a signal's name to its column in ``events`` (0/1; missing
+    counts as 0), whose items also carry ``play_time_ms``. A first request of its session, and one that
+    comes ``gap`` after the last, starts from zero. Feedback of an earlier request of the same session
+    adds to the sums and leaves ``last_*`` alone; feedback of another session that is older than the
+    stored one is too late, and changes nothing.
     """
     sums = _sums(signals, events)
+    known = list(before)
+    was = _sums(signals, known)
     last = session.get("sess_last_ts")
     late = last is not None and event_ts.replace(microsecond=0) < last.replace(microsecond=0)
     if not is_current(session, session_id, event_ts, gap):
@@ -49,15 +54,16 @@ def add_feedback(
             return None
         moved = dict.fromkeys(session_columns(list(signals)), 0.0)
         again = False
+        known, was = [], dict.fromkeys(was, 0.0)  # it was counted in sums that are gone
     else:
         moved = {name: session[name] or 0.0 for name in session_columns(list(signals))}
         again = session["request_id"] == request_id
-    if not again:
+    if not again and not known:
         moved["sess_requests"] += 1.0
     for name, value in sums.items():
-        moved[f"sess_{name}"] += value
+        moved[f"sess_{name}"] += value - was[name]
         if not late or again:
-            moved[f"last_{name}"] = value + (moved[f"last_{name}"] if again else 0.0)
+            moved[f"last_{name}"] = value
     return {
         **moved,
         "sess_session_id": session_id,

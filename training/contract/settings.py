@@ -315,6 +315,35 @@ def check_shares(shares: ShareSettings, max_exploration: float) -> None:
         )
 
 
+class CanaryStep(Section):
+    """A share of users for the challenger, for at least so long and so many of its requests."""
+
+    share: float = Field(gt=0.0, le=1.0)
+    minutes: float = Field(ge=0.0)
+    requests: int = Field(0, ge=0)
+
+
+class GuardrailSettings(Section):
+    """When the service takes a champion or challenger out by itself; see docs/serving-operations.md."""
+
+    check_seconds: Positive = Field(5.0, description="between two looks (ours)")
+    window_seconds: Positive = Field(60.0, description="of requests that a look takes in (ours)")
+    min_requests: int = Field(200, ge=1, description="fewer of an arm in the window are not judged (ours)")
+    max_failed_share: Share = Field(
+        0.02, description="requests without a usable action of the policy in time (ours)"
+    )
+    slow_ms: Positive = Field(50.0, description="a request that takes longer until it is logged is slow")
+    max_slow_share: Share = Field(0.05, description="slow requests beyond the static arm's share (ours)")
+    max_bound_share: Share = Field(0.5, description="action entries within 0.01 of a bound (ours)")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1.0, description="of the reward's comparison with static, over all looks (ours)"
+    )
+    min_sessions: int = Field(200, ge=2, description="of an arm, for its reward to be judged (ours)")
+    idle_minutes: float | None = Field(
+        None, ge=0.0, description="a session idle for so long has its reward; none means session.gap_minutes"
+    )
+
+
 class ServingSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(3000, ge=1, le=65535)
@@ -328,6 +357,10 @@ class ServingSettings(Section):
         description="entries of the state made of the profile, as is_lowactive_period or "
         "user_active_degree=low_active: users who have one are not explored on (ours)",
     )
+    canary: tuple[CanaryStep, ...] = Field(
+        (), description="steps of a new policy before it is the champion; none promotes at once (ours)"
+    )
+    guardrail: GuardrailSettings = GuardrailSettings()
     salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
     random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
     noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
@@ -349,6 +382,14 @@ class ServingSettings(Section):
     )
     follow_seconds: Positive = Field(1.0, description="how often the champion pointer is looked at")
     state_budget_ms: Positive = Field(50.0, description="longest wait for the online store")
+    policy_budget_ms: Positive = Field(
+        50.0, description="longest time of a policy for one state; beyond it static weights serve (ours)"
+    )
+    max_features_age_hours: Positive = Field(
+        50.0,
+        description="materialised features older than this are stale, and static weights serve: a day, its "
+        "run and one that was missed (ours)",
+    )
 
 
 class StoreSettings(Section):
@@ -491,7 +532,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        check_shares(self.serving.shares, self.serving.max_exploration)
+        shares = self.serving.shares
+        check_shares(shares, self.serving.max_exploration)
+        largest = max((step.share for step in self.serving.canary), default=0.0)
+        if shares.static + shares.random + shares.noise + shares.box + largest > 1.0 + 1e-9:
+            raise ValueError("serving.shares and the largest step of serving.canary add up to more than 1")
         return self
 
     @model_validator(mode="after")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.training.promotion.conftest import Arrange
+from training.contract import rollout
 from training.contract.errors import MtfError, PolicyError
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.settings import Settings
 from training.promotion import (
-    champion,
     champion_before,
     champion_policy,
     gate,
@@ -114,7 +114,7 @@ def test_a_backfilled_older_day_does_not_replace_a_newer_champion(
     assert f"newer than {DAYS[1]}" in record["reason"]
 
 
-@pytest.mark.parametrize("at", ["set_alias", "_record_promotion", "write_champion"])
+@pytest.mark.parametrize("at", ["set_alias", "record", "write_champion"])
 def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
     settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -126,7 +126,7 @@ def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry if at == "set_alias" else champion, at, killed)
+        patch.setattr(registry if at == "set_alias" else rollout, at, killed)
         with pytest.raises(KeyboardInterrupt):
             promote(settings, DAYS[1], decision)
     assert champion_policy(settings).version == "p1"  # what serves is still whole
@@ -178,7 +178,7 @@ def test_a_champion_of_other_heads_is_not_compared(settings: Settings, arrange: 
 def test_the_pointer_does_not_grow_for_ever(
     settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(champion, "CHAIN", 2)
+    monkeypatch.setattr(rollout, "CHAIN", 2)
     for i in range(4):
         run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
     pointer = read_champion(settings.layout.champion)
@@ -200,3 +200,48 @@ def test_the_registry_holds_one_run_and_version_a_policy(settings: Settings, arr
     assert run.data.tags["lineage.partitions"] == '{"2026-01-05": "ab"}'
     assert registry.alias_version(settings, registry.CHALLENGER) == "1"
     assert [f.path for f in client.list_artifacts(version.run_id)] == ["lineage.json", "policy.safetensors"]
+
+
+STEPS = ({"share": 0.1, "minutes": 0.0}, {"share": 0.5, "minutes": 0.0})
+
+
+@pytest.fixture
+def careful(settings: Settings) -> Settings:
+    serving = Settings(serving={"canary": STEPS}).serving
+    return settings.model_copy(update={"serving": serving})
+
+
+def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follows_later(
+    settings: Settings, careful: Settings, arrange: Arrange
+) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    arrange(DAYS[1], seed=2, champion=1.0)
+    decision = gate(careful, DAYS[1])
+    record = promote(careful, DAYS[1], decision)
+    assert (record["promoted"], record["version"]) == (False, "p1") and "canary" in record["reason"]
+    assert promote(careful, DAYS[1], decision) == record  # a rerun does not begin it again
+    assert read_champion(careful.layout.champion).version == "p1"
+    assert read_champion(careful.layout.challenger).version == "p2"
+    assert registry.alias_version(careful, registry.CHALLENGER) == "2"
+    # the service ends the canary
+    done = rollout.complete_canary(careful, "nothing against it")
+    assert (done.version, done.previous["version"]) == ("p2", "p1")
+    assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p2"
+    assert [e["action"] for e in history(careful)] == ["promote", "promote"]
+    assert registry.alias_version(careful, registry.CHAMPION) == "1"
+    assert promote(careful, DAYS[1], decision)["promoted"]
+    assert registry.alias_version(careful, registry.CHAMPION) == "2"
+    assert rollback(careful)["version"] == "p1"
+
+
+def test_a_rollback_during_a_canary_takes_the_challenger_out_for_good(
+    settings: Settings, careful: Settings, arrange: Arrange
+) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    arrange(DAYS[1], seed=2, champion=1.0)
+    promote(careful, DAYS[1], gate(careful, DAYS[1]))
+    record = rollback(careful, "it looks odd")
+    assert (record["version"], record["from_version"]) == ("p1", "p2")
+    assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p1"
+    again = promote(careful, DAYS[1], gate(careful, DAYS[1]))
+    assert not again["promoted"] and "it looks odd" in again["reason"]
