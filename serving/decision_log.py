@@ -98,10 +98,15 @@ class DayFiles:
         return self._files[day]
 
     def _abandon(self, day: str, file: _Open) -> None:
-        """Take back a failed append. After a failed flush the file is not trusted: a new one follows."""
+        """Take back a failed append. After a failed flush the file is not trusted: a new one follows.
+
+        A file that got no line goes, so that a full disk does not fill with the names of empty ones.
+        """
         del self._files[day]
         try:
             os.ftruncate(file.descriptor, file.size)
+            if file.size == 0:
+                file.path.unlink(missing_ok=True)
         except OSError as error:
             _log.error("torn tail left behind", file=file.path.name, reason=str(error))
         finally:

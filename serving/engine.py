@@ -100,9 +100,7 @@ class Engine:
         )
         self._watching = Following(self._serving.guardrail.check_seconds, [self._guardrail.check])
         self._watching.start()
-        self._shadow = Shadow(
-            self._fusion, DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed
-        )
+        self._shadow = Shadow(DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed)
         self._store = StateStore(settings, _store_failed)
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)

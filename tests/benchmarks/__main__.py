@@ -8,10 +8,10 @@ import os
 import platform
 from pathlib import Path
 
-from tests.benchmarks import learner, stages
+from tests.benchmarks import faults, learner, stages
 from training.contract.files import write_json_atomic
 
-BENCHMARKS = {"stages": stages, "learner": learner}
+BENCHMARKS = {"stages": stages, "learner": learner, "faults": faults}
 
 
 def main() -> None:

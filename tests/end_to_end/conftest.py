@@ -25,7 +25,7 @@ def settings_of(folder: Path, port: int) -> dict:
             "accept_event_ts": True,
             "state_budget_ms": 2000,
             "policy_budget_ms": 2000,
-            "shares": {"static": 0.2, "random": 0.3, "noise": 0.3},
+            "shares": {"static": 0.2, "random": 0.25, "noise": 0.25, "box": 0.1},
             "max_exploration": 0.6,
             "guardrail": {"slow_ms": 2000},
         },

@@ -116,6 +116,8 @@ def test_materialise_includes_the_midnight_that_ends_the_day(settings, marts, at
     record = features.materialise(settings, D1)
     assert record == features.materialise(settings, D1)
     assert record["until"] == at(D2).isoformat()
+    note = json.loads(settings.layout.materialised.read_text())
+    assert note == {"until": record["until"]}  # the service tells by it how old its features are
     assert record["views"]["user_history"] == {"rows": 1, "users": 1}
     names = ("user_history:hist_count", "user_profile:degree", "user_profile:is_author", "user_profile:fans")
     assert online(settings, 1, *names) == [7.0, "low", 1, 9.0]

@@ -86,6 +86,21 @@ def test_a_failed_append_leaves_no_part_of_it(tmp_path):
     assert lines(tmp_path) == [b"kept", b"after"]
 
 
+def test_a_full_disk_leaves_no_empty_files(tmp_path):
+    files = DayFiles(tmp_path, "w1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for _ in range(5):
+            with pytest.raises(OSError, match="File too large"):
+                files.write([(DAY, b"refused")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    files.write([(DAY, b"taken")])  # when there is room again
+    assert lines(tmp_path) == [b"taken"]
+
+
 def test_one_commit_serves_many_waiters():
     batches: list[list[int]] = []
     gate = threading.Event()
