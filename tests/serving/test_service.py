@@ -408,6 +408,7 @@ def test_health_status_openapi_and_metrics(server, raw, client, champion):
     assert status["champion"]["version"] == "tests-v1" and status["store"] == {
         "reached": True,
         "healthy": True,
+        "features_until": None,  # definitions are registered, and no day was materialised
     }
     assert status["state_spec"] == server.settings.state_spec.version
     document = raw.get("/docs.json").json()
