@@ -136,7 +136,7 @@ def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
         "gate": {"decision": gate.get("decision"), "reasons": gate.get("reasons")},
         # who serves after the day: the promoted challenger, else who served before
         "champion": get("promote", {}).get("version") or (gate.get("champion") or {}).get("version"),
-        "seconds": {stage: records[stage].get("seconds") for stage in STAGES if stage in records},
+        "seconds": {s: records[s].get("seconds") for s in STAGES if s in records and s != "drift"},
     }
 
 

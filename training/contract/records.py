@@ -14,6 +14,7 @@ from training.contract.layout import Layout
 STAGES = (
     "traffic",  # the world's own account of the day (demo and experiments only)
     "land",
+    "drift",  # what validate_landed found of scores and schemas beside those of recent days
     "validate_landed",
     "transform",
     "validate_transitions",

@@ -3,6 +3,7 @@
 DuckDB reads the Parquet files; nothing here knows Great Expectations.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class Partition:
         good = [file for file in files if file.error is None]
         self.columns = set.intersection(*(set(file.types) for file in good)) if good else set()
         self._paths = [str(file.path) for file in good]
+        self._only = ""
         self._connection = duckdb.connect()
         self._connection.execute("SET TimeZone = 'UTC'")
 
@@ -101,6 +103,9 @@ class Partition:
         return not self._paths
 
     def _from(self) -> str:
+        return f"(FROM {self._files()} {self._only})" if self._only else self._files()
+
+    def _files(self) -> str:
         listed = ", ".join("'" + path.replace("'", "''") + "'" for path in self._paths)
         return f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
 
@@ -128,6 +133,26 @@ class Partition:
         if self.measures({"repeated": hashed})["repeated"] == 0:
             return 0
         return self.measures({"repeated": exact})["repeated"]
+
+    def counts(self, expression: str, where: str) -> dict[Any, int]:
+        """Rows by value of an expression."""
+        query = f"SELECT {expression} AS k, count(*) FROM {self._from()} WHERE {where} GROUP BY k ORDER BY k"  # noqa: S608
+        return dict(self._connection.sql(query).fetchall())
+
+    def grouped(
+        self, key: str, inner: Mapping[str, str], outer: Sequence[str], where: str
+    ) -> tuple[Any, ...]:
+        """The ``outer`` aggregates over the ``inner`` ones of each group."""
+        selected = ", ".join(f"{sql} AS {name}" for name, sql in inner.items())
+        groups = f"SELECT {selected} FROM {self._from()} WHERE {where} GROUP BY {key}"  # noqa: S608
+        return self._connection.sql(f"SELECT {', '.join(outer)} FROM ({groups})").fetchall()[0]  # noqa: S608
+
+    def matching(self, other: "Partition", column: str, where: str) -> "Partition":
+        """The rows whose ``column`` is that of a row of ``other`` where ``where`` holds."""
+        found = copy.copy(self)
+        chosen = f"(SELECT {column} FROM {other._from()} WHERE {where})"  # noqa: S608
+        found._only = f"SEMI JOIN {chosen} AS chosen USING ({column})"
+        return found
 
     def unmatched(self, other: "Partition", column: str) -> int:
         """Rows whose ``column`` has no equal in the other partition."""

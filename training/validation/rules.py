@@ -23,8 +23,13 @@ MIXED_ARMS = ("random", "noise")  # the groups of the paper's mixed exploration
 STATE_LIMIT = 1e6
 # Room for float32 in logged actions and for the order of summation in rewards.
 TOLERANCE = 1e-6
+# The head that predicts seconds of play; the others predict the signal of their name.
+PLAY_TIME = "play_time"
 # No play is longer than a day; a longer one is a clock or a unit gone wrong.
 DAY_MS = 86_400_000
+
+# SQL and the columns that it needs
+Measured = tuple[str, tuple[str, ...]]
 
 _INTEGERS = ("int8", "int16", "int32", "int64")
 
@@ -33,9 +38,10 @@ _INTEGERS = ("int8", "int16", "int32", "int64")
 class Rules:
     """All that is checked of one table's partition.
 
-    ``types`` maps each column to the types that it may have; ``rates`` maps a name to the SQL
-    aggregate held against recent days, with the log column it speaks of; ``signals`` names those
-    rates that are shares of 0/1 signals.
+    ``types`` maps each column to the types that it may have. Held against recent days are ``rates``,
+    SQL aggregates by name, and quantiles of ``histograms``, SQL expressions by name; both with the
+    columns that they need, the first of which a person is told of. ``signals`` names those rates that
+    are shares of 0/1 signals; ``calibrated`` gives what each prediction should come true as.
     """
 
     table: str
@@ -43,7 +49,9 @@ class Rules:
     types: Mapping[str, tuple[str, ...]]
     fields: Sequence[Field]
     checks: Sequence[Check]
-    rates: Mapping[str, str] = field(default_factory=dict)
+    rates: Mapping[str, Measured] = field(default_factory=dict)
+    histograms: Mapping[str, Measured] = field(default_factory=dict)
+    calibrated: Mapping[str, Measured] = field(default_factory=dict)
     signals: tuple[str, ...] = ()
     predictions: tuple[str, ...] = ()
 
@@ -147,6 +155,9 @@ def impressions(settings: Settings, day: date) -> Rules:
             checks.append(at_most(_plain(name), maximum, f"{name} is at most a day, {maximum}", "warning"))
     for signal in settings.signals:
         checks += within(_plain(signal.column), 0, 1, f"{signal.column}, a 0/1 signal,")
+    predictions = tuple(f"p_{head.name}" for head in settings.heads)
+    observed: dict[str, Measured] = {s.name: (f'"{s.column}"', (s.column,)) for s in settings.signals}
+    observed[PLAY_TIME] = ("play_time_ms / 1000.0", ("play_time_ms",))
     for head in settings.heads:
         prediction = _number(f"p_{head.name}")
         fields.append(prediction)
@@ -157,15 +168,37 @@ def impressions(settings: Settings, day: date) -> Rules:
         _types(columns),
         fields,
         checks,
-        rates={s.column: f'avg("{s.column}")' for s in settings.signals}
-        | {"play_time_ms": "avg(play_time_ms)"}
-        | {
-            f"p_{h.name}": f'avg(CASE WHEN isfinite("p_{h.name}") THEN "p_{h.name}" END)'
+        rates=_impression_rates(settings),
+        histograms={name: (f'"{name}"', (name,)) for name in ("play_time_ms", *predictions)},
+        calibrated={
+            f"p_{h.name}": (observed[h.name][0], (f"p_{h.name}", *observed[h.name][1]))
             for h in settings.heads
+            if h.name in observed
         },
         signals=tuple(s.column for s in settings.signals),
-        predictions=tuple(f"p_{h.name}" for h in settings.heads),
+        predictions=predictions,
     )
+
+
+def _impression_rates(settings: Settings) -> dict[str, Measured]:
+    means = {s.column: f'avg("{s.column}")' for s in settings.signals} | {"play_time_ms": "avg(play_time_ms)"}
+    for head in settings.heads:
+        name = f"p_{head.name}"
+        means[name] = f'avg(CASE WHEN isfinite("{name}") THEN "{name}" END)'
+    users = "count(DISTINCT user_id)"
+    sessions = "count(DISTINCT hash(session_id, user_id))"
+    return {name: (sql, (name,)) for name, sql in means.items()} | {
+        "items_per_request": ("count(*) / count(DISTINCT hash(request_id))", ("request_id",)),
+        "requests_per_user": (
+            f"count(DISTINCT hash(request_id)) / nullif({users}, 0)",
+            ("request_id", "user_id"),
+        ),
+        "sessions_per_user": (
+            f"CASE WHEN count(session_id) > 0 THEN {sessions} / nullif({users}, 0) END",
+            ("session_id", "user_id"),
+        ),
+        "duration_known": ("count(*) FILTER (WHERE duration_ms > 0) / count(*)", ("duration_ms",)),
+    }
 
 
 def decisions(settings: Settings, day: date) -> Rules:
@@ -194,6 +227,12 @@ def decisions(settings: Settings, day: date) -> Rules:
             *more_checks,
             at_least(served, 1, "a request ranked by a policy has the state it was ranked with", "warning"),
         ],
+        rates={
+            "requests_per_session": (
+                "count(*) / count(DISTINCT hash(session_id, user_id))",
+                ("session_id", "user_id"),
+            ),
+        },
     )
 
 
@@ -261,6 +300,7 @@ def transitions(settings: Settings, table: str = TRANSITIONS) -> Rules:
     )
     next_size = _absolute("next_state")
     low, high = reward_range(settings)
+    finite = "CASE WHEN isfinite(reward) THEN reward END"
     per_item = _number(
         "reward_per_impression", "reward / greatest(impressions, 1)", ("reward", "impressions")
     )
@@ -287,7 +327,12 @@ def transitions(settings: Settings, table: str = TRANSITIONS) -> Rules:
         types,
         fields,
         checks,
-        rates={"reward": "avg(CASE WHEN isfinite(reward) THEN reward END)", "play_s": "avg(play_s)"},
+        rates={
+            "reward": (f"avg({finite})", ("reward",)),
+            "reward_spread": (f"stddev_pop({finite})", ("reward",)),
+            "reward_p90": (f"quantile_cont({finite}, 0.9)", ("reward",)),
+            "play_s": ("avg(play_s)", ("play_s",)),
+        },
     )
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import pandas as pd
 
 from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
-from training.contract.records import read_record
+from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
+from training.validation import drift, profiles
 from training.validation import rules as table_rules
-from training.validation.checks import NOT_FINITE, Check, Suite, measure
+from training.validation.checks import NOT_FINITE, Check, Severity, Suite, measure
+from training.validation.drift import CalibrationSums
 from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
+from training.validation.profiles import ALL, CONTROL, Profile, Scope
 from training.validation.rules import MIXED_ARMS, TRAINING_SET, TRANSITIONS, Rules
 
 MART = "fct_transitions"
@@ -28,6 +31,8 @@ LEAST_TRANSITION_SHARE = 0.99
 LEAST_SPEC_SHARE = 0.9
 # Decisions without a single landed impression: their feedback is missing, and their reward 0.
 MOST_UNMATCHED_SHARE = 0.01
+# A measure of this size is nothing: the least score, or a rate of no positives.
+NO_LEVEL = 1e-5
 
 
 def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
@@ -46,6 +51,7 @@ def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
         _match_requests(found[0], found[1])
     if layout.partition(USERS, day).is_dir():
         found.append(_landed(settings, day, table_rules.users(settings, day), required=False))
+    write_record(layout, day, "drift", _plain(found[0].drift))
     return _finish(settings, day, (IMPRESSIONS, DECISIONS, USERS), found)
 
 
@@ -63,7 +69,7 @@ def validate_transitions(settings: Settings, day: date) -> dict[str, Any]:
     mart = layout.mart(MART)
     recent = _recent(settings, day, _days(mart), "validate_transitions")
     folder = mart / f"dt={day.isoformat()}"
-    table = _Table(settings, day, rules, [folder], {d: [mart / f"dt={d.isoformat()}"] for d in recent})
+    table = _Table(settings, day, rules, [folder], {d: mart / f"dt={d.isoformat()}" for d in recent})
     if expected or parquet_files([folder]):
         table.check(required=expected > 0)
     else:
@@ -103,7 +109,7 @@ def _landed(settings: Settings, day: date, rules: Rules, required: bool) -> "_Ta
         day,
         rules,
         [layout.partition(rules.table, day)],
-        {d: [layout.partition(rules.table, d)] for d in recent},
+        {d: layout.partition(rules.table, d) for d in recent},
     )
     table.check(required)
     if table.judged:
@@ -144,7 +150,7 @@ class _Table:
     day: date
     rules: Rules
     folders: list[Path]
-    recent_folders: Mapping[date, list[Path]]
+    recent_folders: Mapping[date, Path]
     files: list[ParquetFile] = field(default_factory=list)
     partition: Partition | None = None
     rows: int = 0
@@ -154,6 +160,9 @@ class _Table:
     not_judged: list[dict[str, str]] = field(default_factory=list)
     repeated: int = 0
     row_checks: list[Check] = field(default_factory=list)
+    bands: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drift: dict[str, Any] = field(default_factory=dict)
+    predicted_lately: set[str] = field(default_factory=set)
 
     @property
     def judged(self) -> bool:
@@ -258,7 +267,7 @@ class _Table:
             self.measures["repeated_rows"] = self.repeated
             unique = measure("repeated_rows", self.key_text, 0, 0, source=", ".join(rules.key))
             self.day_checks.append(unique.with_bad_rows(self.repeated))
-        self._against_recent(partition, sound)
+        self._against_recent()
         self._predictions(partition, sound)
         self.partition = partition
 
@@ -280,67 +289,187 @@ class _Table:
         counts = partition.measures({i: f"count(*) FILTER (WHERE {bad})" for i, bad in suspects.items()})
         return [check.with_bad_rows(counts.get(str(i), 0)) for i, check in enumerate(checks)]
 
-    def _against_recent(self, partition: Partition, sound: set[str]) -> None:
-        """Volume and rates against the recent days' median and mean."""
+    def _against_recent(self) -> None:
+        """Volume, measures and scores against those of the recent days."""
         if self.rules.table in (USERS, TRAINING_SET):
             return  # a day's new users follow no rhythm; a window is no day
-        limits, days = self.settings.validation, []
-        for recent, folders in self.recent_folders.items():
-            past = Partition(inspect(parquet_files(folders)))
-            known = {n: sql for n, sql in self.rules.rates.items() if n in past.columns}
+        today = profiles.of_day(self.settings, self.rules, self.day, self.folders[0])
+        recent: dict[date, Profile] = {}
+        for day, folder in self.recent_folders.items():
             try:
-                measured = {} if past.empty else past.measures({"rows": "count(*)"} | known)
+                found = profiles.of_day(self.settings, self.rules, day, folder)
             except duckdb.Error as error:
-                self._leave_out("day", f"{recent} as a recent day", f"it cannot be read: {error}"[:300])
+                self._leave_out("day", f"{day} as a recent day", f"it cannot be read: {error}"[:300])
                 continue
-            if measured.get("rows"):
-                days.append((measured["rows"], measured))
-        if not days:
+            if found.rows:
+                recent[day] = found
+        self.predicted_lately = {
+            name for p in recent.values() for name, found in p.scopes[ALL].histograms.items() if found
+        }
+        if recent:
+            self._volume([profile.rows for profile in recent.values()])
+            self._bands(today, list(recent.values()))
+        else:
             self._leave_out("day", "volume and rates", "there is no recent day to hold them against")
-            return
-        median = statistics.median(rows for rows, _ in days)
+        self.drift = {"recent_days": [str(day) for day in recent]}
+        if self.rules.histograms:
+            self._score_drift(today, list(recent.values()))
+
+    def _volume(self, recent: Sequence[int]) -> None:
+        limits = self.settings.validation
+        median = statistics.median(recent)
         self.measures["recent_median_rows"] = median
         self.measures["rows_to_recent_median"] = self.rows / median
         self.day_checks.append(
             measure(
                 "rows_to_recent_median",
                 f"{self.rows} rows are between {limits.min_volume_ratio:g} and {limits.max_volume_ratio:g} "
-                f"times the median of the last {len(days)} days, {median:g}",
+                f"times the median of the last {len(recent)} days, {median:g}",
                 limits.min_volume_ratio,
                 limits.max_volume_ratio,
+                self._severity("volume"),
                 source="rows",
             )
         )
-        rates = partition.measures({n: sql for n, sql in self.rules.rates.items() if n in sound})
-        rare = []
-        for name, rate in rates.items():
-            past_rates = [(rows, known[name]) for rows, known in days if known.get(name) is not None]
-            weight = sum(rows for rows, _ in past_rates)
-            mean = sum(rows * value for rows, value in past_rates) / weight if weight else 0.0
-            self.measures[name] = rate
-            if rate is None or mean == 0.0:
+
+    def _bands(self, today: Profile, recent: Sequence[Profile]) -> None:
+        limits, rare = self.settings.validation, []
+        for name, value in today.measures.items():
+            past = [p.measures[name] for p in recent if p.measures.get(name) is not None]
+            if value is None or not past:
                 continue
-            if name in self.rules.signals and mean * self.rows < limits.min_rate_count:
+            expected = drift.band(
+                past,
+                days_to_learn=limits.band_days,
+                alarm_rate=limits.band_alarm_rate,
+                floor=limits.band_floor,
+                unlearnt=limits.max_rate_change,
+            )
+            if abs(expected.middle) <= NO_LEVEL:
+                continue  # a share of nothing has no relative width
+            if name in self.rules.signals and expected.middle * self.rows < limits.min_rate_count:
                 rare.append(name)
                 continue
-            self._rate_check(name, rate, mean, len(days))
+            self.measures[name] = value
+            self.bands[name] = {"value": value} | asdict(expected)
+            how = "learnt from" if expected.learnt else f"{limits.max_rate_change:.0%} around the mean of"
+            text = (
+                f"{name}, {value:.4g}, lies between {expected.low:.4g} and {expected.high:.4g}, "
+                f"{how} the last {expected.days} days"
+            )
+            source = self._measured_column(name)
+            self.day_checks.append(
+                measure(name, text, expected.low, expected.high, self._severity("bands"), source)
+            )
+            if name in self.rules.signals:
+                self.measures[f"{name}_rate"] = value
+                share = f"{expected.middle:.2%} of the rows of the last {len(past)} days"
+                text = f"{name} occurs at all (on {share})"
+                self.day_checks.append(measure(f"{name}_rate", text, 0.0, source=name, strict_min=True))
         if rare:
             self._leave_out(
                 "day", "rates of " + ", ".join(rare), f"fewer than {limits.min_rate_count} positives expected"
             )
 
-    def _rate_check(self, name: str, rate: float, mean: float, days: int) -> None:
-        limit = self.settings.validation.max_rate_change
-        self.measures[f"{name}_change"] = (rate - mean) / abs(mean)
-        text = (
-            f"the mean of {name} is within {limit:.0%} of that of the last {days} days "
-            f"({rate:.4g} against {mean:.4g})"
+    def _measured_column(self, name: str) -> str:
+        """The log's column that a measure speaks of: ``p_like`` for ``p_like_p90``."""
+        if name in self.rules.rates:
+            return self.rules.rates[name][1][0]
+        return name.rpartition("_")[0]
+
+    def _score_drift(self, today: Profile, recent: Sequence[Profile]) -> None:
+        """Stability and calibration of each head; what was found goes to the record ``drift``."""
+        heads: dict[str, Any] = {}
+        for name in self.rules.predictions:
+            heads[name] = self._stability(name, today, recent) | self._calibration(name, today, recent)
+        self.drift["heads"] = {name: found for name, found in heads.items() if found}
+
+    def _stability(self, name: str, today: Profile, recent: Sequence[Profile]) -> dict[str, Any]:
+        limits = self.settings.validation
+        now = {scope: found.histograms.get(name, {}) for scope, found in today.scopes.items()}
+        before = {
+            scope: drift.pooled(
+                [p.scopes[scope].histograms.get(name, {}) for p in recent if scope in p.scopes]
+            )
+            for scope in now
+        }
+        for scope in (CONTROL, ALL):  # the control's where it has enough of them
+            rows = min(sum(now.get(scope, {}).values()), sum(before.get(scope, {}).values()))
+            if rows >= limits.min_drift_rows:
+                break
+        else:
+            if sum(before.get(ALL, {}).values()):
+                few = f"fewer than {limits.min_drift_rows} scores of the day or of the recent days"
+                self._leave_out("day", f"stability of {name}", few)
+            return {}
+        index = drift.psi(now[scope], before[scope])
+        self.measures[f"{name}_psi"] = self.measures[f"{name}_psi_warn"] = index
+        what = "static arm's scores" if scope == CONTROL else "scores"
+        text = f"the {what} {name} are spread as on the last {len(recent)} days: index {index:.3g} is at most"
+        self.day_checks.append(
+            measure(
+                f"{name}_psi",
+                f"{text} {limits.max_psi:g}",
+                maximum=limits.max_psi,
+                severity=self._severity("score_drift"),
+                source=name,
+            )
         )
-        self.day_checks.append(measure(f"{name}_change", text, -limit, limit, "warning", name))
-        if name in self.rules.signals:
-            self.measures[f"{name}_rate"] = rate
-            text = f"{name} occurs at all (on {mean:.2%} of the rows of the last {days} days)"
-            self.day_checks.append(measure(f"{name}_rate", text, 0.0, source=name, strict_min=True))
+        if index <= limits.max_psi:  # else it is said already
+            self.day_checks.append(
+                measure(
+                    f"{name}_psi_warn",
+                    f"{text} {limits.warn_psi:g}",
+                    maximum=limits.warn_psi,
+                    severity="warning",
+                    source=name,
+                )
+            )
+        return {"psi": index, "psi_scope": scope}
+
+    def _calibration(self, name: str, today: Profile, recent: Sequence[Profile]) -> dict[str, Any]:
+        """A change counts when its whole interval is beyond what is allowed."""
+        limits = self.settings.validation
+        confidence = 1.0 - limits.band_alarm_rate
+        found: dict[str, Any] = {}
+        if ALL in today.scopes and name in today.scopes[ALL].calibration:
+            sums = today.scopes[ALL].calibration[name]
+            ratio = drift.calibration(sums, confidence)
+            if ratio is not None:
+                found = {"predicted": sums.p / sums.rows, "observed": sums.y / sums.rows}
+                found["calibration"] = asdict(ratio)
+        for scope in (CONTROL, ALL):
+            if scope not in today.scopes or name not in today.scopes[scope].calibration:
+                continue
+            now = today.scopes[scope].calibration[name]
+            before = sum(
+                (
+                    p.scopes[scope].calibration[name]
+                    for p in recent
+                    if name in p.scopes.get(scope, Scope()).calibration
+                ),
+                CalibrationSums(),
+            )
+            change = drift.calibration_change(now, before, confidence)
+            # a share is read off its positives; seconds of play are positive on most rows
+            if change is None or before.y / before.rows * now.rows < limits.min_rate_count:
+                continue
+            allowed = limits.max_calibration_change
+            beyond = max(change.lower - 1.0, 1.0 / change.upper - 1.0)
+            self.measures[f"{name}_calibration"] = beyond
+            text = (
+                f"{name} comes true as on the last {len(recent)} days, within {allowed:.0%}: predicted / "
+                f"observed is {change.value:.3g} times theirs ({change.lower:.3g} to {change.upper:.3g})"
+            )
+            severity = self._severity("calibration")
+            self.day_checks.append(
+                measure(f"{name}_calibration", text, maximum=allowed, severity=severity, source=name)
+            )
+            return found | {"calibration_change": asdict(change), "calibration_scope": scope}
+        return found
+
+    def _severity(self, verdict: str) -> Severity:
+        return "critical" if getattr(self.settings.validation.verdicts, verdict) == "fail" else "warning"
 
     def _predictions(self, partition: Partition, sound: set[str]) -> None:
         """A head is predicted for every row or (logs that carry none, yet) for no row."""
@@ -349,8 +478,15 @@ class _Table:
             return
         shares = partition.measures({n: f'1.0 - count("{n}") / count(*)' for n in names})
         for name, share in shares.items():
-            if share == 1.0:
+            if share == 1.0 and name not in self.predicted_lately:
                 continue  # said already: its bounds are left out because no row has a value
+            if share == 1.0:
+                self.measures[f"{name}_gone"] = 1.0
+                text = f"{name} is there, as it was on the recent days"
+                self.day_checks.append(
+                    measure(f"{name}_gone", text, 0, 0, self._severity("column_gone"), source=name)
+                )
+                continue
             column = f"{name}_null_share"
             self.measures[column] = share
             text = f"{name} is there in every row or in none"
@@ -453,6 +589,7 @@ def _finish(settings: Settings, day: date, tables: Sequence[str], found: Sequenc
         "quarantined": {table: rows for table, rows in kept.items() if rows},
         "not_judged": [entry for table in found for entry in table.not_judged],
         "measures": {table.rules.table: _plain(table.measures) for table in found},
+        "bands": {table.rules.table: table.bands for table in found if table.bands},
         "data_docs": f"{layout.validation.name}/data_docs/index.html",
     }
 
@@ -462,6 +599,7 @@ def _describe(outcome: Any, table: _Table) -> dict[str, Any]:
         {
             "expectation": one.check.expectation,
             "column": one.check.source or one.check.column,
+            "field": one.check.column,
             "severity": one.check.severity,
             "observed": _plain(one.observed),
             "unexpected_count": one.check.bad_rows if one.unexpected is None else one.unexpected,

@@ -206,7 +206,7 @@ def _settings(data: Path) -> Settings:
                 {"column": "fans_user_num", "kind": "log"},
             ]
         },
-        validation={"min_transitions": 200, "min_rate_count": 100},
+        validation={"min_transitions": 200, "min_rate_count": 100, "min_drift_rows": 1000},
     )
 
 

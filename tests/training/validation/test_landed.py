@@ -2,18 +2,20 @@
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Callable
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from training.contract.files import write_json_atomic
-from training.contract.records import write_record
+from training.contract.records import read_record, write_record
 from training.validation import validate_landed
 
 PAST = (date(2026, 1, 5), date(2026, 1, 6))
@@ -274,7 +276,8 @@ def test_rates_that_move_are_reported_and_one_that_vanishes_stops(shown: Any) ->
     shown.set_value("impressions", DAY, "is_click", list(range(1800)), 0)
     record = validate_landed(shown.settings, DAY)
     assert [failed["column"] for failed in failures(record)] == ["is_click"]
-    assert {failed["column"] for failed in failures(record, "warning")} == {"is_like", "is_click"}
+    # p_like, which said nothing of these likes, no longer comes true
+    assert {f["field"] for f in failures(record, "warning")} == {"is_like", "is_click", "p_like_calibration"}
 
 
 def test_a_partition_changed_after_landing_is_reported(shown: Any) -> None:
@@ -343,3 +346,107 @@ def test_flags_and_keys_of_users(days: Any) -> None:
         ("users_rows", flag),
         ("users_day", "user_id"),
     }
+
+
+def replace_scores(lake: Any, day: date, column: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    def changed(rows: pa.Table) -> pa.Table:
+        values = change(rows[column].to_numpy()).astype(np.float32)
+        return rows.set_column(rows.schema.get_field_index(column), column, pa.array(values))
+
+    lake.damage("impressions", day, changed)
+
+
+def test_scores_spread_otherwise_stop_the_day_and_are_recorded_by_head(days: Any) -> None:
+    replace_scores(days, DAY, "p_click", np.square)
+    record = validate_landed(days.settings, DAY)
+    [failed] = failures(record)
+    assert (failed["suite"], failed["field"], failed["column"]) == (
+        "impressions_day",
+        "p_click_psi",
+        "p_click",
+    )
+    drift = read_record(days.settings.layout, DAY, "drift")
+    assert drift["recent_days"] == [str(day) for day in PAST]
+    assert drift["heads"]["p_click"]["psi"] == failed["observed"] > 0.25
+    assert drift["heads"]["p_like"]["psi"] < 0.1
+    assert drift["heads"]["p_click"]["calibration_change"]["upper"] < 1.0
+    assert "static arm's scores p_click" not in failed["message"]  # 20 % of 1800 are too few of them
+
+
+def test_the_static_arm_is_what_drift_is_read_off_where_it_has_enough_scores(days: Any) -> None:
+    limits = days.settings.validation.model_copy(update={"min_drift_rows": 200})
+    days.settings = days.settings.model_copy(update={"validation": limits})
+    others = [
+        request
+        for request, arm in zip(
+            *(pq.read_table(days.path("decisions", DAY))[name].to_pylist() for name in ("request_id", "arm")),
+            strict=True,
+        )
+        if arm != "static"
+    ]
+
+    def promoted(rows: pa.Table) -> pa.Table:
+        """Another policy shows other items: its requests' scores rise, the static arm's do not."""
+        chosen = pc.is_in(rows["request_id"], pa.array(others))
+        raised = pc.if_else(chosen, pc.sqrt(rows["p_like"]), rows["p_like"])
+        return rows.set_column(rows.schema.get_field_index("p_like"), "p_like", raised)
+
+    days.damage("impressions", DAY, promoted)
+    record = validate_landed(days.settings, DAY)
+    assert record["success"], failures(record)
+    drift = read_record(days.settings.layout, DAY, "drift")["heads"]["p_like"]
+    assert drift["psi_scope"] == "control" and drift["psi"] < 0.25
+
+
+def test_the_verdict_on_drift_is_the_settings(days: Any) -> None:
+    verdicts = days.settings.validation.verdicts.model_copy(
+        update={"score_drift": "warn", "calibration": "fail"}
+    )
+    limits = days.settings.validation.model_copy(update={"verdicts": verdicts})
+    days.settings = days.settings.model_copy(update={"validation": limits})
+    replace_scores(days, DAY, "p_click", np.square)
+    record = validate_landed(days.settings, DAY)
+    assert [failed["field"] for failed in failures(record)] == []
+    assert "p_click_psi" in {failed["field"] for failed in failures(record, "warning")}
+    replace_scores(days, DAY, "p_click", lambda scores: scores * 0.3)
+    record = validate_landed(days.settings, DAY)
+    assert [failed["field"] for failed in failures(record)] == ["p_click_calibration"]
+
+
+def test_a_head_that_is_predicted_no_more_stops_the_day(shown: Any) -> None:
+    shown.set_value("impressions", DAY, "p_like", list(range(1800)), None)
+    record = validate_landed(shown.settings, DAY)
+    [failed] = failures(record)
+    assert (failed["field"], failed["column"]) == ("p_like_gone", "p_like")
+
+
+def test_a_band_is_learnt_once_there_are_enough_days(lake: Any) -> None:
+    past = [date(2026, 1, day) for day in range(1, 7)]
+    for one in (*past, DAY):
+        lake.add_day(one)
+    for table in ("decisions", "users"):
+        shutil.rmtree(lake.settings.layout.table(table))
+    limits = lake.settings.validation.model_copy(update={"band_alarm_rate": 0.01})
+    lake.settings = lake.settings.model_copy(update={"validation": limits})
+    before = validate_landed(lake.settings, DAY)
+    assert before["success"] and "is_click" not in {f["field"] for f in failures(before, "warning")}
+    band = before["bands"]["impressions"]["is_click"]
+    assert band["learnt"] and band["days"] == 6 and band["low"] < 0.3 < band["high"] < 0.4
+    # a third more clicks and some: within half of the mean, beyond what these days have shown
+    zeros = [
+        i for i, v in enumerate(pq.read_table(lake.path("impressions", DAY))["is_click"].to_pylist()) if not v
+    ]
+    lake.set_value("impressions", DAY, "is_click", zeros[:200], 1)
+    record = validate_landed(lake.settings, DAY)
+    assert record["success"]
+    assert {"is_click"} <= {failed["field"] for failed in failures(record, "warning")}
+    few = validate_landed(lake.settings, past[2])
+    assert not few["bands"]["impressions"]["is_click"]["learnt"]
+
+
+def test_a_recent_day_is_measured_again_when_its_rows_changed(shown: Any) -> None:
+    first = validate_landed(shown.settings, DAY)["bands"]["impressions"]["is_like"]
+    assert validate_landed(shown.settings, DAY)["bands"]["impressions"]["is_like"] == first
+    shown.set_value("impressions", PAST[0], "is_like", list(range(900)), 0)
+    again = validate_landed(shown.settings, DAY)["bands"]["impressions"]["is_like"]
+    assert again["middle"] < first["middle"]
