@@ -93,6 +93,11 @@ session_reward = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
+# what a full disk is told by must be there before: a new label may need room in the shared file
+for _endpoint in ("/rank", "/feedback"):
+    log_errors.labels(_endpoint)
+    http_requests.labels(_endpoint, 503)
+
 _served: dict[str, set[tuple[str, str]]] = {}  # label values are never removed from a shared file
 
 

@@ -5,12 +5,14 @@ columns; start-up, workers, liveness, readiness and the Bento are BentoML's. Set
 ``$MTF_SETTINGS``, else from the file packed in the Bento, else from ``mtf.yaml``.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import bentoml
 import structlog
@@ -110,5 +112,20 @@ def _configure_logs() -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
     )
+
+
+class _Unfailing:
+    """A stream whose failures are nobody's: a full disk below standard error must not fail a request."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
