@@ -11,7 +11,7 @@ document shows.
 - ``scores.<head>``, F32 or F64 [n], one for each head that is sent.
 
 It is the format that policies have: no code in it, nothing compressed, every offset checked by the
-library, and ten lines to write in any language. Reading it takes a fortieth of the JSON body's time.
+library, and ten lines to write in any language. Reading 500 × 12 scores takes a quarter of JSON's time.
 """
 
 import re
