@@ -8,7 +8,7 @@ holds their hash and a revision that grows when a day's content changes after it
 
 import fcntl
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -61,14 +61,18 @@ def write_partition(
     rows: pa.Table,
     source: str,
     deliveries: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """:func:`land` for a caller that holds the lock.
+
+    ``columns`` are the source's, with their types there, where ``rows`` no longer show them.
 
     ``deliveries`` names the parts of the source that the rows came from, so that landing the day
     again reads all of them: rows that came late with another day's delivery are not lost by it.
     """
     spec = table_spec(settings, table)
     where = f"{table} of {day} from {source}"
+    columns = dict(columns) if columns is not None else {f.name: str(f.type) for f in rows.schema}
     rows = conform(spec, rows, where)
     if table != USERS:
         check_day(settings, day, rows[spec.time], where)
@@ -89,6 +93,7 @@ def write_partition(
         "revision": (before["revision"] if before else 0) + (before is None or changed),
         "duplicates_removed": duplicates,
         "deliveries": sorted(set(deliveries)),
+        "columns": columns,
     }
     if not _holds(partition, digest):
         with replaced_folder(partition) as fresh:
@@ -126,6 +131,37 @@ def changed_days(settings: Settings) -> list[date]:
     return found
 
 
+def schema_changes(settings: Settings, table: str, day: date) -> list[dict[str, str]]:
+    """How the columns of the day's source differ from those of the day landed before, from one source.
+
+    Each has ``column``, ``change`` (``new``, ``gone`` or ``retyped``), ``since`` (that day) and ``text``.
+    """
+    layout = settings.layout
+    now = read_note(layout.partition(table, day))
+    if now is None or "columns" not in now:
+        return []
+    for earlier in reversed([d for d in layout.days(table) if d < day]):
+        before = read_note(layout.partition(table, earlier))
+        if before is not None and before.get("source") == now.get("source") and "columns" in before:
+            return _column_changes(before["columns"], now["columns"], str(earlier))
+    return []
+
+
+def _column_changes(before: Mapping[str, str], now: Mapping[str, str], since: str) -> list[dict[str, str]]:
+    found = []
+    for name in sorted({*before, *now}):
+        if name not in before:
+            change, text = "new", f"{name} ({now[name]}) is new"
+        elif name not in now:
+            change, text = "gone", f"{name} ({before[name]}) is gone"
+        elif before[name] != now[name]:
+            change, text = "retyped", f"{name} was {before[name]} and is {now[name]}"
+        else:
+            continue
+        found.append({"column": name, "change": change, "since": since, "text": text})
+    return found
+
+
 def with_predictions(settings: Settings, day: date, predictions: pa.Table) -> dict[str, Any]:
     """Fill the ``p_<head>`` columns of a landed day, and land it again.
 
@@ -155,7 +191,9 @@ def with_predictions(settings: Settings, day: date, predictions: pa.Table) -> di
                 raise DataError(f"predictions of {day}: {repeated} rows repeat a (request_id, item_id)")
             connection.register("landed", read_partition(partition))
             filled = connection.sql(fill_predictions("landed", "predictions", given)).to_arrow_table()
-        return write_partition(settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"])
+        return write_partition(
+            settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"], note.get("columns")
+        )
 
 
 def fill_predictions(landed_rows: str, predictions: str, columns: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The contracts as Arrow schemas, and the one place where foreign columns are made to fit them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -73,6 +74,7 @@ def conform(spec: TableSpec, rows: pa.Table, where: str) -> pa.Table:
     if missing:
         raise DataError(
             f"{where}: missing column {', '.join(missing)}; it has {', '.join(rows.column_names) or 'none'}"
+            + _unknown(spec, rows.column_names)
         )
     columns = []
     for column in spec.schema:
@@ -81,6 +83,12 @@ def conform(spec: TableSpec, rows: pa.Table, where: str) -> pa.Table:
         else:
             columns.append(pa.nulls(rows.num_rows, column.type))
     return pa.table(columns, schema=spec.schema)
+
+
+def _unknown(spec: TableSpec, names: Sequence[str]) -> str:
+    """A renamed column is for a person to recognise, among those that the contract does not know."""
+    unknown = [name for name in names if name not in spec.schema.names]
+    return f"; unknown to the contract, a new name perhaps: {', '.join(unknown)}" if unknown else ""
 
 
 def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArray:

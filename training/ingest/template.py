@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
@@ -95,7 +97,10 @@ def _land_table(
             for other in deliveries
         ]
         rows = _merge(settings, spec, table, one, parts)
-        notes.append(write_partition(settings, table, one, rows, SOURCE, [str(d) for d in deliveries]))
+        columns = _source_columns(_files(folder, table, deliveries[-1]), names)
+        notes.append(
+            write_partition(settings, table, one, rows, SOURCE, [str(d) for d in deliveries], columns)
+        )
     return notes
 
 
@@ -145,6 +150,24 @@ def _read_delivery(
             raise DataError(f"{path}: column {spec.time}, row {null + 1} is null: it belongs to no day")
         parts.append(rows)
     return pa.concat_tables(parts)
+
+
+def _source_columns(files: Sequence[Path], names: Mapping[str, str]) -> dict[str, str]:
+    """Columns of a delivery under the contract's names, with their types; files that differ are named.
+
+    A CSV file has no types of its own: its columns are ``text``.
+    """
+    ours = {theirs: name for name, theirs in names.items()}
+    kinds: list[dict[str, str]] = []
+    for path in files:
+        if path.suffix == ".parquet":
+            schema = pq.read_schema(path)
+            kinds.append({ours.get(f.name, f.name): str(f.type) for f in schema})
+        else:
+            with pc_csv.open_csv(path) as reader:
+                kinds.append({ours.get(name, name): "text" for name in reader.schema.names})
+    found = sorted({name for kind in kinds for name in kind})
+    return {name: " or ".join(sorted({kind.get(name, "absent") for kind in kinds})) for name in found}
 
 
 def _rename(rows: pa.Table, names: Mapping[str, str], path: Path) -> pa.Table:

@@ -47,7 +47,7 @@ def build(settings: Settings, day: date) -> Path:
         stages=[
             (stage, records.get(stage))
             for stage in STAGES
-            if stage not in ("traffic", "reward") or stage in records
+            if stage != "drift" and (stage not in ("traffic", "reward") or stage in records)
         ],
         tables=records.get("land", {}).get("tables", {}),
         volume_chart=_volumes(settings, recent),
@@ -62,6 +62,7 @@ def build(settings: Settings, day: date) -> Path:
         gate=records.get("gate"),
         promote=records.get("promote"),
         traffic=records.get("traffic"),
+        drift=records.get("drift", {}),
         links=_links(settings, folder, records),
     )
     path = folder / "index.html"
@@ -80,6 +81,9 @@ def index(settings: Settings) -> Path:
                 "outcome": outcome(records),
                 "rows": records.get("land", {}).get("tables", {}),
                 "gate": records.get("gate", {}).get("decision"),
+                "validation": _validation(records),
+                "drift": _worst_drift(records),
+                "docs": _data_docs(settings, records),
                 "estimates": records.get("evaluate", {}).get("estimates", {}),
                 "seconds": sum(r.get("seconds", 0.0) for r in records.values()),
             }
@@ -88,6 +92,34 @@ def index(settings: Settings) -> Path:
     champion = read_champion(settings.layout.champion)
     write_text_atomic(path, templates.get_template("index.html").render(rows=rows, champion=champion))
     return path
+
+
+def _validation(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int] | None:
+    """Expectations of the day that were judged, and those that failed, by severity; None before any."""
+    suites = [s for name in VALIDATIONS for s in records.get(name, {}).get("suites", {}).values()]
+    if not suites:
+        return None
+    failed = [fault["severity"] for suite in suites for fault in suite["failed"]]
+    return {
+        "evaluated": sum(suite["evaluated"] for suite in suites),
+        "stops": failed.count("critical"),
+        "warnings": failed.count("warning"),
+    }
+
+
+def _worst_drift(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
+    """The head whose scores moved most, and its stability index."""
+    heads = records.get("drift", {}).get("heads", {})
+    found = {name: head["psi"] for name, head in heads.items() if "psi" in head}
+    return max(found.items(), key=lambda entry: entry[1]) if found else None
+
+
+def _data_docs(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Link from the index page to Data Docs, of a day that was validated."""
+    docs = next(
+        (records[name]["data_docs"] for name in VALIDATIONS if "data_docs" in records.get(name, {})), None
+    )
+    return docs and os.path.relpath(settings.layout.root / docs, settings.layout.reports)
 
 
 def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
+from training.ingest.landing import schema_changes
 from training.validation import drift, profiles
 from training.validation import rules as table_rules
 from training.validation.checks import NOT_FINITE, Check, Severity, Suite, measure
@@ -49,6 +50,7 @@ def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
         rules = table_rules.decisions(settings, day)
         found.append(_landed(settings, day, rules, required=bool(served_lately)))
         _match_requests(found[0], found[1])
+        _fallbacks(settings, found[1])
     if layout.partition(USERS, day).is_dir():
         found.append(_landed(settings, day, table_rules.users(settings, day), required=False))
     write_record(layout, day, "drift", _plain(found[0].drift))
@@ -94,7 +96,9 @@ def validate_training_set(settings: Settings, day: date) -> dict[str, Any]:
     mart = settings.layout.mart(MART)
     window = [day - timedelta(days=back) for back in reversed(range(settings.learner.window_days))]
     rules = table_rules.transitions(settings, TRAINING_SET)
-    table = _Table(settings, day, rules, [mart / f"dt={d.isoformat()}" for d in window], {})
+    before = [d for d in _recent(settings, day, _days(mart), "validate_transitions") if d < window[0]]
+    folders = [mart / f"dt={d.isoformat()}" for d in window]
+    table = _Table(settings, day, rules, folders, {d: mart / f"dt={d.isoformat()}" for d in before})
     table.check(required=True)
     if table.judged:
         _training_measures(settings, table)
@@ -114,7 +118,26 @@ def _landed(settings: Settings, day: date, rules: Rules, required: bool) -> "_Ta
     table.check(required)
     if table.judged:
         _landing_note(table)
+        _source_columns(table)
     return table
+
+
+def _source_columns(table: "_Table") -> None:
+    """What has become of the source's columns since the day landed before: each change has its name."""
+    settings, known = table.settings, table.rules.types
+    changes = schema_changes(settings, table.rules.table, table.day)
+    table.drift["schema"] = changes
+    for change in changes:
+        column, kind = change["column"], change["change"]
+        # another name than the check of a column of nulls has
+        field = f"{column}_{kind}_{'from' if kind == 'gone' else 'in'}_source"
+        table.measures[field] = 1.0
+        gone = kind == "gone" and column in known
+        severity = table.severity(
+            "column_gone" if gone else "column_retyped" if kind == "retyped" else "column_new"
+        )
+        text = f"the source's columns are those of {change['since']}: {change['text']}"
+        table.day_checks.append(measure(field, text, 0, 0, severity, source=column))
 
 
 def _landing_note(table: "_Table") -> None:
@@ -174,9 +197,9 @@ class _Table:
         return f"{self.rules.table} of {self.day}"
 
     def skip(self, why: str) -> None:
-        self._leave_out("files", "everything", why)
+        self.leave_out("files", "everything", why)
 
-    def _leave_out(self, part: str, what: str, why: str) -> None:
+    def leave_out(self, part: str, what: str, why: str) -> None:
         self.not_judged.append({"suite": f"{self.rules.table}_{part}", "what": what, "why": why})
 
     def check(self, required: bool) -> None:
@@ -193,9 +216,9 @@ class _Table:
                     raise
                 self.partition = None
         if any(file.error for file in self.files):
-            self._leave_out("rows", "rows and measures of the day", "a file cannot be read")
+            self.leave_out("rows", "rows and measures of the day", "a file cannot be read")
         elif not paths:
-            self._leave_out("rows", "rows and measures of the day", "there is no file")
+            self.leave_out("rows", "rows and measures of the day", "there is no file")
         self.suites.insert(0, self._files_suite(required))
 
     def _sound_columns(self) -> set[str]:
@@ -246,7 +269,7 @@ class _Table:
             return
         missing = sorted(set(rules.types) - sound)
         if missing:
-            self._leave_out(
+            self.leave_out(
                 "rows", "checks that need " + ", ".join(missing), "the column is missing or has another type"
             )
         fields = [entry for entry in rules.fields if sound.issuperset(entry.needs)]
@@ -284,7 +307,7 @@ class _Table:
         ]
         bounded = {check.column for check in self.rules.checks if check.is_bound}
         if empty & bounded:
-            self._leave_out("rows", "bounds of " + ", ".join(sorted(empty & bounded)), "no row has a value")
+            self.leave_out("rows", "bounds of " + ", ".join(sorted(empty & bounded)), "no row has a value")
         suspects = {str(i): check.bad for i, check in enumerate(checks) if check.suspects(frame)}
         counts = partition.measures({i: f"count(*) FILTER (WHERE {bad})" for i, bad in suspects.items()})
         return [check.with_bad_rows(counts.get(str(i), 0)) for i, check in enumerate(checks)]
@@ -299,7 +322,7 @@ class _Table:
             try:
                 found = profiles.of_day(self.settings, self.rules, day, folder)
             except duckdb.Error as error:
-                self._leave_out("day", f"{day} as a recent day", f"it cannot be read: {error}"[:300])
+                self.leave_out("day", f"{day} as a recent day", f"it cannot be read: {error}"[:300])
                 continue
             if found.rows:
                 recent[day] = found
@@ -310,8 +333,8 @@ class _Table:
             self._volume([profile.rows for profile in recent.values()])
             self._bands(today, list(recent.values()))
         else:
-            self._leave_out("day", "volume and rates", "there is no recent day to hold them against")
-        self.drift = {"recent_days": [str(day) for day in recent]}
+            self.leave_out("day", "volume and rates", "there is no recent day to hold them against")
+        self.drift["recent_days"] = [str(day) for day in recent]
         if self.rules.histograms:
             self._score_drift(today, list(recent.values()))
 
@@ -327,7 +350,7 @@ class _Table:
                 f"times the median of the last {len(recent)} days, {median:g}",
                 limits.min_volume_ratio,
                 limits.max_volume_ratio,
-                self._severity("volume"),
+                self.severity("volume"),
                 source="rows",
             )
         )
@@ -359,7 +382,7 @@ class _Table:
             )
             source = self._measured_column(name)
             self.day_checks.append(
-                measure(name, text, expected.low, expected.high, self._severity("bands"), source)
+                measure(name, text, expected.low, expected.high, self.severity("bands"), source)
             )
             if name in self.rules.signals:
                 self.measures[f"{name}_rate"] = value
@@ -367,7 +390,7 @@ class _Table:
                 text = f"{name} occurs at all (on {share})"
                 self.day_checks.append(measure(f"{name}_rate", text, 0.0, source=name, strict_min=True))
         if rare:
-            self._leave_out(
+            self.leave_out(
                 "day", "rates of " + ", ".join(rare), f"fewer than {limits.min_rate_count} positives expected"
             )
 
@@ -400,7 +423,7 @@ class _Table:
         else:
             if sum(before.get(ALL, {}).values()):
                 few = f"fewer than {limits.min_drift_rows} scores of the day or of the recent days"
-                self._leave_out("day", f"stability of {name}", few)
+                self.leave_out("day", f"stability of {name}", few)
             return {}
         index = drift.psi(now[scope], before[scope])
         self.measures[f"{name}_psi"] = self.measures[f"{name}_psi_warn"] = index
@@ -411,7 +434,7 @@ class _Table:
                 f"{name}_psi",
                 f"{text} {limits.max_psi:g}",
                 maximum=limits.max_psi,
-                severity=self._severity("score_drift"),
+                severity=self.severity("score_drift"),
                 source=name,
             )
         )
@@ -461,14 +484,14 @@ class _Table:
                 f"{name} comes true as on the last {len(recent)} days, within {allowed:.0%}: predicted / "
                 f"observed is {change.value:.3g} times theirs ({change.lower:.3g} to {change.upper:.3g})"
             )
-            severity = self._severity("calibration")
+            severity = self.severity("calibration")
             self.day_checks.append(
                 measure(f"{name}_calibration", text, maximum=allowed, severity=severity, source=name)
             )
             return found | {"calibration_change": asdict(change), "calibration_scope": scope}
         return found
 
-    def _severity(self, verdict: str) -> Severity:
+    def severity(self, verdict: str) -> Severity:
         return "critical" if getattr(self.settings.validation.verdicts, verdict) == "fail" else "warning"
 
     def _predictions(self, partition: Partition, sound: set[str]) -> None:
@@ -484,7 +507,7 @@ class _Table:
                 self.measures[f"{name}_gone"] = 1.0
                 text = f"{name} is there, as it was on the recent days"
                 self.day_checks.append(
-                    measure(f"{name}_gone", text, 0, 0, self._severity("column_gone"), source=name)
+                    measure(f"{name}_gone", text, 0, 0, self.severity("column_gone"), source=name)
                 )
                 continue
             column = f"{name}_null_share"
@@ -514,6 +537,17 @@ class _Table:
         reason = self.key_text if self.repeated else None
         limit = self.settings.validation.quarantine_rows
         return self.partition.write_bad_rows(path, broken, key, limit, reason)
+
+
+def _fallbacks(settings: Settings, decided: _Table) -> None:
+    """Requests that got the static weights because something failed while serving."""
+    if decided.partition is None or "fallback" not in decided.partition.columns or not decided.rows:
+        return
+    most = settings.validation.max_fallback_share
+    share = decided.partition.measures({"share": "count(fallback) / count(*)"})["share"]
+    decided.measures["fallback_share"] = share
+    text = f"at most {most:.0%} of the decisions fell back to static weights"
+    decided.day_checks.append(measure("fallback_share", text, 0, most, "warning", "fallback"))
 
 
 def _match_requests(shown: _Table, decided: _Table) -> None:
@@ -562,13 +596,61 @@ def _training_measures(settings: Settings, table: _Table) -> None:
     if "reward_std" in found and table.rows:
         text = "rewards differ: a constant reward teaches nothing"
         table.day_checks.append(measure("reward_std", text, 0.0, source="reward", strict_min=True))
-    if settings.learner.mixed_exploration and "arm" in columns:
-        table.day_checks += [
+    if settings.learner.mixed_exploration and "arm" in columns and table.rows:
+        _overlap(settings, table)
+    if "action" in columns and table.rows:
+        _coverage(settings, table)
+    if "reward" in columns:
+        _reward_range(settings, table)
+
+
+def _overlap(settings: Settings, table: _Table) -> None:
+    """Mixed exploration trains on equal parts of the two groups: a tiny one is seen over and over."""
+    least = settings.validation.min_exploring_share
+    for arm in MIXED_ARMS:
+        share = table.measures[f"{arm}_transitions"] / table.rows
+        table.measures[f"{arm}_share"] = share
+        text = f"at least {least:.1%} of the transitions are of the {arm} group ({share:.2%} are)"
+        table.day_checks.append(
             measure(
-                f"{arm}_transitions", f"there are transitions of the {arm} group", 1, None, "warning", "arm"
+                f"{arm}_share", text, least, None, table.severity("overlap"), "arm", strict_min=least == 0
             )
-            for arm in MIXED_ARMS
-        ]
+        )
+
+
+def _coverage(settings: Settings, table: _Table) -> None:
+    """Share of the tenths of a head's interval [-1, 1] that hold a transition's action."""
+    least = settings.validation.min_action_coverage
+    tenths = {
+        head.name: f"count(DISTINCT least(floor((action[{i}] + 1.0) * 5.0), 9)::INT) / 10.0"
+        for i, head in enumerate(settings.heads, start=1)
+    }
+    for head, share in table.partition.measures(tenths).items():
+        table.measures[f"{head}_coverage"] = share
+        text = f"the logged actions of {head} reach {least:.0%} of its interval's tenths or more"
+        table.day_checks.append(
+            measure(f"{head}_coverage", text, least, None, table.severity("coverage"), "action")
+        )
+
+
+def _reward_range(settings: Settings, table: _Table) -> None:
+    """Rewards of the window within those of the recent days before it, give or take their breadth."""
+    before = Partition(inspect(parquet_files(list(table.recent_folders.values()))))
+    if before.empty or "reward" not in before.columns or not table.rows:
+        table.leave_out("day", "range of rewards", "there is no day before the window to hold them against")
+        return
+    wanted = {name: f"{name}(CASE WHEN isfinite(reward) THEN reward END)" for name in ("min", "max")}
+    past, now = before.measures(wanted), table.partition.measures(wanted)
+    if None in (*past.values(), *now.values()):
+        return  # said already: no reward is a finite number
+    breadth = past["max"] - past["min"]
+    low, high = past["min"] - breadth, past["max"] + breadth
+    for name, found in now.items():
+        table.measures[f"reward_{name}"] = found
+        text = f"the {name} reward, {found:.4g}, lies within that of the days before, {low:.4g} to {high:.4g}"
+        table.day_checks.append(
+            measure(f"reward_{name}", text, low, high, table.severity("reward_range"), "reward")
+        )
 
 
 def _finish(settings: Settings, day: date, tables: Sequence[str], found: Sequence[_Table]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.ingest import land, land_files
+from training.ingest.landing import schema_changes
 
 NEXT = DAY + timedelta(days=1)
 
@@ -142,3 +143,25 @@ def test_broken_files_are_named(settings: Settings, folder: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"b.csv.gz: unreadable CSV: Truncated compressed stream"):
         land_files(settings, DAY, folder)
+
+
+def test_what_becomes_of_the_source_s_columns_is_named(settings: Settings, folder: Path) -> None:
+    """A head renamed, a new column and another type: landed, but not silently."""
+
+    head = f"p_{settings.heads[0].name}"
+    first = impressions([row(1, **{head: 0.5})], settings)
+    deliver(folder, first)
+    land_files(settings, DAY, folder)
+    assert schema_changes(settings, IMPRESSIONS, DAY) == []
+    second = impressions([row(2, minutes=24 * 60)], settings)
+    second = second.append_column("ctr", pa.array([0.5], pa.float32()))
+    place = second.schema.get_field_index("play_time_ms")
+    second = second.set_column(place, "play_time_ms", second["play_time_ms"].cast(pa.float64()))
+    deliver(folder, second, NEXT)
+    land_files(settings, NEXT, folder)
+    changes = {c["column"]: (c["change"], c["text"]) for c in schema_changes(settings, IMPRESSIONS, NEXT)}
+    assert changes == {
+        "ctr": ("new", "ctr (float) is new"),
+        head: ("gone", f"{head} (double) is gone"),
+        "play_time_ms": ("retyped", "play_time_ms was int64 and is double"),
+    }

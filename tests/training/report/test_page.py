@@ -112,10 +112,42 @@ def test_the_index_lists_every_day_newest_first(settings: Settings):
     for day in (DAY, date(2026, 1, 6)):
         write_record(settings.layout, day, "land", landed(5))
     page = read(index(settings))
-    assert [a.text for a in page.select("td a")] == ["2026-01-06", "2026-01-05"]
+    assert [a.text for a in page.select("td a:not(.docs)")] == ["2026-01-06", "2026-01-05"]
     assert "No champion yet" in page.text
 
 
 def test_the_same_records_give_the_same_page(settings: Settings):
     write_record(settings.layout, DAY, "land", landed(5))
     assert build(settings, DAY).read_bytes() == build(settings, DAY).read_bytes()
+
+
+def test_drift_is_shown_by_head_and_on_the_index(settings: Settings):
+    layout = settings.layout
+    ratio = {"value": 1.5, "lower": 1.2, "upper": 1.9}
+    head = {"psi": 0.31, "psi_scope": "control", "predicted": 0.03, "observed": 0.02, "calibration": ratio}
+    schema = [{"column": "ctr", "change": "new", "since": "2026-01-04", "text": "ctr (float) is new"}]
+    write_record(layout, DAY, "land", landed(10))
+    write_record(
+        layout,
+        DAY,
+        "drift",
+        {"recent_days": ["2026-01-04"], "heads": {"p_like": head, "p_click": {}}, "schema": schema},
+    )
+    fault = {"column": "p_like", "severity": "critical", "message": "p_like has drifted"}
+    write_record(
+        layout,
+        DAY,
+        "validate_landed",
+        {
+            "success": False,
+            "suites": {"impressions_day": {"success": False, "evaluated": 7, "failed": [fault]}},
+            "quarantined": {},
+            "data_docs": "validation/data_docs/index.html",
+        },
+    )
+    page = read(build(settings, DAY))
+    assert "0.3100" in page.text and "1.500 (1.200 to 1.900)" in page.text
+    assert "since 2026-01-04 the source's column ctr (float) is new" in page.text
+    row = read(index(settings)).select("tr")[1].text
+    assert "p_like 0.310" in row and "7 checks, 1 stop" in row
+    assert read(index(settings)).select_one("a.docs")["href"] == "../validation/data_docs/index.html"

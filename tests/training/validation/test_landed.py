@@ -450,3 +450,22 @@ def test_a_recent_day_is_measured_again_when_its_rows_changed(shown: Any) -> Non
     shown.set_value("impressions", PAST[0], "is_like", list(range(900)), 0)
     again = validate_landed(shown.settings, DAY)["bands"]["impressions"]["is_like"]
     assert again["middle"] < first["middle"]
+
+
+def test_a_source_whose_columns_changed_is_judged_by_what_changed(shown: Any) -> None:
+    note = {
+        "rows": 1800,
+        "source": "files",
+        "columns": {"request_id": "string", "p_like": "float", "x": "int64"},
+    }
+    write_json_atomic(shown.path("impressions", PAST[1]).with_name("_landed.json"), note)
+    now = note | {"columns": {"request_id": "large_string", "p_liked": "float"}}
+    write_json_atomic(shown.path("impressions", DAY).with_name("_landed.json"), now)
+    record = validate_landed(shown.settings, DAY)
+    [failed] = failures(record)  # the contract reads p_like; nobody reads x
+    assert (failed["suite"], failed["field"]) == ("impressions_day", "p_like_gone_from_source")
+    assert "p_like (float) is gone" in failed["message"] and str(PAST[1]) in failed["message"]
+    warned = {f["field"] for f in failures(record, "warning")}
+    assert warned == {"p_liked_new_in_source", "request_id_retyped_in_source", "x_gone_from_source"}
+    changes = read_record(shown.settings.layout, DAY, "drift")["schema"]
+    assert {c["column"] for c in changes} == {"p_like", "p_liked", "request_id", "x"}

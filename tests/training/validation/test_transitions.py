@@ -4,6 +4,7 @@ from datetime import date
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from training.validation import validate_training_set, validate_transitions
@@ -103,3 +104,36 @@ def test_reward_range_is_that_of_the_settings(lake: Any) -> None:
     low, high = reward_range(lake.settings)
     assert low == pytest.approx(-2.0)  # a hate
     assert high == pytest.approx(0.1 + 0.5 + 0.02 * 120 + 0.3)
+
+
+def test_a_head_that_no_action_moves_is_reported(days: Any) -> None:
+    for day in DAYS:
+        actions = pq.read_table(days.path("transitions", day))["action"].to_pylist()
+
+        def still(rows: pa.Table, actions: list[list[float]] = actions) -> pa.Table:
+            fixed = pa.array([[a, 0.1, c] for a, _, c in actions], pa.list_(pa.float32()))
+            return rows.set_column(rows.schema.get_field_index("action"), "action", fixed)
+
+        days.damage("transitions", day, still)
+    record = validate_training_set(days.settings, DAY)
+    assert record["success"]
+    assert "the logged actions of like reach 50%" in failures(record, "warning")["action"]
+    assert record["measures"]["training_set"]["click_coverage"] == 1.0
+    assert record["measures"]["training_set"]["like_coverage"] == 0.1
+
+
+def test_too_small_a_group_of_exploration_is_reported(days: Any) -> None:
+    for day in DAYS:
+        days.set_value("transitions", day, "arm", list(range(299)), "champion")
+    record = validate_training_set(days.settings, DAY)
+    assert "of the transitions are of the random group" in failures(record, "warning")["arm"]
+
+
+def test_rewards_far_beyond_those_before_the_window_are_reported(days: Any) -> None:
+    days.add_day(date(2026, 1, 1))  # before the window
+    assert failures(validate_training_set(days.settings, DAY), "warning") == {}
+    days.set_value("transitions", date(2026, 1, 1), "reward", list(range(300)), 0.01)
+    record = validate_training_set(days.settings, DAY)
+    assert (
+        record["success"] and "lies within that of the days before" in failures(record, "warning")["reward"]
+    )
