@@ -97,7 +97,7 @@ def test_the_page_of_the_day_shows_everything(loop: Loop):
 def test_the_summary_has_what_a_person_asks_first(loop: Loop):
     day = summarise(loop.settings, [loop.day])["days"][str(loop.day)]
     assert day["requests"] == loop.traffic["requests"] and day["failures"] == 0
-    assert set(day["arms"]) == {"champion", "static", "random", "noise"}
+    assert set(day["arms"]) == {"champion", "static", "random", "noise", "box"}
     assert day["steps"] == loop.settings.learner.steps
     assert set(day["estimates"]) == {"challenger", "static"}
     assert day["gate"]["reasons"]

@@ -44,6 +44,7 @@ def done(table: Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_results_hold_every_method_with_intervals(table: Table, done: Path) -> None:
     results = json.loads((done / "results.json").read_text())
     assert results["missing"] == [] and measured(table, done) == units(table)
@@ -60,6 +61,7 @@ def test_results_hold_every_method_with_intervals(table: Table, done: Path) -> N
     assert names == {f"log_sum-{n}.png" for n in ("curves", "returns", "actions", "spread", "estimates")}
 
 
+@pytest.mark.slow
 def test_methods_of_a_seed_are_judged_on_the_same_sessions_and_seeds_are_not(
     table: Table, done: Path
 ) -> None:
@@ -72,6 +74,7 @@ def test_methods_of_a_seed_are_judged_on_the_same_sessions_and_seeds_are_not(
     assert (users(1, "BatchRL-MTF") != users(2, "BatchRL-MTF")).any()
 
 
+@pytest.mark.slow
 def test_a_finished_table_is_not_measured_again_but_a_changed_method_is(table: Table, done: Path) -> None:
     kept = []
     run(table, done, progress=lambda job, share, what: kept.append(what))
@@ -111,6 +114,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
                 np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 def test_a_failing_unit_is_named_and_the_others_are_kept(table: Table, done: Path, tmp_path: Path) -> None:
     methods = (table.methods[0], table.methods[1].model_copy(update={"learner": {"critic_lr": 1e30}}))
     broken, folder = table.model_copy(update={"methods": methods}), tmp_path / "table"
