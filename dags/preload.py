@@ -8,4 +8,5 @@ started here; a library that starts threads on import would not survive the fork
 import duckdb  # noqa: F401
 import feast  # noqa: F401
 import great_expectations  # noqa: F401
-import torch  # noqa: F401
+import torch
+import torch._inductor.config  # noqa: F401  (deterministic algorithms import it: seconds)

@@ -8,6 +8,7 @@ import yaml
 
 from serving import bento
 from training.contract.errors import PolicyError
+from training.contract.files import write_json_atomic
 from training.contract.pointer import read_champion
 from training.contract.policy import load_policy
 from training.contract.settings import load_settings
@@ -85,6 +86,8 @@ def test_the_smoke_serves_the_bento_with_its_own_policy(built):
     record = bento.smoke(settings, tag)
     assert record["ok"] and record["fallback"] == "store", record
     features.apply(settings)
+    # features of a day long past, as in a backfill, say nothing against the policy
+    write_json_atomic(settings.layout.materialised, {"until": "2020-01-01T00:00:00+00:00"})
     record = bento.smoke(settings, tag)
     assert record["ok"] and record["policy_version"] == pointer.version, record
     assert record["fallback"] is None and record["requests"] == bento.SMOKE_REQUESTS
