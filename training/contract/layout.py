@@ -26,6 +26,10 @@ class Layout:
     def quarantine(self, table: str, day: date) -> Path:
         return self.root / "lake" / "quarantine" / table / f"dt={day.isoformat()}"
 
+    def corrections(self, table: str, day: date) -> Path:
+        """Rows of the day that a person mended; see :mod:`training.ingest.corrections`."""
+        return self.root / "lake" / "corrections" / table / f"dt={day.isoformat()}"
+
     def days(self, table: str) -> list[date]:
         """Landed days of a table, oldest first."""
         return sorted(

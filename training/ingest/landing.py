@@ -32,6 +32,7 @@ from training.contract.files import (
 from training.contract.layout import IMPRESSIONS, TABLES, USERS, Layout
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
+from training.ingest import corrections
 from training.ingest.schema import TableSpec, check_day, conform, table_spec
 
 PART = "part-0.parquet"
@@ -68,12 +69,14 @@ def write_partition(
     ``columns`` are the source's, with their types there, where ``rows`` no longer show them.
 
     ``deliveries`` names the parts of the source that the rows came from, so that landing the day
-    again reads all of them: rows that came late with another day's delivery are not lost by it.
+    again reads all of them: rows that came late with another day's delivery are not lost by it. Rows
+    that a person mended (:mod:`training.ingest.corrections`) land as mended.
     """
     spec = table_spec(settings, table)
     where = f"{table} of {day} from {source}"
     columns = dict(columns) if columns is not None else {f.name: str(f.type) for f in rows.schema}
     rows = conform(spec, rows, where)
+    rows = corrections.apply(spec, rows, corrections.of_day(settings.layout, table, day))
     if table != USERS:
         check_day(settings, day, rows[spec.time], where)
     ordered, duplicates = _canonical(spec, rows)

@@ -4,6 +4,7 @@ Each function returns the stage's record (plain JSON) and raises nothing for bad
 stops the day when ``record["success"]`` is false.
 """
 
+from training.validation.mended import broken_rows
 from training.validation.stages import validate_landed, validate_training_set, validate_transitions
 
-__all__ = ["validate_landed", "validate_training_set", "validate_transitions"]
+__all__ = ["broken_rows", "validate_landed", "validate_training_set", "validate_transitions"]

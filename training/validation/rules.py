@@ -55,6 +55,10 @@ class Rules:
     signals: tuple[str, ...] = ()
     predictions: tuple[str, ...] = ()
 
+    @property
+    def key_text(self) -> str:
+        return f"no two rows have the same {', '.join(self.key)}"
+
 
 def _types(columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
     return {column.name: (column.type,) for column in columns}

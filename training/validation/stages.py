@@ -288,15 +288,11 @@ class _Table:
         if sound.issuperset(rules.key):
             self.repeated = partition.repeated(rules.key)
             self.measures["repeated_rows"] = self.repeated
-            unique = measure("repeated_rows", self.key_text, 0, 0, source=", ".join(rules.key))
+            unique = measure("repeated_rows", self.rules.key_text, 0, 0, source=", ".join(rules.key))
             self.day_checks.append(unique.with_bad_rows(self.repeated))
         self._against_recent()
         self._predictions(partition, sound)
         self.partition = partition
-
-    @property
-    def key_text(self) -> str:
-        return f"no two rows have the same {', '.join(self.rules.key)}"
 
     def _judged_row_checks(self, partition: Partition, frame: pd.DataFrame) -> list[Check]:
         empty = {name for name in frame.columns if not frame[name].notna().any()}
@@ -534,7 +530,7 @@ class _Table:
         if self.partition is None or not (broken or self.repeated):
             return 0
         key = [column for column in self.rules.key if column in self.partition.columns]
-        reason = self.key_text if self.repeated else None
+        reason = self.rules.key_text if self.repeated else None
         limit = self.settings.validation.quarantine_rows
         return self.partition.write_bad_rows(path, broken, key, limit, reason)
 
