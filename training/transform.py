@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,20 @@ def docs(settings: Settings) -> Path:
 
 
 # --- which days
+
+
+def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) -> None:
+    """Take deleted partitions out of what was transformed: that they are gone is no change of a day.
+
+    To be called before they are deleted. Killed in between, the next run transforms these days again.
+    """
+    done = _transformed(settings)
+    for day in days:
+        left = {t: c for t, c in done["days"].pop(day.isoformat(), {}).items() if t not in tables}
+        if left:
+            done["days"][day.isoformat()] = left
+    if days:
+        write_json_atomic(_transformed_path(settings), done)
 
 
 def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date, date]:

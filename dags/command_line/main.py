@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from dags import stages
-from dags.command_line import quarantine, stack
+from dags.command_line import keeping, quarantine, stack
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.records import read_record, read_records, recorded_days
@@ -32,6 +32,7 @@ hand; `mtf up` starts Airflow, which walks it every day. Start with `mtf init`, 
 """,
 )
 app.add_typer(quarantine.app)
+app.command()(keeping.keep)
 console = Console()
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]

@@ -443,6 +443,22 @@ class OrchestrationSettings(Section):
     deadline_minutes: int = Field(180, ge=1)
 
 
+class KeepingSettings(Section):
+    """Days are counted back from the newest landed one; what is still needed stays (training/keeping.py)."""
+
+    lake_days: int = Field(400, ge=1, description="of landed logs and the service's own log files (ours)")
+    warehouse_days: int = Field(400, ge=1, description="of the marts' rows and exports (ours)")
+    models_days: int = Field(90, ge=1, description="of challengers, their MLflow runs and Bentos (ours)")
+    reports_days: int = Field(400, ge=1, description="of pages, Data Docs and the stages' records (ours)")
+    serving_policies: int = Field(
+        30, ge=0, description="promoted policy files kept beside those a rollback can go back to (ours)"
+    )
+    schedule: str = Field("0 5 * * 0", description="cron of the DAG mtf_keep, in calendar's offset (ours)")
+    history_days: int = Field(
+        400, ge=1, description="a user not seen for so long holds no old day for his history (ours)"
+    )
+
+
 class LogsSettings(Section):
     source: Literal["service", "files"] = Field(
         "service",
@@ -537,6 +553,7 @@ class Settings(BaseSettings):
     calendar: CalendarSettings = CalendarSettings()
     session: SessionSettings = SessionSettings()
     logs: LogsSettings = LogsSettings()
+    keeping: KeepingSettings = KeepingSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()

@@ -6,7 +6,7 @@ first run left and adds nothing.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -78,6 +78,30 @@ def alias_version(settings: Settings, alias: str) -> str | None:
     models = _client(settings).search_registered_models(f"name = '{MODEL}'")
     found = models[0].aliases.get(alias) if models else None
     return None if found is None else str(found)
+
+
+def withdraw(settings: Settings, days: Collection[date]) -> list[str]:
+    """Mark the runs of these days as deleted, with their model versions; returns the runs' ids.
+
+    A version that carries an alias stays, and so does its run.
+    """
+    client = _client(settings)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    models = client.search_registered_models(f"name = '{MODEL}'")
+    named = {str(version) for model in models for version in model.aliases.values()}
+    gone = []
+    for day in sorted(days):
+        for run in client.search_runs([experiment.experiment_id], f"tags.`mtf.day` = '{day}'"):
+            versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+            if any(str(version.version) in named for version in versions):
+                continue
+            for version in versions:
+                client.delete_model_version(MODEL, str(version.version))
+            client.delete_run(run.info.run_id)
+            gone.append(run.info.run_id)
+    return gone
 
 
 def _client(settings: Settings) -> MlflowClient:

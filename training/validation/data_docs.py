@@ -162,6 +162,12 @@ def run(folder: Path, day: date, suites: Sequence[Suite], stale: Sequence[str]) 
     return outcomes
 
 
+def rebuild_index(folder: Path) -> None:
+    """Make the index again after results were deleted; pages of results that are gone go too."""
+    with _context(folder, forget=()) as context:
+        context.build_data_docs(resource_identifiers=[], build_index=True)
+
+
 def _run_suite(
     context: Any, batch: Any, suite: Suite, run_id: RunIdentifier
 ) -> tuple[ValidationResultIdentifier, list[ExpectationValidationResult]]:
