@@ -291,28 +291,23 @@ def simulate(date_: Day) -> None:
 
 @app.command()
 def status() -> None:
-    """What runs, what is served and since when, arms and guardrail, and how the last days ended."""
+    """Whether today ran, what is served and since when, whether it is better than static weights and by how
+    much, what is in quarantine, what drifts; what runs, the guardrail, and how the last days ended.
+    """
+    from training import report
     from training.contract.pointer import read_champion
-    from training.contract.shares import CHAMPION, read_shares
 
     settings = load_settings()
     for service in stack.services(settings, settings_path()):
         pid = stack.pid_of(settings, service.name)
         state = f"running, {service.address}" if pid else "stopped"
         console.print(f"{service.name:8s} {state}")
-    pointer = read_champion(settings.layout.champion)
-    if pointer is None:
-        console.print("champion none yet: static weights are served")
-    else:
-        console.print(f"champion {pointer.version}, promoted {pointer.promoted_ts}")
-    challenger = read_champion(settings.layout.challenger)
-    if challenger is not None:
-        console.print(f"challenger {challenger.version}, {_canary(settings)}")
-    shares = dict(read_shares(settings))
-    shadow = shares.pop("shadow")
-    shares = {CHAMPION: 1.0 - sum(shares.values()), **shares}
-    told = ", ".join(f"{arm} {share:.4g}" for arm, share in shares.items() if share)
-    console.print(f"arms     {told}" + (f"; in the shadow {shadow:.4g}" if shadow else ""))
+    colours = {"good": "green", "held": "yellow", "stopped": "red", "open": "cyan"}
+    for answer in report.standing(settings):
+        console.print(f"[bold]{answer.question}[/] [{colours[answer.state]}]{WORDS[answer.state]}[/]")
+        console.print(f"  {answer.text}", markup=False, highlight=False)
+    if read_champion(settings.layout.challenger) is not None:
+        console.print(f"canary   {_canary(settings)}")
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:
@@ -321,6 +316,9 @@ def status() -> None:
         ended = "ok" if records[last].get("success", True) else "failed"
         table.add_row(str(one), last, ended, records.get("gate", {}).get("decision", "-"))
     console.print(table)
+
+
+WORDS = {"good": "good", "held": "worth a look", "stopped": "alarm", "open": "open"}
 
 
 def _canary(settings: Settings) -> str:
@@ -333,8 +331,6 @@ def _canary(settings: Settings) -> str:
 
 
 def _show_guardrail(settings: Settings) -> None:
-    from training.contract import history
-
     if settings.layout.guardrail.exists():
         seen = read_json(settings.layout.guardrail)
         for arm, one in seen["arms"].items():
@@ -343,10 +339,6 @@ def _show_guardrail(settings: Settings) -> None:
                 f"{one['verdict'] or 'nothing against it'} ({one['window']['requests']} requests, "
                 f"{one['reward']['sessions']} sessions)"
             )
-    rollbacks = [event for event in history.read(settings.layout) if event["action"] == "rollback"]
-    if rollbacks:
-        last = rollbacks[-1]
-        console.print(f"last rollback {last['ts']}: {last['reason']}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Charts of the day's page, as inline SVG so that a page is one file that can be sent around."""
 
+import html
 import io
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +17,10 @@ COLOURS = {
     "random": "#c2571a",
     "noise": "#2f855a",
 }
+OTHERS = ("#1b6ca8", "#c2571a", "#2f855a", "#7a3e9d", "#6b7280", "#b7791f", "#9b2c5e", "#1f2937")
+# colour alone tells nobody who cannot see it
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -26,30 +31,62 @@ STYLE = {
 }
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, about: str) -> str:
+    """The figure as an inline element that a screen reader announces as ``about``."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    label = html.escape(about, quote=True)
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def _colour(name: str) -> str:
     return COLOURS.get(name, "#374151")
 
 
-def lines(series: Mapping[str, tuple[Sequence, Sequence]], *, x: str, y: str) -> str:
-    """One line per name: (xs, ys)."""
+def lines(
+    series: Mapping[str, tuple[Sequence, Sequence]],
+    *,
+    x: str,
+    y: str,
+    about: str,
+    limits: Mapping[str, float] | None = None,
+) -> str:
+    """One line per name: (xs, ys), over all that any has, in order; ``limits`` are level lines by name."""
+    places = {
+        value: n for n, value in enumerate(sorted({value for xs, _ in series.values() for value in xs}))
+    }
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(4.4, 2.5))
-        for name, (xs, ys) in series.items():
-            axes.plot(xs, ys, marker="o" if len(xs) < 15 else None, ms=4, label=name, color=_colour(name))
+        figure, axes = plt.subplots(figsize=(4.8, 2.6))
+        for n, (name, (xs, ys)) in enumerate(series.items()):
+            few = len(xs) < 15
+            axes.plot(
+                [places[value] for value in xs],
+                ys,
+                marker=MARKERS[n % len(MARKERS)] if few else None,
+                ms=4,
+                label=name,
+                color=COLOURS.get(name, OTHERS[n % len(OTHERS)]),
+                linestyle=DASHES[n % len(DASHES)] if len(series) > 1 else "-",
+            )
+        for name, level in (limits or {}).items():
+            axes.axhline(level, color="#991b1b", lw=0.8, ls=":")
+            axes.annotate(name, (0, level), fontsize=7, color="#991b1b", va="bottom")
+        step = max(1, -(-len(places) // 10))
+        shown = list(places)[::step]
+        turned = x == "day"
+        axes.set_xticks(
+            [places[v] for v in shown],
+            shown,
+            rotation=45 if turned else 0,
+            ha="right" if turned else "center",
+        )
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if len(series) > 1:
-            axes.legend(frameon=False)
-        axes.tick_params(axis="x", labelrotation=30 if x == "day" else 0)
-        return _svg(figure)
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+        return _svg(figure, about)
 
 
 def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
@@ -65,10 +102,10 @@ def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
         for panel in list(panels.flat)[len(names) :]:
             panel.set_visible(False)
         figure.tight_layout()
-        return _svg(figure)
+        return _svg(figure, "Curves of the training by step: " + ", ".join(names))
 
 
-def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str) -> str:
+def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, about: str) -> str:
     """(lower, value, upper) by name, as points with bars."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(estimates) + 0.9))
@@ -84,7 +121,7 @@ def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str) ->
         axes.set_yticks(range(len(estimates)), list(reversed(estimates)))
         axes.set_ylim(-0.6, len(estimates) - 0.4)
         axes.set_xlabel(x)
-        return _svg(figure)
+        return _svg(figure, about)
 
 
 def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> str:
@@ -96,6 +133,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
         axes.set_yticks(range(len(rows)), rows)
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=7)
+                ink = "white" if abs(value) > 0.6 else "black"  # the ends of the scale are dark
+                axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=ink)
         figure.colorbar(image, ax=axes, fraction=0.03, label="action")
-        return _svg(figure)
+        return _svg(figure, "The challenger's mean action by user segment and head")

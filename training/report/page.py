@@ -6,7 +6,7 @@ as well for a day that stopped half-way: what is missing is named, not left out.
 
 import os
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ import numpy as np
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from training import quarantine
 from training.contract.errors import PolicyError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.layout import DECISIONS
-from training.contract.pointer import read_champion
 from training.contract.policy import load_policy
 from training.contract.records import STAGES, read_record, read_records, recorded_days
 from training.contract.settings import Settings
 from training.report import charts
+from training.report.outcome import outcome
+from training.report.standing import drifting, standing
 
 RECENT_DAYS = 14
 SAMPLE_STATES = 5_000
-VALIDATIONS = ("validate_landed", "validate_transitions", "validate_training_set")
+INDEX_DAYS = 30  # of the charts on the index
+VALIDATIONS = ("land", "validate_landed", "validate_transitions", "validate_training_set")
 
 templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -51,7 +54,11 @@ def build(settings: Settings, day: date) -> Path:
         ],
         tables=records.get("land", {}).get("tables", {}),
         volume_chart=_volumes(settings, recent),
-        validations=[(name, records.get(name)) for name in VALIDATIONS],
+        validations=[
+            (name, records.get(name))
+            for name in VALIDATIONS
+            if name != "land" or "suites" in records.get("land", {})
+        ],
         reward_chart=_rewards(settings, recent),
         arms=_policy_daily(settings, day),
         curves=_curves(settings, day, records),
@@ -70,27 +77,41 @@ def build(settings: Settings, day: date) -> Path:
     return path
 
 
-def index(settings: Settings) -> Path:
-    """Write ``reports/index.html``: every day, how it ended, and what is served."""
+def index(settings: Settings, now: datetime | None = None) -> Path:
+    """Write ``reports/index.html``: what a person asks first, and every day with what is known of it."""
+    layout, days = settings.layout, recorded_days(settings.layout)
+    moment = (now or datetime.now(UTC)).isoformat(timespec="minutes").replace("+00:00", "Z")
     rows = []
-    for day in reversed(recorded_days(settings.layout)):
-        records = read_records(settings.layout, day)
+    for day in reversed(days):
+        records = read_records(layout, day)
+        page = layout.reports / f"dt={day.isoformat()}" / "index.html"
         rows.append(
             {
                 "day": day,
+                "page": os.path.relpath(page, layout.reports) if page.exists() else None,
                 "outcome": outcome(records),
                 "rows": records.get("land", {}).get("tables", {}),
                 "gate": records.get("gate", {}).get("decision"),
                 "validation": _validation(records),
                 "drift": _worst_drift(records),
+                "drifting": bool(drifting(records.get("validate_landed", {}))),
                 "docs": _data_docs(settings, records),
-                "estimates": records.get("evaluate", {}).get("estimates", {}),
+                "difference": records.get("evaluate", {}).get("differences", {}).get("challenger - static"),
                 "seconds": sum(r.get("seconds", 0.0) for r in records.values()),
             }
         )
-    path = settings.layout.reports / "index.html"
-    champion = read_champion(settings.layout.champion)
-    write_text_atomic(path, templates.get_template("index.html").render(rows=rows, champion=champion))
+    text = templates.get_template("index.html").render(
+        moment=moment,
+        answers=standing(settings, now),
+        held=list(reversed(quarantine.held(settings))),
+        rows=rows,
+        reward_chart=_rewards(settings, days[-INDEX_DAYS:]),
+        drift_chart=_drift_chart(settings, days[-INDEX_DAYS:]),
+        confidence=settings.evaluation.confidence,
+        docs=_existing(layout.validation / "data_docs/index.html", layout.reports),
+    )
+    path = layout.reports / "index.html"
+    write_text_atomic(path, text)
     return path
 
 
@@ -115,38 +136,32 @@ def _worst_drift(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] 
 
 
 def _data_docs(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Link from the index page to Data Docs, of a day that was validated."""
-    docs = next(
-        (records[name]["data_docs"] for name in VALIDATIONS if "data_docs" in records.get(name, {})), None
-    )
-    return docs and os.path.relpath(settings.layout.root / docs, settings.layout.reports)
+    """Link from the index page to Data Docs of a day: the first suite that failed, else its first suite."""
+    suites = [s for name in VALIDATIONS for s in records.get(name, {}).get("suites", {}).values()]
+    pages = [suite["page"] for suite in sorted(suites, key=lambda s: not s["failed"]) if "page" in suite]
+    return _existing(settings.layout.root / pages[0], settings.layout.reports) if pages else None
 
 
-def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """How the day ended, as a state (``good``, ``held``, ``stopped``, ``open``) and a sentence."""
-    for stage, record in records.items():
-        if not record.get("success", True):
-            reason = record.get("error") or "; ".join(
-                f"{fault['column'] or suite}: {fault['message']}"
-                for suite, result in record.get("suites", {}).items()
-                for fault in result["failed"]
-                if fault["severity"] == "critical"
-            )
-            return {"state": "stopped", "text": f"Stopped at {stage}: {reason}"}
-    gate = records.get("gate")
-    if gate is None:
-        last = next(reversed(records), "nothing")
-        return {"state": "open", "text": f"Not finished: {last} was the last stage."}
-    if "skipped" in gate:
-        return {"state": "held", "text": f"Nothing to learn from: {gate['skipped']}."}
-    if gate["decision"] == "promote":
-        return {"state": "good", "text": f"Promoted {gate['challenger']['version']}."}
-    if gate["decision"] == "unchanged":
-        return {"state": "good", "text": "Unchanged: this day's model is already the champion."}
-    return {
-        "state": "held",
-        "text": f"Refused, what was served before serves on: {'; '.join(gate['reasons'])}",
-    }
+def _existing(path: Path, start: Path) -> str | None:
+    """A link to a page that is still kept."""
+    return os.path.relpath(path, start) if path.exists() else None
+
+
+def _drift_chart(settings: Settings, days: list[date]) -> str | None:
+    """Stability index of each head over the days."""
+    series: dict[str, tuple[list[str], list[float]]] = {}
+    for day in days:
+        heads = (read_record(settings.layout, day, "drift") or {}).get("heads", {})
+        for name, head in heads.items():
+            if "psi" in head:
+                xs, ys = series.setdefault(name.removeprefix("p_"), ([], []))
+                xs.append(str(day)[5:])
+                ys.append(head["psi"])
+    if not series:
+        return None
+    limits = {"warns": settings.validation.warn_psi, "drift": settings.validation.max_psi}
+    about = "Population stability index of each head's scores by day"
+    return charts.lines(series, x="day", y="PSI", about=about, limits=limits)
 
 
 def _volumes(settings: Settings, days: list[date]) -> str | None:
@@ -158,7 +173,12 @@ def _volumes(settings: Settings, days: list[date]) -> str | None:
     }
     if not rows:
         return None
-    return charts.lines({"impressions": (list(rows), list(rows.values()))}, x="day", y="impressions landed")
+    return charts.lines(
+        {"impressions": (list(rows), list(rows.values()))},
+        x="day",
+        y="impressions landed",
+        about="Impressions landed by day",
+    )
 
 
 def _policy_daily(settings: Settings, day: date) -> list[dict[str, Any]]:
@@ -179,7 +199,9 @@ def _rewards(settings: Settings, days: list[date]) -> str | None:
             xs, ys = series.setdefault(arm, ([], []))
             xs.append(str(day)[5:])
             ys.append(sum(mean * n for mean, n in parts) / max(weight, 1))
-    return charts.lines(series, x="day", y="session return") if series else None
+    if not series:
+        return None
+    return charts.lines(series, x="day", y="session return", about="Mean session return by arm and day")
 
 
 def _curves(settings: Settings, day: date, records: Mapping[str, Any]) -> str | None:
@@ -198,6 +220,7 @@ def _estimates(records: Mapping[str, Any]) -> str | None:
     return charts.intervals(
         {name: (e["lower"], e["value"], e["upper"]) for name, e in estimates.items()},
         x="estimated discounted session return, eq. (9)",
+        about="Estimated session return of each policy, with its interval",
     )
 
 

@@ -22,7 +22,9 @@ table { border-collapse: collapse; }
 td, th { padding: .3rem .8rem .3rem 0; border-top: 1px solid #dee2e6; text-align: left; vertical-align: top; }
 a { color: #0b5cad; }
 .pass, .text-success { color: #1e7e34; }
-.warning { color: #b36b00; }
+.warning { color: #8a5300; }
+td:first-child { white-space: nowrap; }
+a:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
 .stop, .text-danger { color: #bd2130; font-weight: 600; }
 """
 
@@ -39,6 +41,7 @@ nav { columns: 14rem; font-size: .9rem; }
 nav a { display: block; }
 .ge-section { margin-top: 1.5rem; }
 .ge-section table { width: 100%; table-layout: auto; }
+.ge-section td:first-child { white-space: normal; }
 .ge-section td:first-child, .ge-section th:first-child { width: 5rem; }
 .ge-section td:last-child, .ge-section th:last-child { width: 30%; }
 h5, h4 { font-size: 1.05rem; margin: .5rem 0 .2rem; }
@@ -76,10 +79,12 @@ _INDEX = (
     + _STYLE
     + """\
 </style></head><body>
+<p><a href="../../reports/index.html">Daily loop</a></p>
 <h1>Data Docs</h1>
 <p>Every suite of every day, newest first. A <span class="stop">stop</span> keeps the day from training;
 a <span class="warning">warning</span> is for a person to look at.</p>
-<table><thead><tr><th>Day</th><th>Suite</th><th>Result</th><th>Checks</th><th>What failed</th></tr></thead>
+<table><thead><tr><th scope="col">Day</th><th scope="col">Suite</th><th scope="col">Result</th>
+<th scope="col">Checks</th><th scope="col">What failed</th></tr></thead>
 <tbody>
 <!-- rows -->
 </tbody></table></body></html>

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from training.contract.files import write_json_atomic
+from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.report import build, index
@@ -111,9 +111,12 @@ def test_a_day_without_any_record_still_has_a_page(settings: Settings):
 def test_the_index_lists_every_day_newest_first(settings: Settings):
     for day in (DAY, date(2026, 1, 6)):
         write_record(settings.layout, day, "land", landed(5))
+    build(settings, DAY)
     page = read(index(settings))
-    assert [a.text for a in page.select("td a:not(.docs)")] == ["2026-01-06", "2026-01-05"]
-    assert "No champion yet" in page.text
+    assert [row.text for row in page.select("tbody th")] == ["2026-01-06", "2026-01-05"]
+    # no link to a page that is not there
+    assert [a["href"] for a in page.select("tbody th a")] == ["dt=2026-01-05/index.html"]
+    assert "no policy has been promoted yet" in page.text
 
 
 def test_the_same_records_give_the_same_page(settings: Settings):
@@ -133,14 +136,17 @@ def test_drift_is_shown_by_head_and_on_the_index(settings: Settings):
         "drift",
         {"recent_days": ["2026-01-04"], "heads": {"p_like": head, "p_click": {}}, "schema": schema},
     )
-    fault = {"column": "p_like", "severity": "critical", "message": "p_like has drifted"}
+    fault = {"column": "p_like", "field": "p_like_psi", "severity": "critical", "message": "it has drifted"}
+    docs = "validation/data_docs/validations/impressions_day/x.html"
+    write_text_atomic(settings.data / docs, "x")
+    suite = {"success": False, "evaluated": 7, "failed": [fault], "page": docs}
     write_record(
         layout,
         DAY,
         "validate_landed",
         {
             "success": False,
-            "suites": {"impressions_day": {"success": False, "evaluated": 7, "failed": [fault]}},
+            "suites": {"impressions_day": suite},
             "quarantined": {},
             "data_docs": "validation/data_docs/index.html",
         },
@@ -148,6 +154,10 @@ def test_drift_is_shown_by_head_and_on_the_index(settings: Settings):
     page = read(build(settings, DAY))
     assert "0.3100" in page.text and "1.500 (1.200 to 1.900)" in page.text
     assert "since 2026-01-04 the source's column ctr (float) is new" in page.text
-    row = read(index(settings)).select("tr")[1].text
-    assert "p_like 0.310" in row and "7 checks, 1 stop" in row
-    assert read(index(settings)).select_one("a.docs")["href"] == "../validation/data_docs/index.html"
+    assert page.select_one("h2#drift")
+    overview = read(index(settings))
+    row = overview.select("tbody tr")[0]
+    assert "p_like 0.310 drifting" in row.text and "7 checks, 1 stop" in row.text
+    assert row.select_one("a.docs")["href"] == f"../{docs}"
+    assert [a["href"] for a in row.select("td a:not(.docs)")] == [f"dt={DAY}/index.html#drift"]
+    assert "p_like on 2026-01-05" in overview.select(".answers > .stopped")[-1].text
