@@ -10,7 +10,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, PartitionedAssetTimetable, 
 
 from dags import assets, stages
 from dags.pools import WAREHOUSE_POOL
-from dags.tasks import KEY_FORMAT, day_of, deadline, stage_task
+from dags.tasks import KEY_FORMAT, day_of, deadline, reopen_task, stage_task
 from training.contract.settings import load_settings
 
 settings = load_settings()
@@ -34,11 +34,16 @@ with DAG(
 ### Land and validate the day's logs
 Lands the service's decisions and feedback (or the files that `logs.folder` names) as the day's
 partitions of the lake, then runs the Great Expectations suites over them. Invalid data fails the run
-at once: nothing after it starts, and the champion serves on. Rerun it after the day has been mended.
+at once: nothing after it starts, and the champion serves on. It ends with the earlier days that wait to
+be run again: late rows have changed them, or they failed and their files have been mended since.
 """,
     **common,
 ):
-    stage_task("land", settings) >> stage_task("validate_landed", settings, outlets=[assets.landed])
+    (
+        stage_task("land", settings)
+        >> stage_task("validate_landed", settings, outlets=[assets.landed])
+        >> reopen_task(settings).as_teardown()
+    )
 
 with DAG(
     dag_id="mtf_transform",

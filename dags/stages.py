@@ -1,8 +1,9 @@
 """The stages of a day, by name: what Airflow's tasks and the command line both call.
 
-A stage is a function of the settings and the day. Running one drops the records of the stages after
-it, because they describe results that the rerun replaces; it then writes its own record, whether it
-succeeds, is skipped or fails. A day page is made again whenever a stage fails, and at the end.
+A stage is a function of the settings and the day. It runs when something that it depends on is not what
+it was (:mod:`dags.inputs`), when it failed or was killed, or when it is told to; else its record is kept.
+A run writes the stage's record, whether it succeeds, is skipped or fails, and drops the later records that
+no longer hold. A day page is made again whenever a stage fails, and at the end.
 """
 
 import time
@@ -11,23 +12,29 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from dags import inputs
+from training.contract import history
 from training.contract.errors import DataError, MtfError
 from training.contract.layout import DECISIONS, IMPRESSIONS
-from training.contract.records import STAGES, read_record, write_record
+from training.contract.records import STAGES, read_record, read_records, recorded_days, write_record
 from training.contract.settings import Settings
 
 Record = dict[str, Any]
+
+# another try would find the same: the data, the settings or a policy is wrong, or the code is
+PERMANENT = (MtfError, TypeError, AttributeError, NameError, ImportError, AssertionError)
 
 
 def land(settings: Settings, day: date) -> Record:
     from training import ingest
 
-    if settings.logs.source == "files":
-        return ingest.land_files(settings, day, settings.logs.folder)
-    if ingest.has_service_log(settings, day):
+    if settings.logs.source == "service" and ingest.has_service_log(settings, day):
         return ingest.land_service_log(settings, day)
-    if settings.layout.partition(IMPRESSIONS, day).exists():
-        return ingest.landed(settings, day)  # brought by `mtf ingest`
+    landed = settings.layout.partition(IMPRESSIONS, day).exists()
+    if settings.logs.source == "files" and (ingest.source_files(settings, day) or not landed):
+        return ingest.land_files(settings, day, settings.logs.folder)
+    if landed:
+        return ingest.landed(settings, day)  # brought by `mtf ingest`, or late in other days' files
     raise DataError(
         f"there is no log of {day}: the service's log in {settings.layout.serving_log} has no file of "
         f"that day, and nothing was landed by `mtf ingest`"
@@ -102,6 +109,13 @@ def gate(settings: Settings, day: date) -> Record:
     from training.contract.pointer import ChampionPointer
     from training.contract.policy import load_policy
 
+    for stage in DAY_STAGES[: DAY_STAGES.index("gate")]:
+        why = inputs.why_not_current(settings, day, stage)
+        if why is not None and read_record(settings.layout, day, stage) is not None:
+            raise DataError(
+                f"{stage} of {day} is not up to date ({why}): `mtf day --date {day}` runs what has to"
+            )
+
     def smoke(path: Path) -> Record:
         policy = load_policy(path)
         candidate = ChampionPointer(
@@ -146,29 +160,139 @@ DAY_STAGES = tuple(FUNCTIONS)
 LEARNING_STAGES = ("validate_training_set", "train", "evaluate", "gate", "promote")
 
 
-def run_stage(settings: Settings, day: date, stage: str) -> Record:
-    """Run one stage of one day and write its record.
+def run_stage(
+    settings: Settings, day: date, stage: str, *, force: bool = False, keep_superseded: bool = False
+) -> Record:
+    """Run one stage of one day and write its record, or keep the record that still holds.
+
+    A kept record has ``kept`` (when that was last found); a new one has ``why`` the stage ran. ``force``
+    runs it in any case. ``keep_superseded`` also keeps the model and the decision of a day whose rows have
+    changed since, once a later day's training set holds these rows.
 
     Raises what the stage raises, and :class:`DataError` when a validation stage found the data bad;
     the record then says so and the day's page is made again before the error goes on.
     """
-    for later in STAGES[STAGES.index(stage) + 1 :]:
-        (settings.layout.run(day) / f"{later}.json").unlink(missing_ok=True)
+    layout = settings.layout
+    why = "told to" if force else inputs.why_not_current(settings, day, stage)
+    if why is not None and keep_superseded and not force and _superseded(settings, day, stage):
+        why = None
+    if why is None:
+        record = {**(read_record(layout, day, stage) or {}), "kept": history.now()}
+        write_record(layout, day, stage, record)
+        return record
     started = time.monotonic()
+    facts: Record = {"why": why, "inputs": inputs.of_stage(settings, day, stage)}
+    (layout.run(day) / f"{stage}.json").unlink(missing_ok=True)
     try:
         if stage in LEARNING_STAGES and not _has_decisions(settings, day):
-            record: Record = {"skipped": f"no decisions were logged in the {_window(settings)} to {day}"}
+            record = {"skipped": f"no decisions were logged in the {_window(settings)} to {day}"}
         else:
             record = FUNCTIONS[stage](settings, day)
     except Exception as error:
-        _finish(settings, day, stage, started, {"success": False, "error": _explain(error)})
+        _drop_later(settings, day, stage)
+        failure = {"success": False, "error": _explain(error), "transient": not isinstance(error, PERMANENT)}
+        _finish(settings, day, stage, started, {**facts, **failure})
         make_report(settings, day)
         raise
-    record = _finish(settings, day, stage, started, {"success": True, **record})
+    record = _finish(settings, day, stage, started, {"success": True, **facts, **record})
+    _drop_later(settings, day, stage, all_of_them=not record["success"])
     if not record["success"]:
         make_report(settings, day)
         raise DataError(f"{stage} of {day} failed: {_failures(record)}")
     return record
+
+
+def run_day(
+    settings: Settings,
+    day: date,
+    *,
+    force: bool = False,
+    begin: Callable[[str], None] = lambda stage: None,
+    done: Callable[[str, Record], None] = lambda stage, record: None,
+) -> list[str]:
+    """Run the day's stages in order, and make its page if any ran; returns those that ran.
+
+    Stages whose records hold are kept, so that a day that failed or was killed goes on where it ended.
+    ``begin(stage)`` and ``done(stage, record)`` are called around each. Raises as :func:`run_stage`.
+    """
+    ran = []
+    for stage in DAY_STAGES:
+        begin(stage)
+        record = run_stage(settings, day, stage, force=force)
+        if "kept" not in record:
+            ran.append(stage)
+        done(stage, record)
+    if ran:
+        make_report(settings, day)
+    return ran
+
+
+def open_days(settings: Settings, before: date) -> list[date]:
+    """Days before this one that wait to be run again, at most ``orchestration.reopen_days`` back.
+
+    Late rows have changed what was landed since the day's run; or the day failed, and either its source
+    files are others now (delivered late, mended) or the failure was one that another try can mend.
+    """
+    from training import ingest
+
+    changed = set(ingest.changed_days(settings))
+    oldest = before - timedelta(days=settings.orchestration.reopen_days)
+    return [
+        day
+        for day in recorded_days(settings.layout)
+        if oldest <= day < before and (day in changed or _failure_has_passed(settings, day))
+    ]
+
+
+def reopen(settings: Settings, before: date) -> tuple[list[date], dict[date, Exception]]:
+    """Land and validate the open days; those that are good again, and why the others are not."""
+    good, failed = [], {}
+    for day in open_days(settings, before):
+        try:
+            for stage in ("land", "validate_landed"):
+                run_stage(settings, day, stage)
+        except Exception as error:
+            failed[day] = error
+        else:
+            good.append(day)
+    return good, failed
+
+
+def _failure_has_passed(settings: Settings, day: date) -> bool:
+    records = read_records(settings.layout, day)
+    failed = [record for record in records.values() if not record.get("success", True)]
+    if not failed:
+        return False
+    if any(record.get("transient") for record in failed):
+        return True
+    source = records.get("land", {}).get("inputs", {})
+    if inputs.differences(source, inputs.of_stage(settings, day, "land")):
+        return True
+    # no file of its own, but late rows in those of other days
+    return "error" in records.get("land", {}) and settings.layout.partition(IMPRESSIONS, day).exists()
+
+
+def _superseded(settings: Settings, day: date, stage: str) -> bool:
+    """Whether the day has its model and decision, and a later day learns from its rows as they are now."""
+    if stage not in LEARNING_STAGES or read_record(settings.layout, day, "promote") is None:
+        return False
+    later = (day + timedelta(days=ahead) for ahead in range(1, settings.learner.window_days))
+    return any(settings.layout.partition(DECISIONS, d).exists() for d in later)
+
+
+# records that no stage of FUNCTIONS writes under its own name, and the stage whose results they describe
+_DESCRIBED = {"drift": "validate_landed", "reward": "validate_transitions"}
+
+
+def _drop_later(settings: Settings, day: date, stage: str, all_of_them: bool = True) -> None:
+    """Remove later stages' records: all after a failure, else those whose inputs have changed."""
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        path = settings.layout.run(day) / f"{later}.json"
+        if not path.exists() or _DESCRIBED.get(later) == stage:
+            continue
+        describes = _DESCRIBED.get(later, later)
+        if all_of_them or inputs.why_not_current(settings, day, describes) is not None:
+            path.unlink()
 
 
 def make_report(settings: Settings, day: date) -> Path:

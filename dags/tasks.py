@@ -15,7 +15,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags import stages
+from dags import alerts, assets, stages
 from training.contract.settings import Settings, load_settings
 
 KEY_FORMAT = "%Y-%m-%d"
@@ -23,12 +23,19 @@ KEY_FORMAT = "%Y-%m-%d"
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
         RetryRule(
-            exception="training.contract.errors.MtfError",
+            exception=list(stages.PERMANENT),
             action=RetryAction.FAIL,
-            reason="the data, the settings or a policy is wrong: another try would find the same",
+            reason="the data, the settings, a policy or the code is wrong: another try would find the same",
         ),
-        RetryRule(exception=[OSError, RuntimeError], action=RetryAction.DEFAULT),
-    ]
+        RetryRule(
+            exception=MemoryError,
+            action=RetryAction.RETRY,
+            retry_delay=timedelta(minutes=10),
+            reason="no memory: what else runs has to end first",
+        ),
+    ],
+    # a disk, a store, a lock, a killed process: with the task's own back-off
+    default=RetryAction.DEFAULT,
 )
 
 
@@ -58,20 +65,63 @@ def stage_task(stage: str, settings: Settings, *, outlets: list | None = None, p
         retries=settings.orchestration.retries,
         retry_delay=timedelta(seconds=settings.orchestration.retry_seconds),
         retry_exponential_backoff=True,
+        max_retry_delay=timedelta(hours=1),
         retry_policy=RETRY_POLICY,
+        execution_timeout=timedelta(minutes=settings.orchestration.stage_minutes),
+        on_failure_callback=alert_failure,
         doc_md=(stages.FUNCTIONS[stage].__doc__ or f"Stage `{stage}` of the day."),
     )
     def run() -> dict[str, Any]:
-        record = stages.run_stage(load_settings(), day_of(get_current_context()), stage)
+        context, settings = get_current_context(), load_settings()
+        record = stages.run_stage(
+            settings,
+            day_of(context),
+            stage,
+            force=bool((context["dag_run"].conf or {}).get("force")),
+            keep_superseded=not settings.orchestration.retrain_reopened,
+        )
         if "skipped" in record:
             raise AirflowSkipException(record["skipped"])
-        return {"seconds": record["seconds"]}
+        return {name: record[name] for name in ("seconds", "why", "kept") if name in record}
 
     return run()
 
 
+def reopen_task(settings: Settings):
+    """Earlier days whose rows came late or were mended: landed, validated, handed to the consumers.
+
+    A teardown, so that it also runs after a day that failed, and its own failure fails no day.
+    """
+
+    @task(
+        task_id="reopen",
+        outlets=[assets.landed],
+        retries=settings.orchestration.retries,
+        retry_delay=timedelta(seconds=settings.orchestration.retry_seconds),
+    )
+    def run() -> list[str]:
+        context, settings = get_current_context(), load_settings()
+        good, failed = stages.reopen(settings, day_of(context))
+        for day, error in failed.items():
+            alerts.send(settings, alerts.failed_stage(day, "land", error))
+        if not good:
+            raise AirflowSkipException("no earlier day waits to be run again")
+        keys = [day.strftime(KEY_FORMAT) for day in good]
+        context["outlet_events"][assets.landed].add_partitions(keys)
+        return keys
+
+    return run()
+
+
+def alert_failure(context: Any) -> None:
+    """Airflow calls it when a task has failed for good, in the task's process or, was it killed, for it."""
+    error = context.get("exception") or "the task's process ended without a result (killed, or out of memory)"
+    alert = alerts.failed_stage(day_of(context), context["task_instance"].task_id, error)
+    alerts.send(load_settings(), alert)
+
+
 def deadline(settings: Settings) -> DeadlineAlert:
-    """Alerts when a run is not done in time; the alert is a line in the log of the callback."""
+    """Alerts when a run is not done in time, and leaves the run alone."""
     return DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(minutes=settings.orchestration.deadline_minutes),
@@ -79,7 +129,7 @@ def deadline(settings: Settings) -> DeadlineAlert:
     )
 
 
-def missed_deadline(context: Any = None, **_: Any) -> None:
-    import logging
-
-    logging.getLogger("mtf.deadline").error("the run missed its deadline: %s", context)
+def missed_deadline(context: Any) -> None:
+    settings, run = load_settings(), context["dag_run"]
+    day = str(run.get("partition_key") or run.get("logical_date"))
+    alerts.send(settings, alerts.missed_deadline(day, run["dag_id"], settings.orchestration.deadline_minutes))

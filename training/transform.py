@@ -136,14 +136,27 @@ def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) ->
         write_json_atomic(_transformed_path(settings), done)
 
 
+def pending(settings: Settings, day: date) -> list[str]:
+    """Days up to ``day`` (ISO) that are not transformed as they are landed now, nor with these settings."""
+    done, landed = _transformed(settings), _landed(settings)
+    if done["variables"] != _model_variables(settings) or not settings.layout.warehouse.exists():
+        return [d for d in sorted(landed) if d <= day.isoformat()]
+    return [d for d in _changed(landed, done["days"], day) if d <= day.isoformat()]
+
+
 def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date, date]:
     """First day to look back to, first and last day to replace, given landed and transformed content."""
-    changed = [d for d in landed if d <= day.isoformat() and landed[d] != before.get(d)]
-    changed += [d for d in before if landed.get(d) != before[d]]
+    changed = _changed(landed, before, day)
     first = min([day.isoformat(), *changed])
     last = max([day.isoformat(), *before]) if changed else day.isoformat()
     earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
     return tuple(map(date.fromisoformat, (min([first, *earlier]), first, last)))
+
+
+def _changed(landed: dict[str, Any], before: dict[str, Any], day: date) -> list[str]:
+    """Days that are not transformed as they are landed; new days count up to ``day``."""
+    new = {d for d in landed if d <= day.isoformat() and landed[d] != before.get(d)}
+    return sorted(new | {d for d in before if landed.get(d) != before[d]})
 
 
 def _landed(settings: Settings) -> dict[str, dict[str, str]]:

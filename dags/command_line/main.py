@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dags import stages
-from dags.command_line import keeping, quarantine, stack
+from dags.command_line import days, keeping, quarantine, stack
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.records import read_record, read_records, recorded_days
@@ -35,7 +34,6 @@ app.add_typer(quarantine.app)
 app.command()(keeping.keep)
 console = Console()
 
-Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 OptionalDay = Annotated[
     datetime | None,
     typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day; the newest by default"),
@@ -126,7 +124,7 @@ def ingest(
     if source is Source.files:
         _show_landing(landing.land_files(settings, chosen, folder))
     else:
-        _show_landing(stages.run_stage(settings, chosen, "land"))
+        _show_landing(stages.run_stage(settings, chosen, "land", force=True))
 
 
 def _show_landing(record: dict) -> None:
@@ -134,35 +132,15 @@ def _show_landing(record: dict) -> None:
         console.print(f"{table}: {landed['rows']} rows, days {', '.join(map(str, landed['days']))}")
 
 
-@app.command()
-def day(date_: Day) -> None:
-    """Run the whole daily loop for one day: land, validate, transform, features, train, judge, promote.
-
-    Running it twice gives the same rows and the same model. It stops at the first stage that fails;
-    the champion then serves on, and the day's page says why.
-    """
-    settings, chosen = load_settings(), date_.date()
-    with _progress() as progress:
-        bar = progress.add_task(str(chosen), total=len(stages.FUNCTIONS))
-        for stage in stages.FUNCTIONS:
-            progress.update(bar, description=f"{chosen} {stage}")
-            record = stages.run_stage(settings, chosen, stage)
-            note = f"skipped: {record['skipped']}" if "skipped" in record else "done"
-            progress.console.print(f"{stage:24s} {record['seconds']:7.1f} s  {note}")
-            progress.advance(bar)
-    console.print(f"report: {stages.make_report(settings, chosen)}")
-
-
-def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console)
+app.command()(days.day)
+app.command()(days.backfill)
 
 
 def _run(stage: str, chosen: datetime | None) -> dict:
     settings = load_settings()
     target = _day(chosen, settings)
     with console.status(f"{stage} {target}"):
-        record = stages.run_stage(settings, target, stage)
+        record = stages.run_stage(settings, target, stage, force=True)
     if "skipped" in record:
         console.print(f"{stage} of {target} skipped: {record['skipped']}")
     return record
@@ -267,12 +245,12 @@ def serve() -> None:
 
 
 @app.command()
-def simulate(date_: Day) -> None:
+def simulate(date_: days.Day) -> None:
     """Send a day of the simulated world's users to the running service (see `mtf up`)."""
     from dags.command_line.world import simulate_day
 
     settings = load_settings()
-    with _progress() as progress:
+    with days.progress_bar(console) as progress:
         bar = progress.add_task(f"{date_.date()} requests", total=settings.world.requests_per_day)
         record = simulate_day(
             settings,
@@ -427,7 +405,7 @@ def experiment(
 
     chosen = load_table(table)
     folder = out or Path("build/experiments") / chosen.name
-    with _progress() as progress:
+    with days.progress_bar(console) as progress:
         total = progress.add_task(f"{chosen.name}: units", total=len(units(chosen)))
         cells, bars = {str(unit) for unit in units(chosen)}, {}
 

@@ -14,7 +14,7 @@ from dags.command_line.settings_file import render
 from training.contract.settings import Settings, load_settings
 
 COMMANDS = (
-    *("init", "ingest", "day", "train", "evaluate", "promote", "rollback", "serve"),
+    *("init", "ingest", "day", "backfill", "train", "evaluate", "promote", "rollback", "serve"),
     *("simulate", "status", "report", "reward", "experiment", "up", "down", "demo"),
     *("quarantine", "keep"),
 )

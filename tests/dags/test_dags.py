@@ -1,7 +1,8 @@
 """The DAGs load, are joined by their assets, carry the day, and retry only what a retry can mend."""
 
 import itertools
-from datetime import date, datetime
+import sqlite3
+from datetime import date, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -36,15 +37,37 @@ def test_the_stages_of_all_dags_are_the_stages_of_the_day_in_order(dags):
     from dags.stages import FUNCTIONS
 
     order = [task.task_id for dag_id in LOOP for task in dags[dag_id].topological_sort()]
-    assert [name for name in order if name != "report"] == list(FUNCTIONS)
+    assert [name for name in order if name not in ("report", "reopen")] == list(FUNCTIONS)
 
 
 def test_the_warehouse_has_one_writer(dags):
     assert dags["mtf_transform"].get_task("transform").pool == "warehouse"
 
 
-def test_every_dag_of_the_loop_has_a_deadline(dags):
+def test_a_missed_deadline_is_an_alert_that_names_the_day():
+    from structlog.testing import capture_logs
+
+    from dags.tasks import missed_deadline
+
+    with capture_logs() as lines:
+        missed_deadline({"dag_run": {"dag_id": "mtf_retrain", "partition_key": "2026-01-05"}})
+    assert lines[0]["name"] == "deadline_missed" and lines[0]["day"] == "2026-01-05"
+
+
+def test_every_dag_of_the_loop_has_a_deadline_and_every_stage_a_longest_time(dags):
+    from dags.stages import FUNCTIONS
+
     assert all(dags[dag_id].deadline for dag_id in LOOP)
+    stages = [task for dag_id in LOOP for task in dags[dag_id].tasks if task.task_id in FUNCTIONS]
+    assert all(task.execution_timeout == timedelta(minutes=120) for task in stages)
+    assert all(task.on_failure_callback for task in stages)
+
+
+def test_earlier_days_are_reopened_whatever_came_of_the_day(dags):
+    """The task runs whatever came of the day, and does not colour its run."""
+    reopen = dags["mtf_ingest"].get_task("reopen")
+    assert reopen.is_teardown and not reopen.on_failure_fail_dagrun
+    assert {outlet.name for outlet in reopen.outlets} == {"landed_logs"}
 
 
 def test_invalid_data_is_not_retried_and_a_broken_disk_is():
@@ -53,9 +76,16 @@ def test_invalid_data_is_not_retried_and_a_broken_disk_is():
     from dags.tasks import RETRY_POLICY
     from training.contract.errors import DataError, PolicyError
 
-    for error in (DataError("x"), PolicyError("x")):
+    for error in (DataError("x"), PolicyError("x"), TypeError("the code")):
         assert RETRY_POLICY.evaluate(error, 1, 3).action is RetryAction.FAIL
-    assert RETRY_POLICY.evaluate(OSError("disk"), 1, 3).action is RetryAction.DEFAULT
+    for error in (
+        OSError("disk"),
+        ConnectionError("store"),
+        RuntimeError("dbt"),
+        sqlite3.OperationalError("locked"),
+    ):
+        assert RETRY_POLICY.evaluate(error, 1, 3).action is RetryAction.DEFAULT
+    assert RETRY_POLICY.evaluate(MemoryError(), 1, 3).retry_delay == timedelta(minutes=10)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
     before, champion = content(), read_champion(loop.settings.layout.champion)
     (loop.settings.layout.model(loop.day) / "learner.safetensors").unlink()  # train again, do not reuse
     for stage in stages.FUNCTIONS:
-        stages.run_stage(loop.settings, loop.day, stage)
+        stages.run_stage(loop.settings, loop.day, stage, force=True)
     assert content() == before
     assert len(before) >= 7
     assert read_champion(loop.settings.layout.champion) == champion

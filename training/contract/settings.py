@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.contract.errors import SettingsError
@@ -440,7 +448,22 @@ class OrchestrationSettings(Section):
     schedule: str = Field("30 1 * * *", description="cron of the producer, in calendar's offset")
     retries: int = Field(2, ge=0)
     retry_seconds: int = Field(30, ge=1, description="first delay; doubles")
-    deadline_minutes: int = Field(180, ge=1)
+    deadline_minutes: int = Field(180, ge=1, description="of a DAG's run, from its queueing: then an alert")
+    stage_minutes: int = Field(120, ge=1, description="of one try of a stage: then it counts as failed")
+    reopen_days: int = Field(
+        7, ge=0, description="days back that late rows or mended files start anew; 0: by `mtf backfill` only"
+    )
+    retrain_reopened: bool = Field(
+        False,
+        description="train a reopened day's model again, also where a later day learns from its late rows",
+    )
+
+
+class AlertSettings(Section):
+    webhook: SecretStr | None = Field(
+        None, description="URL that alerts are posted to as JSON; give it as $MTF__ALERTS__WEBHOOK"
+    )
+    timeout_s: Positive = Field(5.0, le=60.0, description="for the webhook's answer, once per alert")
 
 
 class KeepingSettings(Section):
@@ -561,6 +584,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     store: StoreSettings = StoreSettings()
     orchestration: OrchestrationSettings = OrchestrationSettings()
+    alerts: AlertSettings = AlertSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     world: WorldSettings = WorldSettings()
 

@@ -49,6 +49,11 @@ def has_service_log(settings: Settings, day: date) -> bool:
     return bool(_files(settings, "decisions", day))
 
 
+def day_files(settings: Settings, day: date) -> list[Path]:
+    """The log's files of that local day: decisions, then feedback."""
+    return [path for kind in ("decisions", "feedback") for path in _files(settings, kind, day)]
+
+
 def land_service_log(settings: Settings, day: date) -> dict[str, Any]:
     """Land the day's impressions and decisions, and late rows in the days they belong to.
 

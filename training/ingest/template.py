@@ -76,6 +76,12 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     return summary(day, notes)
 
 
+def delivery_files(folder: Path, day: date) -> list[Path]:
+    """All files of the delivery of ``day``, and ``columns.json`` where there is one."""
+    names = [folder / COLUMNS_FILE] if (folder / COLUMNS_FILE).exists() else []
+    return names + [path for table in TABLES for path in _files(folder, table, day)]
+
+
 def _land_table(
     settings: Settings, table: str, day: date, folder: Path, names: Mapping[str, str]
 ) -> list[dict[str, Any]]:

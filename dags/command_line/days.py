@@ -1,0 +1,107 @@
+"""`mtf day` and `mtf backfill`: days by hand, through the stages that Airflow's tasks call."""
+
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from dags import alerts, stages
+from training.contract.errors import MtfError, SettingsError
+from training.contract.settings import Settings, load_settings
+
+Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
+Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
+console = Console()
+
+
+def day(date_: Day, force: Force = False) -> None:
+    """Run the whole daily loop for one day: land, validate, transform, features, train, judge, promote.
+
+    A stage whose rows, settings and code have not changed since its last run is not run again, so a day
+    that failed or was killed goes on at the stage where it ended, and a good day costs nothing. It stops
+    at the first stage that fails; the champion then serves on, and the day's page says why.
+    """
+    settings, chosen = load_settings(), date_.date()
+    with progress_bar(console) as progress:
+        bar = progress.add_task(str(chosen), total=len(stages.DAY_STAGES))
+        ran = _run_day(settings, chosen, force, progress, lambda: progress.advance(bar))
+    if ran:
+        console.print(f"report: {settings.layout.reports / f'dt={chosen}' / 'index.html'}")
+    else:
+        console.print(f"{chosen} is as it was: nothing had to run; --force runs it all the same")
+
+
+def backfill(
+    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="first local day")],
+    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")],
+    force: Force = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="go on with the next day after one that failed")
+    ] = False,
+) -> None:
+    """Run the daily loop over days in order, oldest first.
+
+    Days, and stages of a day, whose rows, settings and code have not changed are left alone. It stops at
+    the first day that fails and says what to do; given again, it goes on at the stage that failed. An older
+    day's policy never takes the place of a newer champion.
+    """
+    settings = load_settings()
+    span = (last - first).days + 1
+    if span < 1:
+        raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
+    failed: list[date] = []
+    with progress_bar(console) as progress:
+        bar = progress.add_task("", total=span * len(stages.DAY_STAGES))
+        for number in range(span):
+            chosen = first.date() + timedelta(days=number)
+            progress.update(bar, description=str(chosen))
+            try:
+                ran = _run_day(settings, chosen, force, progress, lambda: progress.advance(bar))
+            except MtfError:
+                failed.append(chosen)
+                if not go_on:
+                    break
+                ran = ["?"]
+            progress.update(bar, completed=(number + 1) * len(stages.DAY_STAGES))
+            if not ran:
+                progress.console.print(f"{chosen} unchanged")
+    if failed:
+        again = f"mtf backfill --from {failed[0]} --to {last.date()}"
+        raise MtfError(
+            f"{len(failed)} of {span} days failed: {', '.join(map(str, failed))}. Do what is said above; "
+            f"then `{again}` goes on at the stage that failed"
+        )
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console)
+
+
+def _run_day(
+    settings: Settings, chosen: date, force: bool, progress: Progress, advance: Callable[[], None]
+) -> list[str]:
+    """The day's stages with a line each; a failure is also an alert. Returns the stages that ran."""
+    stage = ""
+
+    def begin(name: str) -> None:
+        nonlocal stage
+        stage = name
+
+    def done(name: str, record: stages.Record) -> None:
+        advance()
+        if "kept" in record:
+            return
+        note = f"skipped: {record['skipped']}" if "skipped" in record else record["why"]
+        progress.console.print(f"{chosen} {name:22s} {record['seconds']:7.1f} s  {note}", highlight=False)
+
+    try:
+        return stages.run_day(settings, chosen, force=force, begin=begin, done=done)
+    except Exception as error:
+        alert = alerts.failed_stage(chosen, stage, error)
+        alerts.send(settings, alert)
+        progress.console.print(f"[red]{chosen} {stage}: {alert.what}[/]\n{alert.todo}", highlight=False)
+        raise

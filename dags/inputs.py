@@ -1,0 +1,216 @@
+"""What a stage of a day depends on, as fingerprints: with equal inputs it need not run again.
+
+A day depends on the landed rows of itself and of days before it, never on later days. That the look-back
+of the transform closes a day's last sessions once the log has gone on is no change of the day: it happens
+to every day once, and the model of a past day is not trained again for it.
+
+| stage | landed days that it depends on | beside its settings and code |
+|---|---|---|
+| ``land`` | | the day's own source files, and that the lake still holds what it landed |
+| ``validate_landed`` | the day | |
+| ``transform`` | the day | no earlier day waits to be transformed |
+| ``validate_transitions`` | the day and :data:`REACH` days before | |
+| ``features``, ``parity`` | the day | |
+| ``validate_training_set``, ``train`` | the learner's window and :data:`REACH` days before | |
+| ``evaluate`` | the same | the challenger's file, the champion from before the day |
+| ``gate``, ``promote`` | the same | the inputs of every stage before, what was rolled back |
+
+Late rows of day N therefore reach the data stages of N, ``validate_transitions`` up to N + :data:`REACH`,
+and the learning stages up to N + ``learner.window_days`` - 1 + :data:`REACH`. Users' histories and the
+online store of all later days are brought up to date by ``transform`` and ``features`` of N themselves,
+which replace every later day, too. The days that a day's volumes and scores are compared with are not its
+inputs: the verdict holds for what was known when the day was judged.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from datetime import date, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from training.contract import history
+from training.contract.files import read_json, sha256
+from training.contract.layout import TABLES
+from training.contract.pointer import read_champion
+from training.contract.records import read_record
+from training.contract.rollout import before_day
+from training.contract.settings import Settings
+
+Inputs = dict[str, str]
+
+# days back that a session of the day can have begun on (training.transform.LOOK_BACK_DAYS: its other end)
+REACH = 2
+ROOT = Path(__file__).parents[1]
+
+_DATA = ("heads", "signals", "state", "calendar")
+_TRAJECTORIES = (*_DATA, "session", "reward")
+_LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "land": (*_DATA, "logs"),
+    "validate_landed": (*_DATA, "validation"),
+    "transform": _TRAJECTORIES,
+    "validate_transitions": (*_TRAJECTORIES, "validation"),
+    "features": (*_DATA, "store"),
+    "parity": (*_TRAJECTORIES, "store", "gate"),
+    "validate_training_set": (*_TRAJECTORIES, "validation", "learner"),
+    "train": _LEARNING,
+    "evaluate": (*_LEARNING, "gate"),
+    "gate": (*_LEARNING, "gate", "serving"),
+    "promote": ("serving",),
+}
+_CODE: dict[str, tuple[str, ...]] = {
+    "land": ("training/ingest",),
+    "validate_landed": ("training/validation", "training/ingest"),
+    "transform": ("training/transform.py", "dbt_project"),
+    "validate_transitions": ("training/validation",),
+    "features": ("training/features.py", "feature_repo"),
+    "parity": ("training/features.py", "feature_repo"),
+    "validate_training_set": ("training/validation",),
+    "train": ("training/policies", "training/trajectories.py"),
+    "evaluate": ("training/evaluation", "training/policies", "training/trajectories.py"),
+    "gate": ("training/promotion", "serving"),
+    "promote": ("training/promotion",),
+}
+_LIBRARIES = ("dbt-core", "dbt-duckdb", "duckdb", "feast", "great-expectations", "numpy", "pyarrow", "torch")
+
+
+def of_stage(settings: Settings, day: date, stage: str) -> Inputs:
+    """Name of each input → its fingerprint, as things are now."""
+    return {
+        "settings": _digest(settings.model_dump(mode="json", include=set(_SETTINGS[stage]))),
+        "code": _code(stage),
+        **_data(settings, day, stage),
+    }
+
+
+def differences(before: Inputs, now: Inputs) -> list[str]:
+    """Names of the inputs that are not what they were."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def why_not_current(settings: Settings, day: date, stage: str) -> str | None:
+    """Why the stage has to run (again), or None when its record still holds."""
+    record = read_record(settings.layout, day, stage)
+    if record is None:
+        return "it has not run"
+    if not record.get("success", True):
+        return "it failed"
+    if "inputs" not in record:
+        return "its record names no inputs"
+    changed = differences(record["inputs"], of_stage(settings, day, stage))
+    if changed:
+        return f"changed: {_named(changed)}"
+    return None if "skipped" in record else _missing_output(settings, day, stage, record)
+
+
+def landed(settings: Settings, days: Iterable[date]) -> Inputs:
+    """Content of the landed partitions of some days."""
+    found = {}
+    for day in days:
+        for table in TABLES:
+            path = settings.layout.partition(table, day) / "part-0.parquet"
+            if path.exists():
+                found[f"{table} of {day}"] = _content(path)
+    return found
+
+
+def _data(settings: Settings, day: date, stage: str) -> Inputs:
+    if stage == "land":
+        from training import ingest
+
+        return {str(path): _stat(path) for path in ingest.source_files(settings, day)}
+    if stage in ("validate_landed", "transform", "features", "parity"):
+        return landed(settings, [day])
+    if stage == "validate_transitions":
+        return landed(settings, _back(day, REACH))
+    window = landed(settings, _back(day, settings.learner.window_days - 1 + REACH))
+    champion = before_day(read_champion(settings.layout.champion), day.isoformat())
+    judged_against = {"champion before": "none" if champion is None else champion.sha256}
+    if stage == "validate_training_set":
+        return window
+    if stage == "train":
+        return {**window, **judged_against} if settings.learner.warm_start else window
+    trained = (read_record(settings.layout, day, "train") or {}).get("sha256", "none")
+    if stage == "evaluate":
+        return {**window, **judged_against, "challenger": trained}
+    before = {
+        f"inputs of {earlier}": _digest((read_record(settings.layout, day, earlier) or {}).get("inputs"))
+        for earlier in _before(stage)
+    }
+    rolled_back = any(
+        e["action"] == "rollback" and e["from"] == trained for e in history.read(settings.layout)
+    )
+    return {**judged_against, **before, "challenger": trained, "rolled back": str(rolled_back)}
+
+
+def _before(stage: str) -> list[str]:
+    return list(_SETTINGS)[: list(_SETTINGS).index(stage)]
+
+
+def _back(day: date, days: int) -> list[date]:
+    return [day - timedelta(days=back) for back in range(days, -1, -1)]
+
+
+def _missing_output(settings: Settings, day: date, stage: str, record: dict[str, Any]) -> str | None:
+    """What the stage has made and is no longer there, or is another day's doing since."""
+    layout = settings.layout
+    if stage == "land":
+        for table, told in record["tables"].items():
+            path = layout.partition(table, day) / "part-0.parquet"
+            if "sha256" in told and (not path.exists() or _content(path) != told["sha256"]):
+                return f"changed: {table} of {day} in the lake"
+    if stage == "transform":
+        from training import transform
+
+        pending = transform.pending(settings, day)
+        if pending:
+            return f"changed: {_named([f'landed rows of {one}' for one in pending])}"
+        for mart, exported in record["exported"].items():
+            if day.isoformat() in exported["days"] and not (layout.mart(mart) / f"dt={day}").is_dir():
+                return f"the export of {mart} is gone"
+    if stage == "features":
+        end = settings.day_start(day + timedelta(days=1)).isoformat()
+        if not layout.materialised.exists() or read_json(layout.materialised)["until"] < end:
+            return "the online store is not up to the day's end"
+    if stage == "train":
+        path = layout.root / record["policy"]
+        if not path.exists() or _content(path) != record["sha256"]:
+            return f"the policy file {record['policy']} is gone or another"
+    return None
+
+
+def _named(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stat(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} bytes at {stat.st_mtime_ns}"
+
+
+def _content(path: Path) -> str:
+    stat = path.stat()
+    return _hashed(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _hashed(path: Path, *_identity: int) -> str:
+    """A file is read once a process, until it is written again."""
+    return sha256(path)
+
+
+@lru_cache
+def _code(stage: str) -> str:
+    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in _LIBRARIES]).encode())
+    for place in (ROOT / name for name in ("training/contract", *_CODE[stage])):
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            if path.suffix in (".py", ".sql", ".yml") and not {"target", "logs"}.intersection(path.parts):
+                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
