@@ -56,7 +56,7 @@ bench: $(READY) $(PEERS)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	cd dbt_project && ../$(BIN)/sqlfluff lint models
+	cd dbt_project && ../$(BIN)/sqlfluff lint models tests
 	$(BIN)/pip-audit -r requirements.lock --no-deps --disable-pip
 
 lock:  # torch is left open first, so that a CPU build in UV_FIND_LINKS is preferred to one with CUDA

@@ -5,6 +5,8 @@ imported a task need not import again: seconds a task, and most of a small day. 
 started here; a library that starts threads on import would not survive the fork.
 """
 
+import dbt.adapters.duckdb
+import dbt.cli.main  # noqa: F401
 import duckdb  # noqa: F401
 import feast  # noqa: F401
 import great_expectations  # noqa: F401

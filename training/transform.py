@@ -13,20 +13,23 @@ was transformed is written down in ``warehouse/transformed.json`` after a run th
 until then the next run does it again.
 """
 
+import contextlib
 import hashlib
+import io
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import yaml
 
+from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.errors import DataError
 from training.contract.files import (
     read_json,
@@ -36,9 +39,12 @@ from training.contract.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from training.contract.layout import IMPRESSIONS, TABLES
+from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
 from training.contract.state import history_columns, session_columns
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 GENERATED = "models/_from_settings.yml"
@@ -222,46 +228,87 @@ def _dbt(
         **_model_variables(settings),
         "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
     }
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "dbt.cli.main", "--no-use-colors", *command),
-            *("--project-dir", str(project), "--profiles-dir", str(project)),
-            *("--target-path", str(target), "--log-path", str(target / "logs")),
-            *("--vars", json.dumps(variables)),
-        ],
-        env={
-            **os.environ,
-            "MTF_LAKE": str(settings.layout.root.resolve() / "lake"),
-            "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
-            "DBT_TARGET": "duckdb",
-            "DO_NOT_TRACK": "1",
-            **(environment or {}),
-        },
-        cwd=target,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = [
+        *("--no-use-colors", "--log-level-file", "info", *command),
+        *("--project-dir", str(project), "--profiles-dir", str(project)),
+        *("--target-path", str(target), "--log-path", str(target / "logs")),
+        *("--vars", json.dumps(variables)),
+    ]
+    environment = {
+        "MTF_LAKE": str(settings.layout.root.resolve() / "lake"),
+        "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
+        "DBT_TARGET": "duckdb",
+        "DO_NOT_TRACK": "1",
+        **(environment or {}),
+    }
+    success, said = _forked(arguments, environment, target)
     outcome = read_json(results)["results"] if results.exists() else []
-    _raise_faults(outcome)
-    if process.returncode != 0:
-        raise RuntimeError(
-            f"dbt {' '.join(command)} failed ({process.returncode}):\n{process.stdout[-4000:]}"
-        )
+    _raise_faults(settings, outcome)
+    if not success:
+        raise RuntimeError(f"dbt {' '.join(command)} failed: {said}")
     return outcome
 
 
-def _raise_faults(results: list[dict[str, Any]]) -> None:
+def _forked(arguments: list[str], environment: dict[str, str], folder: Path) -> tuple[bool, str]:
+    """Whether dbt succeeded, and the end of what it said, from a process of its own.
+
+    The process is a fork: what dbt imports takes longer than a small day's build, and is imported once
+    a process here, or by the scheduler for all of its tasks (``dags/preload.py``). dbt itself stays in the
+    child, because its adapter keeps the warehouse open, and its settings are the environment.
+    """
+    import dbt.adapters.duckdb
+    import dbt.cli.main  # noqa: F401
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_invoke, args=(sender, arguments, environment, folder), name="dbt")
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        answer = False, f"its process ended with {process.exitcode}"
+    process.join()
+    return answer
+
+
+def _invoke(sender: "Connection", arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+    from dbt.cli.main import dbtRunner
+
+    os.environ.update(environment)
+    os.chdir(folder)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        result = dbtRunner().invoke(arguments)
+    sender.send((bool(result.success), f"{said.getvalue()[-4000:]}{result.exception or ''}"))
+
+
+# what dbt reports as errors of models though the data's values or columns are to blame
+_OF_THE_DATA = ("Constraint Error", "enforced contract that failed", "Conversion Error")
+
+
+def _raise_faults(settings: Settings, results: list[dict[str, Any]]) -> None:
     failed = [r for r in results if r["status"] == "fail"]
     errors = [r for r in results if r["status"] in ("error", "runtime error")]
-    broken = [r for r in errors if "Constraint Error" in (r["message"] or "")]
+    broken = [r for r in errors if any(words in (r["message"] or "") for words in _OF_THE_DATA)]
     if failed or broken:
-        lines = [f"{_name(r)}: {_one_line(r['message'])}" for r in (*failed, *broken)]
+        lines = [f"{_name(r)}: {_one_line(r['message'])}{_examples(settings, r)}" for r in failed]
+        lines += [f"{_name(r)}: {_one_line(r['message'])}" for r in broken]
         raise DataError("dbt refused the data: " + "; ".join(lines))
     if errors:
         raise RuntimeError(
             "dbt failed: " + "; ".join(f"{_name(r)}: {_one_line(r['message'])}" for r in errors)
         )
+
+
+def _examples(settings: Settings, result: dict[str, Any], most: int = 3) -> str:
+    """The first rows that a failed data test found."""
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        found = connection.sql(f"select * from ({result['compiled_code']}) order by all limit {most}")  # noqa: S608
+        rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    return "".join(f" ({', '.join(f'{k}: {v}' for k, v in row.items())})" for row in rows)
 
 
 def _one_line(message: str | None) -> str:
@@ -340,6 +387,11 @@ def properties(settings: Settings) -> str:
     signals, profile = settings.signal_names, settings.state.profile
     feedback = [_column(f"signal_{s.name}", f"0 or 1, the log's {s.column}") for s in settings.signals]
     counts = [_column(f"{s}_count", f"shown items with {s}") for s in signals]
+    attributes = [
+        # quoted: it may be a word of SQL
+        {**_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]), "quote": True}
+        for p in profile
+    ]
     dt = _column("dt", "local day of the request")
     user_id = _column("user_id", "who was shown the list", "bigint", required=True)
     models = [
@@ -374,13 +426,14 @@ def properties(settings: Settings) -> str:
                 *[_column(p.column, f"profile column, {p.kind}") for p in profile],
                 _column("dt", "local day it was landed for"),
             ],
+            key=["user_id", "updated_ts", "dt"],
         ),
         _model(
             "int_requests",
             "One row per ranking request: its decision where one was logged, and the sums of the feedback "
             "on what it showed.",
             [
-                _column("request_id", "key", tests=["not_null", "unique"]),
+                _column("request_id", "key"),
                 _column("user_id", "who asked"),
                 _column("served_session_id", "session id as the log gives it, or null"),
                 _column("event_ts", "when it was answered", tests=["not_null"]),
@@ -403,6 +456,7 @@ def properties(settings: Settings) -> str:
                 _column("item_rewards", "eq. (2) of each shown item"),
                 dt,
             ],
+            key=["request_id"],
         ),
         _model(
             "fct_user_history",
@@ -425,6 +479,7 @@ def properties(settings: Settings) -> str:
                 _column("dt", "the day whose end the row describes", "date", required=True),
             ],
             key=["user_id", "dt"],
+            part_of=("int_user_days", ["user_id"]),
             contract=True,
         ),
         _model(
@@ -435,9 +490,7 @@ def properties(settings: Settings) -> str:
             [
                 user_id,
                 _column("session_id", "session of int_session_requests", "string", required=True),
-                _column(
-                    "request_id", "key: whose feedback it was", "string", required=True, tests=["unique"]
-                ),
+                _column("request_id", "key: whose feedback it was", "string", required=True),
                 _column("event_timestamp", "when the feedback arrived", _INSTANT, required=True),
                 *[
                     _column(
@@ -452,6 +505,8 @@ def properties(settings: Settings) -> str:
                 _column("sess_last_ts", "latest feedback, this one", _INSTANT, required=True),
                 _column("dt", "local day of the request", "date", required=True),
             ],
+            key=["request_id"],
+            part_of=("int_session_requests", ["request_id"]),
             contract=True,
         ),
         _model(
@@ -473,22 +528,44 @@ def properties(settings: Settings) -> str:
                 _column("dt", "local day of the requests", "date", required=True),
             ],
             key=["user_id", "dt"],
+            part_of=("int_user_days", ["user_id"]),
             contract=True,
         ),
         _model(
             "dim_users",
-            "One row per user and day on which his profile was new or changed.",
+            "One row per user and day on which his profile was landed, new or changed.",
             [
                 _column("user_id", "whose profile", "bigint", required=True),
-                _column("event_timestamp", "from when on it holds", _INSTANT, required=True),
-                *[
-                    # quoted: it may be a word of SQL
-                    {**_column(p.column, f"profile column, {p.kind}", _PROFILE_TYPES[p.kind]), "quote": True}
-                    for p in profile
-                ],
+                _column(
+                    "event_timestamp",
+                    "from when on it holds: when it changed, kept within the day that brought it",
+                    _INSTANT,
+                    required=True,
+                ),
+                *attributes,
                 _column("dt", "local day it was landed for", "date", required=True),
             ],
             key=["user_id", "dt"],
+            part_of=("stg_users", ["user_id"]),
+            contract=True,
+        ),
+        _model(
+            "dim_user_versions",
+            "One row per user and version of his profile: a slowly changing dimension of type 2, whose "
+            "versions follow each other without gap or overlap. To join it as of an instant t: "
+            "valid_from <= t and (t < valid_to or valid_to is null). Computed from the landed days, not by a "
+            "dbt snapshot, which stamps what it sees with the clock and so is wrong for a day that "
+            "comes late, twice or out of order.",
+            [
+                _column("user_id", "whose profile", "bigint", required=True),
+                _column("version", "1 for his first one", "int", required=True),
+                _column("valid_from", "from when on it holds", _INSTANT, required=True),
+                _column("valid_to", "when the next one begins; null for the last", _INSTANT),
+                *attributes,
+                _column("dt", "local day that brought it", "date", required=True),
+            ],
+            key=["user_id", "version"],
+            part_of=("dim_users", ["user_id"]),
             contract=True,
         ),
     ]
@@ -496,8 +573,76 @@ def properties(settings: Settings) -> str:
         "# Written by training.transform.properties: columns that depend on the settings. This copy is that\n"
         "# of the default settings; to renew it: python -m training.transform > dbt_project/" + GENERATED
     )
-    body = yaml.safe_dump({"models": models}, sort_keys=False, width=108, allow_unicode=True)
+    described = {"sources": [_source(settings)], "models": models}
+    body = yaml.safe_dump(described, sort_keys=False, width=108, allow_unicode=True)
     return f"{head}\nversion: 2\n{body}"
+
+
+_LAKE_TYPES = {
+    "string": "string",
+    "int8": "tinyint",
+    "int32": "int",
+    "int64": "bigint",
+    "float": "float",
+    "double": "double",
+    "list<float>": "{{ 'array<float>' if target.type == 'spark' else 'float[]' }}",
+    "timestamp[us, UTC]": _INSTANT,
+}
+_LAKE = {
+    IMPRESSIONS: "One row per shown item, with what the user did. Key (request_id, item_id).",
+    DECISIONS: "One row per ranking request, as it was served. Key request_id. Absent for other logs.",
+    USERS: "One row per user whose profile is new or changed that day. Optional.",
+}
+
+
+def _source(settings: Settings) -> dict[str, Any]:
+    """The lake: each table with the columns of :mod:`training.contract.columns`, held against its files."""
+    columns = {
+        IMPRESSIONS: impression_columns(settings),
+        DECISIONS: decision_columns(),
+        USERS: user_columns(settings),
+    }
+    tables = []
+    for table, description in _LAKE.items():
+        spark = f"'`' ~ env_var('MTF_LAKE', 'lake') ~ '/{table}`'"
+        entry: dict[str, Any] = {
+            "name": table,
+            "identifier": f"{{{{ {spark} if target.type == 'spark' else '{table}' }}}}",
+            "description": description,
+            "data_tests": [{"as_declared": {"name": f"{table}_as_declared", "arguments": {"table": table}}}],
+            "columns": [
+                {
+                    **_column(column.name, column.description, _LAKE_TYPES[column.type]),
+                    "config": {"meta": {"required": column.required}},
+                }
+                for column in columns[table]
+            ]
+            + [_column("dt", "local day of its partition", "date")],
+        }
+        if table == USERS:
+            entry["config"] = {"loaded_at_field": "updated_ts", "freshness": None}
+        tables.append(entry)
+    return {
+        "name": "lake",
+        "description": "Landed logs, one Parquet partition a local day, written by training.ingest.",
+        "schema": "{{ 'parquet' if target.type == 'spark' else 'lake' }}",
+        "config": {
+            # `dbt source freshness` compares the newest event with the clock; the daily run does not,
+            # because a backfill, a replay or a simulated world lives in another time
+            "freshness": {
+                "warn_after": {"count": 30, "period": "hour"},
+                "error_after": {"count": 54, "period": "hour"},
+            },
+            "loaded_at_field": "event_ts",
+            "meta": {
+                "external_location": (
+                    "read_parquet('{{ env_var('MTF_LAKE', 'lake') | replace(\"'\", \"''\") }}"
+                    "/{name}/dt=*/*.parquet', hive_partitioning = true, union_by_name = true)"
+                )
+            },
+        },
+        "tables": tables,
+    }
 
 
 _HISTORY = {
@@ -548,15 +693,18 @@ def _model(
     name: str,
     description: str,
     columns: list[dict[str, Any]],
-    key: list[str] | None = None,
+    key: list[str],
+    part_of: tuple[str, list[str]] | None = None,
     contract: bool = False,
 ) -> dict[str, Any]:
     model: dict[str, Any] = {"name": name, "description": description}
     if contract:
         model["config"] = {"contract": {"enforced": True}}
-    if key:
-        model["data_tests"] = [{"unique_together": {"arguments": {"columns": key}}}]
-    return {**model, "columns": columns}
+    tests: list[dict[str, Any]] = [{"primary_key": {"arguments": {"columns": key}}}]
+    if part_of:
+        to, columns_of_it = part_of
+        tests.append({"part_of": {"arguments": {"to": f"ref('{to}')", "columns": columns_of_it}}})
+    return {**model, "data_tests": tests, "columns": columns}
 
 
 if __name__ == "__main__":

@@ -40,11 +40,21 @@
 {% macro duckdb__days_after(day, days) %}cast({{ day }} + {{ days }} as date){% endmacro %}
 {% macro spark__days_after(day, days) %}date_add({{ day }}, {{ days }}){% endmacro %}
 
-{# Removes the days that a run replaces; Spark's partition overwrite needs no such step. #}
+{# Removes the days that a run replaces, and where meta.by_user says that rows of other days depend on them,
+   all rows of the users of these days; Spark's partition overwrite needs no such step. #}
 {% macro clear_window() %}{{ return(adapter.dispatch('clear_window')()) }}{% endmacro %}
 {% macro default__clear_window() %}
     {%- if is_incremental() -%}
-        delete from {{ this }} where {{ in_window('dt') }}
+        delete from {{ this }} where
+        {% if model.config.meta.by_user -%}
+            user_id in (
+                select user_id from {{ this }} where {{ in_window('dt') }}
+                union
+                select user_id from {{ ref('dim_users') }} where {{ in_window('dt') }}
+            )
+        {%- else -%}
+            {{ in_window('dt') }}
+        {%- endif -%}
     {%- endif -%}
 {% endmacro %}
 {% macro spark__clear_window() %}{% endmacro %}

@@ -22,3 +22,20 @@
         ) as nothing_landed
     {%- endif -%}
 {% endmacro %}
+
+{# No rows, of the declared columns and types. #}
+{% macro lake_shape(columns) -%}
+    select
+        {% for column in columns -%}
+        cast(null as {{ column.data_type }}) as {{ adapter.quote(column.name) }}{{ ',' if not loop.last }}
+        {% endfor %}
+{%- endmacro %}
+
+{# Names and types of a query's columns, as the engine spells them. #}
+{% macro schema_of(query) %}
+    {%- set types = {} -%}
+    {%- for column in adapter.get_column_schema_from_query(query) -%}
+        {%- do types.update({column.name: column.dtype}) -%}
+    {%- endfor -%}
+    {{ return(types) }}
+{% endmacro %}

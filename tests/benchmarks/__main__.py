@@ -8,10 +8,10 @@ import os
 import platform
 from pathlib import Path
 
-from tests.benchmarks import faults, learner, stages
+from tests.benchmarks import faults, learner, stages, start
 from training.contract.files import write_json_atomic
 
-BENCHMARKS = {"stages": stages, "learner": learner, "faults": faults}
+BENCHMARKS = {"stages": stages, "learner": learner, "faults": faults, "start": start}
 
 
 def main() -> None:

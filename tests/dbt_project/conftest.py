@@ -82,15 +82,16 @@ class Lake:
             }
             self.rows.setdefault(("decisions", day), []).append({**common, **row, **decided})
 
-    def user(self, user: int, local: str, **profile: Any) -> None:
+    def user(self, user: int, local: str, changed: str | None = None, **profile: Any) -> None:
+        """A profile landed on the day of ``local``, which says of itself to be of ``changed``."""
         day = date.fromisoformat(local[:10])
         row = {column.name: None for column in user_columns(self.settings)}
         self.rows.setdefault(("users", day), []).append(
-            {**row, "user_id": user, "updated_ts": self.instant(local), **profile}
+            {**row, "user_id": user, "updated_ts": self.instant(changed or local), **profile, "dt": day}
         )
 
-    def land(self, *days: date, without: frozenset[str] = frozenset()) -> None:
-        """Write all partitions of some days, leaving out the requests that are to come late."""
+    def land(self, *days: date, without: frozenset[str | int] = frozenset()) -> None:
+        """Write all partitions of some days, leaving out the requests and profiles that are to come late."""
         schemas = {
             "impressions": schema(impression_columns(self.settings)),
             "decisions": schema(decision_columns()),
@@ -100,7 +101,7 @@ class Lake:
             if day in days:
                 folder = self.settings.layout.partition(table, day)
                 folder.mkdir(parents=True, exist_ok=True)
-                kept = [row for row in rows if row.get("request_id") not in without]
+                kept = [row for row in rows if row.get("request_id", row["user_id"]) not in without]
                 pq.write_table(pa.Table.from_pylist(kept, schema=schemas[table]), folder / "part-0.parquet")
 
     def all(self, table: str) -> list[dict[str, Any]]:
@@ -153,8 +154,14 @@ def random_lake(settings: Settings, seed: int = 7) -> Lake:
                         **{**state, **stateless, **changed},
                     )
                     at += timedelta(minutes=random.choice([1, 4, 12, 25, 45]), seconds=random.random())
-        if user % 2:
-            lake.user(user, f"{DAYS[user % 3]}T01:00:00", user_active_degree="full_active", fans_user_num=2.0)
+        for day in DAYS if user % 4 == 1 else [DAYS[user % 3]] if user % 2 else []:
+            lake.user(
+                user,
+                f"{day}T01:00:00",
+                changed=random.choice([None, None, "2025-12-24T10:00:00", "2026-03-01T10:00:00"]),
+                user_active_degree=random.choice(["full_active", "low_active"]),
+                fans_user_num=random.choice([None, 2.0]),
+            )
     return lake
 
 
@@ -170,7 +177,7 @@ def _item(random: Random, settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Warehouse:
-    """One lake transformed twice: day by day with rows of the first day coming late, and at once."""
+    """One lake transformed twice: the days out of order, with rows of the first coming late, and at once."""
 
     lake: Lake
     daily: Settings
@@ -186,10 +193,11 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
     at_once = Settings(data=root / "at_once", state=state)
     lake = random_lake(daily)
     late = frozenset(sorted(r["request_id"] for r in lake.rows["decisions", DAYS[0]])[::5])
+    late |= frozenset(r["user_id"] for r in lake.rows["users", DAYS[0]][::2])
     records = {}
-    for day in DAYS:
-        lake.land(day, without=late)
-        if day == DAYS[-1]:
+    for day in (DAYS[0], DAYS[2], DAYS[1]):
+        lake.land(day, without=late if day == DAYS[0] else frozenset())
+        if day == DAYS[1]:
             lake.land(DAYS[0])
         records[str(day)] = transform.run(daily, day)
     other = Lake(at_once, lake.rows)

@@ -164,3 +164,28 @@ class Reference:
                 "return_rate": len(users & seen[tomorrow]) / len(users) if tomorrow in days else None,
             }
         return found
+
+
+def user_versions(settings: Settings, users: list[Row]) -> list[Row]:
+    """Type 2 over the landed profiles (each with the ``dt`` of its partition), by user and version."""
+    columns = [feature.column for feature in settings.state.profile]
+    found: list[Row] = []
+    for row in sorted(users, key=lambda r: (r["user_id"], r["dt"])):
+        begins = settings.day_start(row["dt"])
+        ends = settings.day_start(row["dt"] + timedelta(days=1)) - timedelta(microseconds=1)
+        version = {
+            "user_id": row["user_id"],
+            "version": 1,
+            "valid_from": max(begins, min(row["updated_ts"], ends)),
+            "valid_to": None,
+            **{column: row[column] for column in columns},
+            "dt": row["dt"],
+        }
+        before = found[-1] if found and found[-1]["user_id"] == row["user_id"] else None
+        if before is not None:
+            if all(before[column] == version[column] for column in columns):
+                continue
+            version["version"] = before["version"] + 1
+            before["valid_to"] = version["valid_from"]
+        found.append(version)
+    return found

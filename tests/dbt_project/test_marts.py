@@ -2,12 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.dbt_project.conftest import DAYS, Warehouse, contents, export
-from tests.dbt_project.reference import Reference
+from tests.dbt_project.reference import Reference, user_versions
+from training.contract.settings import Settings
 from training.contract.state import history_columns, session_columns
 from training.transform import MARTS
 
@@ -24,10 +26,11 @@ def close(expected: dict) -> dict:
     }
 
 
-def test_day_by_day_with_late_rows_gives_what_all_at_once_gives(warehouse: Warehouse) -> None:
+def test_days_out_of_order_with_late_rows_give_what_all_at_once_gives(warehouse: Warehouse) -> None:
     assert contents(warehouse.daily) == contents(warehouse.at_once)
-    assert warehouse.records[str(DAYS[1])]["reprocessed_days"] == [str(d) for d in DAYS[:2]]
-    assert warehouse.records[str(DAYS[2])]["reprocessed_days"] == [str(d) for d in DAYS]
+    assert versions(warehouse.daily) == versions(warehouse.at_once)
+    assert warehouse.records[str(DAYS[2])]["reprocessed_days"] == [str(DAYS[0]), str(DAYS[2])]
+    assert warehouse.records[str(DAYS[1])]["reprocessed_days"] == [str(d) for d in DAYS]
 
 
 def test_transitions(warehouse: Warehouse, reference: Reference) -> None:
@@ -79,10 +82,59 @@ def test_policy_daily(warehouse: Warehouse, reference: Reference) -> None:
         assert {n: row[n] for n in want} == want
 
 
+def versions(settings: Settings) -> list[dict]:
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        found = connection.sql("select * from main.dim_user_versions order by user_id, version")
+        return found.to_arrow_table().to_pylist()
+
+
+def test_versions_of_profiles_are_those_of_the_landed_days(warehouse: Warehouse) -> None:
+    expected = user_versions(warehouse.daily, warehouse.lake.all("users"))
+    assert versions(warehouse.daily) == expected
+    assert {row["version"] for row in expected} >= {1, 2}
+    assert len(expected) < len(warehouse.lake.all("users")), "no day repeats a profile"
+
+
+def test_a_join_in_time_takes_no_profile_from_the_future(warehouse: Warehouse) -> None:
+    """What a request finds is the newest profile of the days before its own, or of its own day so far."""
+    settings, users = warehouse.daily, warehouse.lake.all("users")
+    columns = [feature.column for feature in settings.state.profile]
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        joined = connection.sql(
+            """
+            select requests.request_id, requests.user_id, requests.event_ts, requests.dt,
+                versions.* exclude (user_id, dt)
+            from main.int_requests as requests
+            left join main.dim_user_versions as versions
+                on
+                    requests.user_id = versions.user_id
+                    and versions.valid_from <= requests.event_ts
+                    and (requests.event_ts < versions.valid_to or versions.valid_to is null)
+            """
+        ).to_arrow_table()
+    rows = joined.to_pylist()
+    assert len({row["request_id"] for row in rows}) == len(rows) == len(warehouse.lake.all("decisions"))
+    known = 0
+    for row in rows:
+        of_user = [u for u in users if u["user_id"] == row["user_id"]]
+        brought = [u for u in of_user if u["dt"] < row["dt"]]
+        today = [u for u in of_user if u["dt"] == row["dt"] and u["updated_ts"] <= row["event_ts"]]
+        want = max(brought + today, key=lambda u: u["dt"], default=None)
+        assert {n: row[n] for n in columns} == {n: want and want[n] for n in columns}
+        known += want is not None
+    assert 0 < known < len(rows)
+
+
 def test_users(warehouse: Warehouse) -> None:
-    rows = export(warehouse.daily, "dim_users")
-    assert {row["user_id"] for row in rows} == set(range(1, 24, 2))
-    assert {(row["user_active_degree"], row["fans_user_num"]) for row in rows} == {("full_active", 2.0)}
+    rows = {(row["user_id"], row["dt"]): row for row in export(warehouse.daily, "dim_users")}
+    landed = {(row["user_id"], row["dt"]): row for row in warehouse.lake.all("users")}
+    assert rows.keys() == landed.keys()
+    for (user, day), row in rows.items():
+        assert row["fans_user_num"] == landed[user, day]["fans_user_num"]
+        assert warehouse.daily.day_start(day) <= row["event_timestamp"]
+        assert row["event_timestamp"] < warehouse.daily.day_start(day + timedelta(days=1))
 
 
 @pytest.mark.parametrize("mart", MARTS)

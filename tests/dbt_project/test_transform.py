@@ -4,9 +4,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 
@@ -41,12 +43,52 @@ def test_the_committed_project_is_that_of_the_default_settings() -> None:
     assert variables == transform._model_variables(Settings())
 
 
-def test_every_model_and_column_is_described() -> None:
-    for path in SOURCE.rglob("models/**/*.yml"):
-        for model in yaml.safe_load(path.read_text()).get("models", []):
-            assert model["description"].startswith("One row per"), model["name"]
-            for column in model["columns"]:
-                assert column["description"], f"{model['name']}.{column['name']}"
+def manifest(settings: Settings) -> dict:
+    return read_json(settings.layout.dbt_target / "manifest.json")
+
+
+def models(settings: Settings) -> dict[str, dict]:
+    nodes = manifest(settings)["nodes"].values()
+    return {node["name"]: node for node in nodes if node["resource_type"] == "model"}
+
+
+def test_grain_and_every_column_of_every_model_and_source_are_described(warehouse: Warehouse) -> None:
+    """Held against the warehouse's own columns, so that one that no file names is found too."""
+    with duckdb.connect(str(warehouse.daily.layout.warehouse), read_only=True) as connection:
+        rows = connection.sql("select table_name, column_name from information_schema.columns").fetchall()
+    columns = defaultdict(set)
+    for table, column in rows:
+        columns[table].add(column)
+    tables = models(warehouse.daily)
+    assert columns.keys() == tables.keys()
+    for name, node in tables.items():
+        assert node["description"].startswith("One row per"), name
+        assert node["columns"].keys() == columns[name], name
+    sources = {f"source {s['name']}": s for s in manifest(warehouse.daily)["sources"].values()}
+    for name, node in {**tables, **sources}.items():
+        assert node["description"].startswith("One row per"), name
+        undescribed = [c["name"] for c in node["columns"].values() if not c["description"]]
+        assert undescribed == [], name
+
+
+def test_every_model_has_a_tested_key_marts_a_contract_and_a_reader(warehouse: Warehouse) -> None:
+    everything = manifest(warehouse.daily)
+    tests = defaultdict(set)
+    for node in everything["nodes"].values():
+        if node["resource_type"] == "test" and node.get("attached_node"):
+            tests[node["attached_node"].split(".")[2]].add(node["test_metadata"]["name"])
+    unit_tested = {test["model"] for test in everything["unit_tests"].values()}
+    read = {node for exposure in everything["exposures"].values() for node in exposure["depends_on"]["nodes"]}
+    for name, node in models(warehouse.daily).items():
+        assert "primary_key" in tests[name], name
+        if name not in ("stg_decisions", "stg_users"):  # these only rename
+            assert name in unit_tested, name
+        if name.startswith(("fct_", "dim_")):
+            assert node["config"]["contract"]["enforced"], name
+            assert "part_of" in tests[name], name
+            assert node["unique_id"] in read, name
+    for source in everything["sources"].values():
+        assert source["name"] == "users" or source["freshness"]["error_after"]["count"]
 
 
 def test_models_hold_no_dialect() -> None:
@@ -70,9 +112,9 @@ def test_a_rerun_of_an_earlier_day_gives_the_same_bytes(warehouse: Warehouse) ->
     assert record["exported"]["fct_transitions"]["days"] == [str(d) for d in DAYS[:2]]
 
 
-def test_unit_tests_of_reward_sessions_and_transitions(warehouse: Warehouse) -> None:
+def test_unit_tests_of_the_arithmetic(warehouse: Warehouse) -> None:
     results = transform._dbt(warehouse.daily, ["test", "--select", "test_type:unit"])
-    assert len(results) == 3
+    assert len(results) == len(manifest(warehouse.daily)["unit_tests"])
     assert {result["status"] for result in results} == {"pass"}
 
 
@@ -119,8 +161,10 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
     lake.rows["decisions", DAYS[2]].append(lake.rows["decisions", DAYS[2]][0])
     lake.land(DAYS[2])
     done = transform._transformed(settings)
-    with pytest.raises(DataError, match="unique_stg_decisions_request_id: Got 1 result"):
+    with pytest.raises(DataError, match=r"primary_key_stg_decisions_request_id: Got 1 result") as error:
         transform.run(settings, DAYS[2])
+    repeated = lake.rows["decisions", DAYS[2]][0]["request_id"]
+    assert f"(request_id: {repeated}, rows_of_it: 2)" in str(error.value)
     assert digests(settings.layout.marts) == before
     assert transform._transformed(settings) == done
 
@@ -145,6 +189,6 @@ def test_documentation_and_freshness(warehouse: Warehouse) -> None:
 def test_sqlfluff_has_nothing_to_say(tmp_path: Path) -> None:
     project = tmp_path / "dbt_project"
     shutil.copytree(SOURCE, project, ignore=shutil.ignore_patterns("target", "logs"))
-    command = [sys.executable, "-m", "sqlfluff", "lint", "models"]
+    command = [sys.executable, "-m", "sqlfluff", "lint", "models", "tests"]
     result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

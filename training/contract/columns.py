@@ -25,8 +25,8 @@ def impression_columns(settings: Settings) -> list[Column]:
     return [
         Column("request_id", "string", description="one ranking request"),
         Column("session_id", "string", False, "null: cut later by the session gap"),
-        Column("user_id", "int64"),
-        Column("item_id", "int64"),
+        Column("user_id", "int64", description="who was shown the item"),
+        Column("item_id", "int64", description="what was shown"),
         Column("event_ts", "timestamp[us, UTC]", description="when the request was answered"),
         Column("feedback_ts", "timestamp[us, UTC]", False, "when its feedback arrived, if known"),
         Column("position", "int32", description="0 is the top of the list"),
@@ -35,18 +35,18 @@ def impression_columns(settings: Settings) -> list[Column]:
             for head in settings.heads
         ],
         *[Column(signal.column, "int8", description="0 or 1") for signal in settings.signals],
-        Column("play_time_ms", "int64"),
-        Column("duration_ms", "int64", description="0: unknown"),
+        Column("play_time_ms", "int64", description="milliseconds played"),
+        Column("duration_ms", "int64", description="length of the item in milliseconds, 0: unknown"),
     ]
 
 
 def decision_columns() -> list[Column]:
     """One row per ranking request, as it was served. Key: request_id."""
     return [
-        Column("request_id", "string"),
-        Column("session_id", "string"),
-        Column("user_id", "int64"),
-        Column("event_ts", "timestamp[us, UTC]"),
+        Column("request_id", "string", description="one ranking request"),
+        Column("session_id", "string", description="as it was served"),
+        Column("user_id", "int64", description="who asked"),
+        Column("event_ts", "timestamp[us, UTC]", description="when it was answered"),
         Column("policy_version", "string", description="'static' when no policy was used"),
         Column("arm", "string", description="of training.contract.shares.ARMS"),
         Column("state", "list<float>", False, "as served; null when the store gave none"),
@@ -62,7 +62,10 @@ def user_columns(settings: Settings) -> list[Column]:
     """One row per user whose profile is new or changed that day. Key: user_id."""
     types = {"numeric": "double", "log": "double", "flag": "int8", "categorical": "string"}
     return [
-        Column("user_id", "int64"),
-        Column("updated_ts", "timestamp[us, UTC]"),
-        *[Column(feature.column, types[feature.kind], False) for feature in settings.state.profile],
+        Column("user_id", "int64", description="whose profile"),
+        Column("updated_ts", "timestamp[us, UTC]", description="from when on it holds"),
+        *[
+            Column(feature.column, types[feature.kind], False, f"profile column, {feature.kind}")
+            for feature in settings.state.profile
+        ],
     ]
