@@ -377,12 +377,12 @@ def decode_answer_binary(body: bytes) -> dict[str, Any]:
 
 def timestamp(time: datetime) -> str:
     """ISO-8601 in UTC with microseconds, as the log writes it: ``2026-01-05T12:00:00.000000Z``."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def local_day(time: datetime, utc_offset_hours: int) -> str:
     """The calendar's day of a time, ``YYYY-MM-DD``."""
-    return (time.astimezone(UTC) + timedelta(hours=utc_offset_hours)).strftime("%Y-%m-%d")
+    return (time.astimezone(UTC) + timedelta(hours=utc_offset_hours)).date().isoformat()
 
 
 def _strict(name: str, fields: Mapping[str, tuple[Any, Any]]) -> Any:

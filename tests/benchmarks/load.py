@@ -44,10 +44,12 @@ class Result:
     """Latencies in ms; in the open loop they count from the instant a request was due.
 
     ``client_cpu`` is the share of one core that this process used: near 1 the client, and not the
-    server, sets the pace. ``late_ms`` is the p99 of how late the open loop sent its requests.
+    server, sets the pace. ``late_ms`` is the p99 of how late the open loop sent its requests, ``fallbacks``
+    the answers that name a fallback, where an answer does.
     """
 
     requests: int
+    fallbacks: int
     failed: dict[str, int]
     per_second: float
     p50: float
@@ -85,6 +87,7 @@ async def run(plan: Plan) -> Result:
     latencies: list[float] = []
     late: list[float] = []
     failed: Counter[str] = Counter()
+    fallbacks = 0
     headers = {"content-type": plan.media_type, "accept": JSON}
     connector = aiohttp.TCPConnector(limit=plan.clients)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -93,15 +96,19 @@ async def run(plan: Plan) -> Result:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
 
         async def one(number: int, due: float) -> None:
+            nonlocal fallbacks
             try:
                 async with session.post(plan.url, data=sent[number % len(sent)]) as answer:
                     content = await answer.read()
                     if answer.status != 200:
                         failed[f"status {answer.status}"] += 1
-                    elif len(orjson.loads(content)["items"]) != plan.k:
+                        return
+                    ranking = orjson.loads(content)
+                    if len(ranking["items"]) != plan.k:
                         failed["not k items"] += 1
-                    else:
-                        latencies.append(time.perf_counter() - due)
+                        return
+                    latencies.append(time.perf_counter() - due)
+                    fallbacks += "policy" in ranking and ranking["policy"]["fallback"] is not None
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failed[type(error).__name__] += 1
 
@@ -133,6 +140,7 @@ async def run(plan: Plan) -> Result:
     p50, p90, p99, slowest = (round(float(value), 3) for value in quantiles)
     return Result(
         requests=len(latencies),
+        fallbacks=fallbacks,
         failed=dict(failed),
         per_second=round(len(latencies) / seconds, 1),
         p50=p50,

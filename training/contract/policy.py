@@ -121,14 +121,38 @@ class Policy:
 
 def mlp(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
     """ReLU network with tensors ``<prefix>.<i>.weight`` [out, in] and ``<prefix>.<i>.bias``."""
-    layer = 0
+    weight, bias = _first_layer(tensors, prefix)
+    return _later_layers(x @ weight.T + bias, tensors, prefix)
+
+
+def _joint_mlp(s: np.ndarray, x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """:func:`mlp` of every [s_i, x_ij], for s [m, d] and x [m or 1, n, z]: [m, n, out].
+
+    The first layer takes each s_i once and not n times: a sixth of a policy's time at n 100.
+    """
+    weight, bias = _first_layer(tensors, prefix)
+    d = s.shape[1]
+    first = x @ weight[:, d:].T + (s @ weight[:, :d].T + bias)[:, None, :]
+    m, n, width = first.shape  # as one matrix: matmul would take a product for each of the m
+    return _later_layers(first.reshape(m * n, width), tensors, prefix).reshape(m, n, -1)
+
+
+def _first_layer(tensors: Mapping[str, np.ndarray], prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return tensors[f"{prefix}.0.weight"], tensors[f"{prefix}.0.bias"]
+    except KeyError as error:
+        raise PolicyError(f"the policy file has no network {prefix!r}: it lacks {error}") from error
+
+
+def _later_layers(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """What follows the first layer's sums ``x`` [m, out], which it writes over."""
+    layer = 1
     while f"{prefix}.{layer}.weight" in tensors:
-        if layer:
-            x = np.maximum(x, 0.0)
-        x = x @ tensors[f"{prefix}.{layer}.weight"].T + tensors[f"{prefix}.{layer}.bias"]
+        # against a row of zeros: numpy takes three times as long against one number
+        np.maximum(x, np.zeros(x.shape[-1], x.dtype), out=x)
+        x = x @ tensors[f"{prefix}.{layer}.weight"].T
+        x += tensors[f"{prefix}.{layer}.bias"]
         layer += 1
-    if layer == 0:
-        raise PolicyError(f"the policy file has no network {prefix!r}")
     return x
 
 
@@ -170,15 +194,11 @@ class BatchRLMTFActor:
     def __call__(self, states: np.ndarray) -> np.ndarray:
         t = self.tensors
         s = _standardised(states, t, self.state_clip)
-        count, n = len(s), len(t["latents"])
-        s_n = np.repeat(s, n, axis=0)
-        z_n = np.tile(t["latents"], (count, 1))
-        candidates = np.tanh(mlp(np.concatenate([s_n, z_n], axis=1), t, "decoder"))
-        shift = self.rho * np.tanh(mlp(np.concatenate([s_n, candidates], axis=1), t, "perturbation"))
+        candidates = np.tanh(_joint_mlp(s, t["latents"][None], t, "decoder"))
+        shift = self.rho * np.tanh(_joint_mlp(s, candidates, t, "perturbation"))
         actions = np.clip(candidates + shift, -1.0, 1.0)
-        q = mlp(np.concatenate([s_n, actions], axis=1), t, "critic")
-        best = q.reshape(count, n).argmax(axis=1)
-        return actions.reshape(count, n, -1)[np.arange(count), best]
+        best = _joint_mlp(s, actions, t, "critic")[..., 0].argmax(axis=1)
+        return actions[np.arange(len(s)), best]
 
 
 @dataclass(frozen=True)
