@@ -160,7 +160,8 @@ class RequestIndex:
             )
             self._writer.executemany(
                 "INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (user_id) DO UPDATE SET "
-                "session_id = ?2, event_s = ?3, arm = ?4, seen = ?5 WHERE ?3 >= event_s",
+                # a row of the future was written before the clock was set back
+                "session_id = ?2, event_s = ?3, arm = ?4, seen = ?5 WHERE ?3 >= event_s OR seen > ?5",
                 [(entry.user_id, entry.session_id, entry.event_s, entry.arm, now) for entry in entries],
             )
             self._writer.executemany(
@@ -257,7 +258,7 @@ class RequestIndex:
         event_s = event_ts.timestamp()
         last = self._sessions.get(user_id)
         if session_id is None or last is None or last.session_id != session_id:
-            last = self._last(user_id)
+            last = self._last(user_id, event_s)
         if session_id is None:
             if last is not None and abs(event_s - last.event_s) <= self._gap_s:
                 session_id = last.session_id
@@ -284,8 +285,9 @@ class RequestIndex:
         for connection in (self._reader, self._writer, self._feeder, self._counter):
             connection.close()
 
-    def _last(self, user_id: int) -> _Last | None:
-        """The user's latest session: another worker may know a later one than this process."""
+    def _last(self, user_id: int, event_s: float) -> _Last | None:
+        """The user's session nearest in time: another worker may know a later one than this process, and
+        a clock that was set back leaves sessions of the future behind."""
         stored = self._reader.execute(
             "SELECT session_id, event_s, arm FROM sessions WHERE user_id = ?", (user_id,)
         ).fetchone()
@@ -294,7 +296,7 @@ class RequestIndex:
             for last in (None if stored is None else _Last(*stored), self._sessions.get(user_id))
             if last is not None
         ]
-        return max(known, key=lambda last: last.event_s, default=None)
+        return min(known, key=lambda last: abs(event_s - last.event_s), default=None)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

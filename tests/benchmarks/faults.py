@@ -3,7 +3,8 @@
 Two workers and a Redis store of this run's own, clients that rank and send feedback all the time, and in
 turn: workers killed (SIGKILL), the store stopped and started, champions swapped, broken artefacts, a disk
 that takes nothing (RLIMIT_FSIZE of the running workers set to 0: no privilege is needed, and every write
-fails as on a full disk, with EFBIG for ENOSPC). Not done here: moving the machine's clock.
+fails as on a full disk, with EFBIG for ENOSPC), and the wall clock moved an hour on, an hour back, and
+right again (``moved_clock.c``, preloaded into the service: no privilege either; needs a C compiler).
 """
 
 import argparse
@@ -11,6 +12,8 @@ import json
 import os
 import resource
 import signal
+import statistics
+import struct
 import subprocess
 import tempfile
 import threading
@@ -18,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from training.contract.pointer import write_champion
 
 USERS = 200
 CANDIDATES = 100
+HOUR_S = 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--outages", type=int, default=10, help="times that the store is stopped")
     parser.add_argument("--swaps", type=int, default=10, help="champions")
     parser.add_argument("--broken", type=int, default=5, help="broken artefacts")
+    parser.add_argument("--clock-moves", type=int, default=4, help="of the service's wall clock")
     parser.add_argument("--clients", type=int, default=4)
 
 
@@ -49,7 +55,9 @@ class Load:
         self._server = server
         self._stop = threading.Event()
         self.ranked: list[str] = []
+        self.answered: dict[str, float] = {}  # epoch seconds by this process's clock
         self.fed: list[str] = []
+        self.not_moved = 0  # feedback that was logged but did not move the state
         self.fallbacks: Counter[str] = Counter()
         self.failures: list[tuple[float, str]] = []  # when, and what
         self.phase = "start"
@@ -77,12 +85,13 @@ class Load:
                 try:
                     user = int(generator.integers(USERS))
                     ranking = client.rank(user, range(CANDIDATES), scores, request_id=request_id)
+                    self.answered[request_id] = time.time()
                     self.ranked.append(request_id)
                     self.fallbacks[str(ranking.fallback)] += 1
                     phase["ranked"] += 1
                     phase[f"fallback {ranking.fallback}"] += ranking.fallback is not None
                     event = {"item_id": ranking.items[0], "is_click": 1, "play_time_ms": 1000}
-                    client.feedback(request_id, [event])
+                    self.not_moved += not client.feedback(request_id, [event])
                     self.fed.append(request_id)
                     phase["fed"] += 1
                 except ServiceError as error:
@@ -96,12 +105,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mtf-faults-") as folder, _redis() as (port, restart):
         server = _server(Path(folder), port)
         try:
-            return _run(server, arguments, restart)
+            return _run(server, arguments, restart, _movable_clock(server))
         finally:
             server.stop()
 
 
-def _run(server: Server, arguments: argparse.Namespace, restart: "Callable[[bool], None]") -> dict[str, Any]:
+def _run(
+    server: Server,
+    arguments: argparse.Namespace,
+    restart: "Callable[[bool], None]",
+    move_clock: "Callable[[int], None]",
+) -> dict[str, Any]:
+    server.start()
     pointers = [constant(server.settings, f"fault-{i}", i / 20) for i in range(arguments.swaps + 1)]
     server.promote(pointers[0], 60.0)
     load = Load(server, arguments.clients)
@@ -128,6 +143,12 @@ def _run(server: Server, arguments: argparse.Namespace, restart: "Callable[[bool
         results["broken_refused"] = _metric(server, "mtf_refused_total", 'what="champion"') - refused_before
         load.phase = "disk full"
         results["disk"] = _full_disk(server, load)
+        load.phase = "clock moved"
+        moves = [HOUR_S, 0, -HOUR_S, 0]
+        results["clock"] = [
+            _moved_clock(server, load, move_clock, moves[i % len(moves)])
+            for i in range(arguments.clock_moves)
+        ]
         load.phase = "quiet again"
         time.sleep(2.0)
     finally:
@@ -168,7 +189,6 @@ def _server(folder: Path, redis_port: int) -> Server:
 
     server.settings = load_settings(server.path)
     features.apply(server.settings)
-    server.start()
     return server
 
 
@@ -275,6 +295,54 @@ def _full_disk(server: Server, load: Load) -> dict[str, Any]:
         "log_errors": _metric(server, "mtf_log_errors_total", ""),
         "window": (began, ended),
     }
+
+
+def _movable_clock(server: Server) -> "Callable[[int], None]":
+    """Let the server be started with a clock of its own; the function moves it to so many seconds off."""
+    library, offset = server.folder / "moved_clock.so", server.folder / "moved_clock"
+    source = Path(__file__).with_name("moved_clock.c")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
+        check=True,
+    )
+
+    def move(seconds: int) -> None:
+        with offset.open("r+b") as file:  # in place: the file is mapped
+            file.write(struct.pack("=q", seconds))
+
+    offset.write_bytes(bytes(8))
+    server.environment = {"LD_PRELOAD": str(library), "MTF_MOVED_CLOCK": str(offset)}
+    return move
+
+
+def _moved_clock(server: Server, load: Load, move: "Callable[[int], None]", seconds: int) -> dict[str, float]:
+    """Move the wall clock under load; what came of it within two seconds."""
+    failures, served, not_moved = len(load.failures), len(load.ranked), load.not_moved
+    restarted = {worker.pid for worker in _workers(server)}
+    move(seconds)
+    time.sleep(2.0)
+    ranked = load.ranked[served:]
+    logged = _logged_times(server)
+    off = [logged[one] - load.answered[one] for one in ranked if one in logged]
+    return {
+        "set_to_s": seconds,
+        "ranked": len(ranked),
+        "failed": len(load.failures) - failures,
+        "feedback_not_in_state": load.not_moved - not_moved,
+        "restarts": len({worker.pid for worker in _workers(server)} - restarted),
+        "logged_off_s": round(statistics.median(off), 1),
+    }
+
+
+def _logged_times(server: Server) -> dict[str, float]:
+    """Epoch seconds of the decisions on disk, by request."""
+    folder = server.settings.layout.serving_log / "decisions"
+    times = {}
+    for path in folder.glob("*.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            decision = json.loads(line)
+            times[decision["request_id"]] = datetime.fromisoformat(decision["event_ts"]).timestamp()
+    return times
 
 
 def _metric(server: Server, name: str, label: str) -> float:

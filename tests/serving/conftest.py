@@ -111,6 +111,7 @@ class Server:
         self.settings = load_settings(self.path)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "serve.log"
+        self.environment: dict[str, str] = {}  # of its process, beside ours
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 240.0) -> None:
@@ -127,7 +128,8 @@ class Server:
                     "MTF_TOKEN": TOKEN,
                     "BENTOML_HOME": str(self.folder / "bentoml"),
                     "BENTOML_DO_NOT_TRACK": "True",
-                },
+                }
+                | self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -58,6 +58,21 @@ def test_another_workers_later_session_is_continued(tmp_path):
     assert session(one, 5, None, NOON + timedelta(minutes=7)) == "second"
 
 
+def test_a_clock_set_back_splits_no_session_in_any_worker(tmp_path):
+    path, wrong = tmp_path / "requests.sqlite", NOON + timedelta(hours=1)
+    now = [wrong]
+    one, two = (RequestIndex(path, 30, clock=lambda: now[0].timestamp()) for _ in range(2))
+    for index in (one, two):
+        session(index, 5, "of the future", wrong)
+    one.add([entry("r1", 5, "of the future", wrong.timestamp())])
+    now[0] = NOON
+    new = session(one, 5, None, NOON)
+    assert new != "of the future"
+    one.add([entry("r2", 5, new, NOON.timestamp())])
+    for minutes, index in enumerate((one, two, one)):
+        assert session(index, 5, None, NOON + timedelta(minutes=minutes)) == new
+
+
 def test_old_requests_are_forgotten(tmp_path):
     index = RequestIndex(tmp_path / "requests.sqlite", 30, retention_s=0.2)
     index.add([entry("old", 5, "s1", 0.0)])
