@@ -24,6 +24,7 @@ import torch
 from training.contract.policy import make_actor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
+from training.policies.products import product
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
@@ -33,6 +34,11 @@ STATE, ACTION, BATCH, CANDIDATES = 64, 12, 256, 10
 WIDTHS = {
     "all nets 256-256": {"generator": (256, 256), "others": (256, 256)},
     "BCQ reference: VAE 750-750, others 400-300": {"generator": (750, 750), "others": (400, 300)},
+}
+VARIANTS: dict[str, dict[str, Any]] = {  # of our settings; the first is the default
+    "default": {},
+    "float32": {"target_precision": "float32"},
+    "frozen generator": {"freeze_generator_after": 1},
 }
 PAPER_STEPS = 300_000
 
@@ -68,8 +74,8 @@ def learner_settings(widths: dict[str, tuple[int, ...]], **more: Any) -> Learner
     )
 
 
-def products(widths: dict[str, tuple[int, ...]]) -> int:
-    """Multiply-adds of one step's matrix products, as the learner does them (the floor).
+def products(widths: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[int, int]:
+    """Multiply-adds of one step's products: of the n candidates' hidden layers in ``dtype``, and the others.
 
     A gradient costs twice its forward product; the perturbation's runs back through one critic without
     that critic's weights.
@@ -83,21 +89,30 @@ def products(widths: dict[str, tuple[int, ...]]) -> int:
     encoder, decoder = net(STATE + ACTION, g, 2 * z), net(STATE + z, g, ACTION)
     other, critic = net(STATE + ACTION, o, ACTION), net(STATE + ACTION, o, 1)
     many = BATCH * CANDIDATES
-    # n candidates share the state's part of each first layer
-    target = many * (
-        decoder - STATE * g[0] + other - STATE * o[0] + 2 * (critic - STATE * o[0])
-    ) + BATCH * STATE * (g[0] + 3 * o[0])
+    if dtype == torch.float32:  # n candidates share the state's part of each first layer
+        target = many * (decoder + other + 2 * critic - STATE * (g[0] + 3 * o[0])) + BATCH * STATE * (
+            g[0] + 3 * o[0]
+        )
+        rough = 0
+    else:
+        target = many * (g[-1] * ACTION + o[-1] * (ACTION + 2))  # the last layers are float32's
+        rough = many * (decoder + other + 2 * critic) - target
     gradients = BATCH * (3 * (encoder + decoder) + 3 * 2 * critic + decoder + 3 * other + 2 * critic)
-    return target + gradients
+    return rough, target + gradients
 
 
-def matmul_rate(seconds: float = 1.0, dtype: torch.dtype = torch.float32) -> float:
+@torch.no_grad()
+def matmul_rate(
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = product,
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 1.0,
+) -> float:
     """Multiply-adds a second of the step's largest product, 2,560 x 256 x 256, the best of many."""
     a, b = torch.randn(BATCH * CANDIDATES, 256).to(dtype), torch.randn(256, 256).to(dtype)
-    out, best, until = torch.empty_like(a), float("inf"), time.perf_counter() + seconds
+    best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         started = time.perf_counter()
-        torch.mm(a, b, out=out)
+        multiply(a, b)
         best = min(best, time.perf_counter() - started)
     return BATCH * CANDIDATES * 256 * 256 / best
 
@@ -121,13 +136,16 @@ def ours(widths: dict[str, tuple[int, ...]], threads: int, count: int, **more: A
     with reproducible(threads):
         learner = BatchRLMTF(settings, transitions(count), seed=0)
         seconds = best_seconds(learner.step, 20)
-        rate, bf16 = matmul_rate(), matmul_rate(dtype=torch.bfloat16)
-    floor = products(widths) / rate
+        rates = {dtype: matmul_rate(dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+        mkl = matmul_rate(lambda a, b: torch.mm(a, b))
+    rough, exact = products(widths, learner.dtype)
+    floor = rough / rates[learner.dtype] + exact / rates[torch.float32]
     return {
         "ms_a_step": seconds * 1e3,
         "floor_ms": floor * 1e3,
-        "matmul_gflops": 2e-9 * rate,
-        "bf16_matmul_gflops": 2e-9 * bf16,
+        "matmul_gflops": 2e-9 * rates[torch.float32],
+        "bf16_matmul_gflops": 2e-9 * rates[torch.bfloat16],
+        "torch_mm_gflops": 2e-9 * mkl,
         "share_of_matmul_rate": floor / seconds,
     }
 
@@ -244,28 +262,35 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for widths in WIDTHS:
         turns = []
         for turn in range(arguments.rounds):
-            mine = child("ours_named", widths, threads, arguments.count, {})
-            frozen = child("ours_named", widths, threads, arguments.count, {"freeze_generator_after": 1})
+            timed = {
+                name: child("ours_named", widths, threads, arguments.count, more)
+                for name, more in VARIANTS.items()
+            }
             theirs = peer(widths, threads, arguments.count)
             turns.append(
                 {
-                    "ours": mine,
-                    "frozen_generator_ms": frozen["ms_a_step"],
+                    "ours": timed,
                     "d3rlpy_ms": theirs["ms_a_step"],
                     "d3rlpy_sampling_ms": theirs["sampling_ms"],
-                    "ratio": theirs["ms_a_step"] / mine["ms_a_step"],
-                    "ratio_frozen": theirs["ms_a_step"] / frozen["ms_a_step"],
-                    "ratio_at_the_floor": theirs["ms_a_step"] / mine["floor_ms"],
+                    "ratio": {n: theirs["ms_a_step"] / t["ms_a_step"] for n, t in timed.items()},
                 }
             )
             print(f"{widths}, turn {turn + 1}: {json.dumps(turns[-1])}", flush=True)
-        middle = {key: float(np.median([t[key] for t in turns])) for key in turns[0] if key != "ours"}
-        step_ms = float(np.median([t["ours"]["ms_a_step"] for t in turns]))
+        middle = {
+            name: {
+                "ms_a_step": (ms := float(np.median([t["ours"][name]["ms_a_step"] for t in turns]))),
+                "ratio": float(np.median([t["ratio"][name] for t in turns])),
+                "share_of_matmul_rate": float(
+                    np.median([t["ours"][name]["share_of_matmul_rate"] for t in turns])
+                ),
+                "paper_retrain_hours": PAPER_STEPS * ms / 3.6e6,
+            }
+            for name in VARIANTS
+        }
         compared[widths] = {
-            "multiply_adds_a_step": products(WIDTHS[widths]),
+            "multiply_adds_a_step": sum(products(WIDTHS[widths], torch.float32)),
             "turns": turns,
-            "median": middle | {"ours_ms": step_ms},
-            "paper_retrain_hours": PAPER_STEPS * step_ms / 3.6e6,
+            "median": middle | {"d3rlpy_ms": float(np.median([t["d3rlpy_ms"] for t in turns]))},
         }
     scaled = [child("scale", count, threads) for count in arguments.transitions]
     acting = child("inference", threads)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training.policies.learner import Learner
 from training.policies.networks import StateMLP
+from training.policies.products import target_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 
@@ -36,6 +37,10 @@ class Generator(nn.Module):
     def decode(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.decoder(s, z))
 
+    def draw(self, s: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same for n latents a state [B, n, z], without gradients, with products in ``dtype``."""
+        return torch.tanh(self.decoder.rough(s, z, dtype))
+
 
 class Perturbation(nn.Module):
     """P_ω(s, a, ρ) = ρ · tanh(·)."""
@@ -47,7 +52,14 @@ class Perturbation(nn.Module):
 
     def perturb(self, s: Tensor, a: Tensor) -> Tensor:
         """a + P_ω(s, a), kept within the action's bounds."""
-        return (a + self.rho * torch.tanh(self.net(s, a))).clamp(-1.0, 1.0)
+        return self._moved(a, self.net(s, a))
+
+    def perturb_drawn(self, s: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same for n actions a state [B, n, k], without gradients, with products in ``dtype``."""
+        return self._moved(a, self.net.rough(s, a, dtype))
+
+    def _moved(self, a: Tensor, net: Tensor) -> Tensor:
+        return (a + self.rho * torch.tanh(net)).clamp(-1.0, 1.0)
 
 
 class Critics(nn.Module):
@@ -61,6 +73,11 @@ class Critics(nn.Module):
         """Both critics' values [2, B] (or [2, B, n] for n actions a state)."""
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
+    def least(self, s: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
+        """min_j Q_j of n actions a state, [B, n], without gradients, with products in ``dtype``."""
+        first, second = (q.rough(s, a, dtype).squeeze(-1) for q in self.q)
+        return torch.minimum(first, second)
+
 
 class BatchRLMTF(Learner):
     """The learner of the paper's §2 on fixed transitions."""
@@ -73,6 +90,7 @@ class BatchRLMTF(Learner):
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
         self._pool: Tensor | None = None
+        self.dtype = target_dtype(settings, self.device)
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
         )
@@ -137,9 +155,9 @@ class BatchRLMTF(Learner):
             if self.frozen:
                 next_a = self._candidates()[rows]
             else:
-                next_a = self.generator.decode(next_s, self._latents(B, n))
-            next_a = self.target_perturbation.perturb(next_s, next_a)
-            next_q = self.target_critics(next_s, next_a).amin(dim=0).amax(dim=1)
+                next_a = self.generator.draw(next_s, self._latents(B, n), self.dtype)
+            next_a = self.target_perturbation.perturb_drawn(next_s, next_a, self.dtype)
+            next_q = self.target_critics.least(next_s, next_a, self.dtype).amax(dim=1)
             y = r + settings.gamma * (1.0 - done) * next_q
 
         # P, eq. (5): maximise Q_1(s, â + P_ω(s, â)), â ~ G(s)

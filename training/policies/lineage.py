@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from training.contract.settings import Settings
+from training.policies.learner import device
+from training.policies.products import target_dtype
 from training.trajectories import Trajectories
 
 _SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
@@ -66,10 +68,21 @@ def describe(
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "target_precision": str(target_dtype(settings.learner, device(settings.learner))),
     }
 
 
 def fingerprint(lineage: dict[str, Any]) -> str:
     """Key of a training run: what its result depends on, and nothing else of the lineage."""
-    keys = ("day", "data_sha256", "settings_sha256", "seed", "warm_start", "code_sha256", "torch", "threads")
+    keys = (
+        "day",
+        "data_sha256",
+        "settings_sha256",
+        "seed",
+        "warm_start",
+        "code_sha256",
+        "torch",
+        "threads",
+        "target_precision",
+    )
     return hashlib.sha256(json.dumps([lineage[key] for key in keys], sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.policies.products import mlp, product
+
 # A state entry is clipped to this many training deviations, here and in the exported actor: a category
 # or a count never seen in training must not throw the networks far out of their data.
 STATE_CLIP = 10.0
@@ -45,15 +47,27 @@ class StateMLP(nn.Module):
 
     def forward(self, s: Tensor, x: Tensor) -> Tensor:
         """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out]."""
-        first, *rest = self.layers
         if x.dim() == 2:  # one product, whose gradient needs no slices
-            h = first(torch.cat([s, x], dim=1))
-        else:
-            of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
-            h = F.linear(x, first.weight[:, self.state_width :]).add_(of_state[:, None, :])
-        for layer in rest:
-            h = layer(h.relu_())
-        return h
+            return mlp(torch.cat([s, x], dim=1), self.layers)
+        first, *rest = self.layers
+        of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
+        h = F.linear(x, first.weight[:, self.state_width :]).add_(of_state[:, None, :])
+        return mlp(h.relu_(), self.layers[1:]) if rest else h
+
+    @torch.no_grad()
+    def rough(self, s: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """s [B, d] and x [B, n, w] to float32[B, n, out]; the hidden layers' products in ``dtype``.
+
+        The last layer is float32's: bfloat16 would round a Q of 25 to eighths. Where bfloat16 is fast,
+        repeating the state costs less than adding its part apart.
+        """
+        if dtype == torch.float32:
+            return self(s, x)
+        h = torch.cat([s.to(dtype)[:, None].expand(-1, x.shape[1], -1), x.to(dtype)], dim=2)
+        for linear in self.layers[:-1]:
+            h = product(h, linear.weight.to(dtype), linear.bias.to(dtype), relu=True)
+        last = self.layers[-1]
+        return product(h.float(), last.weight, last.bias)
 
 
 class MLP(nn.Module):
@@ -64,11 +78,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([width, *hidden, out]))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = self.layers
-        h = first(x)
-        for layer in rest:
-            h = layer(h.relu_())
-        return h
+        return mlp(x, self.layers)
 
 
 class EnsembleMLP(nn.Module):

@@ -48,6 +48,7 @@ def settings(**values) -> LearnerSettings:
         "generator_hidden": (11, 9),
         "perturbation_hidden": (8,),
         "critic_hidden": (10, 12),
+        "target_precision": "float32",
     }
     return LearnerSettings(**small | values)
 
@@ -65,6 +66,26 @@ def test_splitting_the_first_layer_changes_nothing():
     s, x = torch.randn(4, D), torch.randn(4, 3, K)
     torch.testing.assert_close(net(s, x), plain(net, s[:, None].expand(-1, 3, -1), x))
     torch.testing.assert_close(net(s, x[:, 0]), plain(net, s, x[:, 0]))
+
+
+def test_gradients_are_autograds():
+    net = StateMLP(D, K, (16, 9), 12)
+    s, x = torch.randn(4, D), torch.randn(4, K, requires_grad=True)
+    inputs = [x, *net.parameters()]
+    ours = torch.autograd.grad(net(s, x).square().mean(), inputs)
+    theirs = torch.autograd.grad(plain(net, s, x).square().mean(), inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_candidates_in_bfloat16_differ_by_its_rounding():
+    net = StateMLP(D, K, (64, 64), 1)
+    s, x = torch.randn(50, D), torch.rand(50, 10, K) * 2.0 - 1.0
+    exact = net(s, x)
+    assert torch.equal(net.rough(s, x, torch.float32), exact)
+    rough = net.rough(s, x, torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert 0.0 < (rough - exact).abs().max() < 2.0**-6 * exact.std() * 5
 
 
 def test_an_ensemble_is_its_members():
@@ -209,9 +230,10 @@ def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
     assert curves["target"] == pytest.approx(y.mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("freeze", [None, 6, 20])
-def test_state_and_load_state_continue_bit_for_bit(freeze):
-    config = settings(freeze_generator_after=freeze)
+def test_state_and_load_state_continue_bit_for_bit(freeze, precision):
+    config = settings(freeze_generator_after=freeze, target_precision=precision)
     whole, half = (BatchRLMTF(config, transitions(), seed=5) for _ in range(2))
     for _ in range(13):
         half.step()
