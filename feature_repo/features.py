@@ -1,7 +1,8 @@
 """The three feature views of a user's state.
 
-No view has a ttl: a profile or a history is the best that is known of a user until a newer row
-replaces it, and a silent expiry would turn a returning user into an unknown one. How long ago he was
+A profile has no ttl, and by default no view has: a row is the best that is known of a user until a newer
+one replaces it, and a silent expiry would turn a returning user into an unknown one. With
+``store.history_ttl_days`` a history ends, for point-in-time reads as in the online store. How long ago he was
 here is a feature, ``hist_days_since_last``, counted from ``hist_last_ts`` on the day of use. Session
 features do end, by the session gap: a rule of :mod:`training.contract.session`, applied to served and
 to offline states alike.
@@ -44,7 +45,7 @@ def user_history(settings: Settings) -> FeatureView:
     return FeatureView(
         name="user_history",
         entities=[user],
-        ttl=FOREVER,
+        ttl=timedelta(days=settings.store.history_ttl_days or 0),
         schema=[
             *[Field(name=name, dtype=Float64) for name in history_columns(settings.signal_names)],
             Field(name="hist_last_ts", dtype=UnixTimestamp),

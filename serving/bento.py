@@ -1,8 +1,8 @@
 """Builds a Bento per promotion, and tries one out before it takes traffic.
 
-A Bento holds the service, the contract, the resolved settings and the policy file: nothing of the
-training code. Both steps run BentoML in a process of its own, from the staged copy, so that what is
-tried is what was packed and not the source tree of the caller.
+A Bento holds the service, the contract, the online store's driver, the resolved settings and the policy
+file: nothing of the training code. Both steps run BentoML in a process of its own, from the staged copy, so
+that what is tried is what was packed and not the source tree of the caller.
 """
 
 import hashlib
@@ -137,7 +137,8 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
 
 def _stage(stage: Path, settings: Settings, pointer: ChampionPointer, policy: Path) -> None:
     """Lay out what goes into the Bento."""
-    for package in ("serving", "training/contract"):
+    # the definitions too: the online store that feature_store.yaml names is theirs
+    for package in ("serving", "training/contract", "feature_repo"):
         shutil.copytree(
             _SOURCE / package, stage / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
@@ -160,7 +161,7 @@ def _stage(stage: Path, settings: Settings, pointer: ChampionPointer, policy: Pa
         "service": "serving.service:RankService",
         "description": f"Multi-task fusion ranking, policy {pointer.version} of {pointer.day}",
         "labels": {"policy": pointer.version, "day": pointer.day},
-        "include": ["serving/**/*.py", "training/**/*.py", "packed/*"],
+        "include": ["serving/**/*.py", "training/**/*.py", "feature_repo/*.py", "packed/*"],
         "python": {
             # pinned to what the policy was tried with; not resolved again at every promotion
             "packages": [f"{package}=={installed(package)}" for package in _PACKAGES],

@@ -175,10 +175,10 @@ class OnlineState:
         # copy may have been taken in the middle of one
         registry.update(cache_mode="thread", serve_features_while_materializing=True)
         online = configuration["online_store"]
-        if online["type"] != self._settings.store.online:
+        if online["type"] != self._settings.store.online_type:
             raise StoreError(
                 f"{path} has an online store of type {online['type']}, the settings say "
-                f"{self._settings.store.online}: materialise a day to bring it in line"
+                f"{self._settings.store.online_type}: materialise a day to bring it in line"
             )
         if online["type"] == "redis":
             online["connection_string"] += f",socket_timeout={seconds},socket_connect_timeout={seconds}"
@@ -190,10 +190,6 @@ class OnlineState:
         if online["type"] == "redis":
             # redis-py would try four times, with seconds of sleep between
             _redis(store).set_retry(Retry(NoBackoff(), 0))
-        else:
-            # no flush to disk a commit: a power cut may cost the last feedback of running sessions, of
-            # which the log has all, and never the file
-            store.provider.online_store._get_conn(store.config).execute("PRAGMA synchronous=NORMAL")
         return store
 
     @contextmanager

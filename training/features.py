@@ -9,7 +9,6 @@ because feedback moves it at once.
 
 import contextlib
 import io
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -38,12 +37,13 @@ Instants = TypeVar("Instants", datetime, pd.Series)
 PROJECT = "mtf"
 # never materialised: its online row is pushed by the service and is at least as new as the batch row
 PUSHED = "user_session"
+HISTORY = "user_history"
 CHANGED = "user_profile"  # its rows are stamped when they changed, on the day that brings them
 MICROSECOND = timedelta(microseconds=1)
 # a rerun also takes what late rows changed this long before the day
 LOOK_BACK = timedelta(days=1)
 EMPTY_DAY = date(1970, 1, 1)
-BATCH_ROWS = 1_000  # users a write: feedback waits for one such write, not for the whole day's
+ENGINE = "training.materialisation.ArrowComputeEngine"
 ABSOLUTE_TOLERANCE = RELATIVE_TOLERANCE = 1e-4
 WORST = 10
 
@@ -53,7 +53,8 @@ def apply(settings: Settings) -> dict[str, Any]:
 
     Idempotent. It writes ``feature_store.yaml``, the one configuration that Feast's own command line
     and the service read too, and an empty partition for each mart, so that features can be read
-    before the first day was transformed. A view whose columns changed is materialised anew.
+    before the first day was transformed. A view whose columns changed or whose rows live longer than
+    before is materialised anew, and so are all of them in another online store.
     Returns ``{"project", "service", "views": {name: columns}}``.
     """
     from feast import FeatureStore
@@ -62,8 +63,13 @@ def apply(settings: Settings) -> dict[str, Any]:
 
     folder = settings.layout.feast.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / "feature_store.yaml", yaml.safe_dump(_configuration(settings, folder)))
+    configuration = _configuration(settings, folder)
     _drop_broken(folder / "registry.db")
+    if _place(folder / "feature_store.yaml") not in (None, _online(configuration)):
+        before = FeatureStore(repo_path=str(folder))
+        for view in before.list_feature_views():  # how far it was materialised is true of that store only
+            before.registry.delete_feature_view(view.name, PROJECT)
+    write_text_atomic(folder / "feature_store.yaml", yaml.safe_dump(configuration))
     store = FeatureStore(repo_path=str(folder))
     views = features.views(settings)
     service = feature_services.state(settings)
@@ -72,13 +78,11 @@ def apply(settings: Settings) -> dict[str, Any]:
     registered = {view.name: view for view in store.list_feature_views()}
     for view in views:
         known = registered.get(view.name)
-        if known is not None and _columns(known) != _columns(view):
-            # forgets how far it was materialised: the new columns are wanted for all days
+        if known is not None and (_columns(known) != _columns(view) or _outlives(view.ttl, known.ttl)):
+            # forgets how far it was materialised: what is new is wanted for all days
             store.registry.delete_feature_view(view.name, PROJECT)
     with _quiet():
         store.apply([entities.user, data_sources.session_push(settings), *views, service])
-    if settings.store.online == "sqlite":
-        _write_ahead_log(folder / "online.db")
     return {
         "project": PROJECT,
         "service": service.name,
@@ -92,7 +96,8 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
     The window starts at what was materialised last, less :data:`LOOK_BACK`; it ends with the day, or
     with a later day that was materialised before, so that running an earlier day again corrects what
     its rows changed and never puts an old row over a newer one. ``user_session`` is left alone.
-    Returns ``{"until", "views": {name: {"rows", "users"}}}``, the day's own rows. Raises
+    Returns ``{"until", "views": {name: {"rows", "users"}}, "purged": {name: users}}``, the day's own rows
+    and, for SQLite, the users whose rows of a view had ended. Raises
     :class:`DataError` naming the mart that cannot be read.
     """
     store = _store(settings)
@@ -104,8 +109,21 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
         with _readable(view), _quiet():
             store.materialize(first, until if done is None else max(until, done), feature_views=[view.name])
             record["views"][view.name] = _count(view, _usable(view.name, start), until)
+    if settings.store.online == "sqlite":
+        record["purged"] = _purge(settings, store, end)
     _note_until(settings, end)
     return record
+
+
+def _purge(settings: Settings, store: "FeatureStore", end: datetime) -> dict[str, int]:
+    """Remove what no state is made of any more: ended sessions, and histories past their ttl."""
+    ends = {PUSHED: end - LOOK_BACK - timedelta(minutes=settings.session.gap_minutes)}
+    if settings.store.history_ttl_days:
+        ends[HISTORY] = end - timedelta(days=settings.store.history_ttl_days)
+    return {
+        name: store.provider.online_store.purge(store.config, store.get_feature_view(name), before)
+        for name, before in ends.items()
+    }
 
 
 def _note_until(settings: Settings, end: datetime) -> None:
@@ -259,11 +277,13 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
 
 
 def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
-    online: dict[str, Any] = {"type": "sqlite", "path": str(folder / "online.db")}
+    online: dict[str, Any] = {"type": settings.store.online_type, "path": str(folder / "online.db")}
     if settings.store.online == "redis":
         # skip_dedup: a row corrected by late data keeps its timestamp and must still be written;
         # going backwards is prevented by the window of materialise() and by the session rules
         online = {"type": "redis", "connection_string": settings.store.redis_url, "skip_dedup": True}
+        if settings.store.redis_key_ttl_days:
+            online["key_ttl_seconds"] = settings.store.redis_key_ttl_days * 86_400
     return {
         "project": PROJECT,
         "provider": "local",
@@ -274,9 +294,24 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
         "offline_store": {"type": "duckdb"},
         "online_store": online,
         "entity_key_serialization_version": 3,
-        # without it every row of the window is written, in no order
-        "materialization": {"pull_latest_features": True, "online_write_batch_size": BATCH_ROWS},
+        "batch_engine": {"type": ENGINE},
     }
+
+
+def _online(configuration: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and place of a configuration's online store."""
+    online = configuration["online_store"]
+    place = online["path"] if "path" in online else online["connection_string"].split(",")[0]
+    return online["type"], place
+
+
+def _place(file: Path) -> tuple[str, str] | None:
+    return _online(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def _outlives(ttl: timedelta | None, before: timedelta | None) -> bool:
+    """Whether rows live longer than before; no ttl is for ever."""
+    return bool(before) and (not ttl or ttl > before)
 
 
 def _store(settings: Settings) -> "FeatureStore":
@@ -312,12 +347,6 @@ def _drop_broken(registry: Path) -> None:
             Registry.FromString(registry.read_bytes())
         except DecodeError:
             registry.unlink()
-
-
-def _write_ahead_log(database: Path) -> None:
-    """Let the service read while a day is being written; the mode stays with the file."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _columns(view: "FeatureView") -> dict[str, str]:

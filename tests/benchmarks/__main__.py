@@ -8,10 +8,16 @@ import os
 import platform
 from pathlib import Path
 
-from tests.benchmarks import faults, learner, stages, start
+from tests.benchmarks import faults, learner, materialise, stages, start
 from training.contract.files import write_json_atomic
 
-BENCHMARKS = {"stages": stages, "learner": learner, "faults": faults, "start": start}
+BENCHMARKS = {
+    "stages": stages,
+    "materialise": materialise,
+    "learner": learner,
+    "faults": faults,
+    "start": start,
+}
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_a_bento_holds_the_service_the_contract_the_settings_and_the_policy(buil
     assert tag.startswith(f"mtf_rank:{pointer.sha256[:12]}-")
     source = folder / "src"
     packages = {str(path.parent.relative_to(source)) for path in source.rglob("*.py")}
-    assert packages == {"serving", "training", "training/contract"}
+    assert packages == {"serving", "training", "training/contract", "feature_repo"}
     assert load_settings(source / "packed" / "settings.yaml") == settings
     packed = read_champion(source / "packed" / "champion.json")
     assert packed.version == "packed-v1"

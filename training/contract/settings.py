@@ -445,6 +445,27 @@ class ServingSettings(Section):
 class StoreSettings(Section):
     online: Literal["sqlite", "redis"] = "sqlite"
     redis_url: str = Field("localhost:6379", description="host:port, for online: redis")
+    history_ttl_days: int | None = Field(
+        None,
+        ge=1,
+        description="a history older than this is unknown, and leaves SQLite; none keeps it (ours)",
+    )
+    redis_key_ttl_days: int | None = Field(
+        None, ge=1, description="Redis forgets a user whom nothing was written of for so long (ours)"
+    )
+
+    @model_validator(mode="after")
+    def _ttl_of_its_store(self) -> Self:
+        if self.history_ttl_days and self.online == "redis":
+            raise ValueError("history_ttl_days is for online: sqlite; Redis has redis_key_ttl_days")
+        if self.redis_key_ttl_days and self.online == "sqlite":
+            raise ValueError("redis_key_ttl_days is for online: redis; SQLite has history_ttl_days")
+        return self
+
+    @property
+    def online_type(self) -> str:
+        """What Feast calls the online store."""
+        return {"sqlite": "feature_repo.online_store.WideSqliteOnlineStore", "redis": "redis"}[self.online]
 
 
 class OrchestrationSettings(Section):
