@@ -1,6 +1,7 @@
 """One worker of the service, without HTTP: bodies in, answers out, nothing lost in between."""
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import threading
@@ -36,6 +37,7 @@ LINE_VERSION = 1
 _PULSE_S = 1.0
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
+_STAGES = ("parse", "state", "policy", "fuse", "log", "respond")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -102,6 +104,8 @@ class Engine:
         self._watching.start()
         self._shadow = Shadow(DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed)
         self._store = StateStore(settings, _store_failed)
+        self._stages = [metrics.stage_seconds.labels(stage) for stage in _STAGES]
+        self._actions: dict[str, list[metrics.Gathered]] = {}
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)
         self._pulse.start()
@@ -120,6 +124,7 @@ class Engine:
         self._decision_files.close()
         self._feedback_files.close()
         self._index.close()
+        metrics.write()
 
     async def rank(self, body: bytes, media_type: str = JSON, accept: str = JSON) -> bytes:
         """``media_type`` of the body and ``accept`` of the answer: ``messages.JSON`` or ``BINARY``."""
@@ -154,7 +159,7 @@ class Engine:
         weights = self._fusion.to_weights(decision.action)
         shown = ranker.top(scores, request.k)
         items = request.items[shown]
-        predictions = request.scores[shown]
+        predictions = request.scores[shown].T.tolist()
         line = orjson.dumps(
             {
                 "v": LINE_VERSION,
@@ -172,8 +177,8 @@ class Engine:
                 "state_spec": self._spec_version,
                 "items": items,
                 "scores": {
-                    name: predictions[:, index].tolist()
-                    for index, name in enumerate(self._fusion.names)
+                    name: column
+                    for name, column in zip(self._fusion.names, predictions, strict=True)
                     if name in request.given
                 },
             },
@@ -222,15 +227,9 @@ class Engine:
             accept,
         )
         metrics.ranked.labels(arm, decision.fallback or "none").inc()
-        for stage, seconds in (
-            ("parse", parsed - started),
-            ("state", read - parsed),
-            ("policy", decided - read),
-            ("fuse", fused - decided),
-            ("log", logged - fused),
-            ("respond", time.perf_counter() - logged),
-        ):
-            metrics.stage_seconds.labels(stage).observe(seconds)
+        ends = (started, parsed, read, decided, fused, logged, time.perf_counter())
+        for stage, (begun, ended) in zip(self._stages, itertools.pairwise(ends), strict=True):
+            stage.observe(ended - begun)
         return answer
 
     async def feedback(self, body: bytes) -> bytes:
@@ -331,6 +330,7 @@ class Engine:
             for name, log in (("decision", self._decisions), ("feedback", self._feedback)):
                 metrics.log_queue.labels(name).set(log.queue)
                 metrics.log_lag.labels(name).set(log.lag)
+            metrics.write()
 
     def _look(self) -> None:
         """Take what changed: shares last, because a canary's first step needs its policy."""
@@ -366,8 +366,14 @@ class Engine:
         self._index.add([one.entry for one in batch])
         for one in batch:  # here, because no request waits for this thread alone
             if one.entry.arm in _POLICY_ARMS:
-                for name, value in zip(self._fusion.names, one.action.tolist(), strict=True):
-                    metrics.action.labels(one.entry.arm, name).observe(value)
+                for entry, value in zip(self._action(one.entry.arm), one.action.tolist(), strict=True):
+                    entry.observe(value)
+
+    def _action(self, arm: str) -> list[metrics.Gathered]:
+        """The histograms of the arm's action entries, made with its first one."""
+        if arm not in self._actions:
+            self._actions[arm] = [metrics.action.labels(arm, name) for name in self._fusion.names]
+        return self._actions[arm]
 
 
 def _described(champion: Champion | None) -> dict[str, Any] | None:
