@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dags import stages
-from dags.command_line import days, keeping, quarantine, stack
+from dags.command_line import backup, days, keeping, quarantine, stack
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.records import read_record, read_records, recorded_days
@@ -32,6 +32,8 @@ hand; `mtf up` starts Airflow, which walks it every day. Start with `mtf init`, 
 )
 app.add_typer(quarantine.app)
 app.command()(keeping.keep)
+app.command()(backup.backup)
+app.command()(backup.restore)
 console = Console()
 
 OptionalDay = Annotated[

@@ -211,6 +211,12 @@ def pid_of(settings: Settings, name: str) -> int | None:
     return entry["pid"] if _started(entry["pid"]) == entry["started"] else None
 
 
+def running(settings: Settings) -> list[str]:
+    """Names of the services that this data folder's stack runs; the folder is only read."""
+    names = sorted(path.stem for path in (settings.layout.root / "processes").glob("*.json"))
+    return [name for name in names if pid_of(settings, name) is not None]
+
+
 def log_file(settings: Settings, name: str) -> Path:
     return settings.layout.root / "logs" / f"{name}.log"
 

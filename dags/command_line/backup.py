@@ -1,0 +1,47 @@
+"""`mtf backup` and `mtf restore`: the embedded state as one file, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+
+from dags.command_line import stack
+from training import backup as state
+from training.contract.errors import MtfError
+from training.contract.settings import load_settings
+
+console = Console()
+
+
+def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> None:
+    """Write everything at rest (lake, warehouse, features, models, registry, pages) to one file.
+
+    Databases are copied consistently while the stack runs; landings and promotions wait meanwhile. The file
+    holds the service's token and Airflow's keys, and only its owner may read it.
+    """
+    settings = load_settings()
+    with console.status(f"backing up {settings.data}"):
+        manifest = state.backup(settings, to)
+    files = manifest["files"].values()
+    console.print(f"{to}: {len(files)} files of {decimal(sum(file['bytes'] for file in files))}")
+
+
+def restore(
+    source: Annotated[Path, typer.Option("--from", help="a file that `mtf backup` wrote")],
+    force: Annotated[bool, typer.Option(help="replace a data folder that is not empty")] = False,
+) -> None:
+    """Make the settings' data folder what a backup holds; every file is checked before anything changes.
+
+    The folder may be another than the one backed up: paths that MLflow, Feast and Airflow keep are
+    rewritten. Stop the stack first (`mtf down`).
+    """
+    settings = load_settings()
+    running = stack.running(settings)
+    if running:
+        raise MtfError(f"{', '.join(running)} runs over {settings.data}: stop it first with `mtf down`")
+    with console.status(f"restoring {settings.data}"):
+        manifest = state.restore(settings, source, force)
+    console.print(f"{settings.data} is as {manifest['root']} was at {manifest['created']}")
+    console.print("`mtf status` says what is served; `mtf up` starts it")
