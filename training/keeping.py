@@ -160,7 +160,9 @@ def keep(settings: Settings, planned: Plan) -> None:
 def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[ChampionPointer]) -> dict[date, str]:
     newest = landed[-1]
     held: dict[date, str] = {}
-    read = landed[-max(settings.learner.window_days, LOOK_BACK_DAYS + 1) :]
+    # a day that is opened again reads its window, and that the look-back of the transform before it
+    back = settings.orchestration.reopen_days + settings.learner.window_days - 1 + LOOK_BACK_DAYS
+    read = [day for day in landed if day >= newest - timedelta(days=back)]
     read += _sound(settings, landed)[-settings.validation.recent_days - 1 :]
     waiting = changed_days(settings)
     for pointer in pointers:
@@ -172,7 +174,7 @@ def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[Champio
             held.setdefault(date.fromisoformat(name), f"policy {pointer.version} was trained on it")
     held |= dict.fromkeys(waiting, "it has changed and waits for a rerun")
     held[EMPTY_DAY] = "an export without rows, for a mart that has none"
-    held |= dict.fromkeys(read, "the next day's window or bands read it")
+    held |= dict.fromkeys(read, "a next or reopened day's window or bands read it")
     oldest = min([*read, *waiting, newest - timedelta(days=settings.keeping.lake_days - 1)])
     for day in _histories(settings, [d for d in landed if d not in held], oldest, newest):
         held.setdefault(day, "users' histories reach back to it")

@@ -37,6 +37,7 @@ def small(data: Path, **keep: int) -> Settings:
         data=data,
         state={"history_length": 4, "profile": []},
         learner={"window_days": 2},
+        orchestration={"reopen_days": 0},
         validation={"recent_days": 3},
         keeping=limits | keep,
     )

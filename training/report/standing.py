@@ -81,10 +81,12 @@ def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
     if champion is None:
         return Answer(question, "open", "There is no champion to compare.")
     parts, states = [], []
-    for found, what in (
-        (measured(settings, champion), "Served sessions"),
-        (_estimated(settings, champion), "Offline estimate"),
-    ):
+    for find, what in ((measured, "Served sessions"), (_estimated, "Offline estimate")):
+        try:
+            found = find(settings, champion)
+        except duckdb.Error as error:  # a page must be made of a damaged folder too
+            parts.append(f"{what}: cannot be read: {str(error).splitlines()[0]}.")
+            continue
         if found is None:
             parts.append(f"{what}: none yet.")
             continue
@@ -111,7 +113,7 @@ def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | 
             "with sessions as ("
             "  select dt, user_id, arg_min(arm, step) as arm, sum(reward) as r,"
             "    arg_min(policy_version, step) as version"
-            "  from read_parquet($paths, hive_partitioning = false)"
+            "  from read_parquet($paths, hive_partitioning = false, union_by_name = true)"
             "  group by dt, user_id, session_id"
             "), days as ("
             "  select distinct dt from sessions where arm = 'champion' and version = $version"

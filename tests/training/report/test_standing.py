@@ -121,3 +121,12 @@ def test_the_judges_difference_of_the_policy_that_serves_is_shown(settings: Sett
     assert (
         "better, +0.500 a session (+0.100 to +0.900, 95% interval), judged on 2026-01-05 by fqe" in told.text
     )
+
+
+def test_an_export_that_cannot_be_read_is_said(settings: Settings) -> None:
+    serve(settings, {"champion": [1.0, 2.0], "static": [1.0, 2.0]})
+    write_champion(settings.layout.champion, POINTER)
+    path = settings.layout.mart("fct_transitions") / f"dt={DAY}" / "part-0.parquet"
+    path.write_bytes(b"x")
+    told = answer(settings, "better")
+    assert told.state == "open" and "Served sessions: cannot be read" in told.text and str(path) in told.text
