@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dags import inputs
+from training import lineage_events
 from training.contract import history
 from training.contract.errors import DataError, MtfError
 from training.contract.layout import DECISIONS, IMPRESSIONS
@@ -183,6 +184,7 @@ def run_stage(
     started = time.monotonic()
     facts: Record = {"why": why, "inputs": inputs.of_stage(settings, day, stage)}
     (layout.run(day) / f"{stage}.json").unlink(missing_ok=True)
+    lineage = lineage_events.start(settings, day, stage)
     try:
         if stage in LEARNING_STAGES and not _has_decisions(settings, day):
             record = {"skipped": f"no decisions were logged in the {_window(settings)} to {day}"}
@@ -191,10 +193,11 @@ def run_stage(
     except Exception as error:
         _drop_later(settings, day, stage)
         failure = {"success": False, "error": _explain(error), "transient": not isinstance(error, PERMANENT)}
-        _finish(settings, day, stage, started, {**facts, **failure})
+        lineage.end(_finish(settings, day, stage, started, {**facts, **failure}))
         make_report(settings, day)
         raise
     record = _finish(settings, day, stage, started, {"success": True, **facts, **record})
+    lineage.end(record)
     _drop_later(settings, day, stage, all_of_them=not record["success"])
     if not record["success"]:
         make_report(settings, day)

@@ -1,5 +1,6 @@
 """What the DAGs share: the day of a run, how a stage becomes a task, retries and deadlines."""
 
+import os
 from datetime import date, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import alerts, assets, stages
+from training import lineage_events
 from training.contract.settings import Settings, load_settings
 
 KEY_FORMAT = "%Y-%m-%d"
@@ -73,6 +75,7 @@ def stage_task(stage: str, settings: Settings, *, outlets: list | None = None, p
     )
     def run() -> dict[str, Any]:
         context, settings = get_current_context(), load_settings()
+        _name_lineage_parent(context["ti"])
         record = stages.run_stage(
             settings,
             day_of(context),
@@ -85,6 +88,15 @@ def stage_task(stage: str, settings: Settings, *, outlets: list | None = None, p
         return {name: record[name] for name in ("seconds", "why", "kept") if name in record}
 
     return run()
+
+
+def _name_lineage_parent(task_instance: Any) -> None:
+    """Tell the stage's OpenLineage events which of Airflow's own they are part of."""
+    from airflow.providers.openlineage import conf
+    from airflow.providers.openlineage.plugins.macros import lineage_parent_id
+
+    if not conf.is_disabled():
+        os.environ[lineage_events.PARENT] = lineage_parent_id(task_instance)
 
 
 def reopen_task(settings: Settings):

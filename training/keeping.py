@@ -116,7 +116,8 @@ def plan(settings: Settings) -> Plan:
     docs = {date.fromisoformat(path.name) for path in layout.validation.glob("results/*/????-??-??")}
     for day in expired({*docs, *_days(layout.reports)}, newest, keeping.reports_days, held):
         results = (*layout.validation.glob(f"*/*/{day}"), *layout.validation.glob(f"*/*/*/{day}"))
-        add("report", day, "page and Data Docs", (layout.reports / f"dt={day}", *results))
+        pages = (layout.reports / f"dt={day}", layout.lineage / f"{day}.jsonl", *results)
+        add("report", day, "page, Data Docs and lineage", pages)
     # a landed day's records say whether it waits for a rerun, and whether its numbers are good ones
     for day in expired(recorded_days(layout), newest, keeping.reports_days, {*held, *landed} - {*lake}):
         profiles = layout.validation.glob(f"profiles/*/dt={day}.json")

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[1] / "dbt_project"
 GENERATED = "models/_from_settings.yml"
+BUILD_RESULTS = (
+    "build_results.json"  # in dbt's target folder: the last build's, which later commands leave alone
+)
 # Transformed days before a day whose transitions and metrics its rows can still change: a session's last
 # request becomes terminal, or gets its s', once the log has gone on, and users of the day before have
 # come back. Two and not one, because a day's log may end within an idle gap of its start.
@@ -224,6 +227,8 @@ def _dbt(
         (fresh / GENERATED).write_text(properties(settings), encoding="utf-8")
     results = target / "run_results.json"
     results.unlink(missing_ok=True)
+    if command[0] == "build":
+        (target / BUILD_RESULTS).unlink(missing_ok=True)
     variables = {
         **_model_variables(settings),
         "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
@@ -242,6 +247,8 @@ def _dbt(
         **(environment or {}),
     }
     success, said = _forked(arguments, environment, target)
+    if command[0] == "build" and results.exists():
+        shutil.copyfile(results, target / BUILD_RESULTS)
     outcome = read_json(results)["results"] if results.exists() else []
     _raise_faults(settings, outcome)
     if not success:

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from dags.pools import WAREHOUSE_POOL
+from training import lineage_events
 from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import SETTINGS_VARIABLE, Settings
@@ -92,6 +93,9 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW__OPENLINEAGE__DISABLED": str(not settings.lineage.enabled),
+        "AIRFLOW__OPENLINEAGE__NAMESPACE": settings.lineage.namespace,
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage_events.transport(settings, "airflow")),
         "_AIRFLOW__AS_LIBRARY": "",
     }
 
@@ -146,7 +150,8 @@ def start(settings: Settings, service: Service) -> None:
                 f"port {service.port} of {service.name} is taken by another program; stop it, or set "
                 f"another port in the settings"
             )
-    for folder in (settings.layout.mlflow, settings.layout.airflow, settings.layout.bentos):
+    layout = settings.layout
+    for folder in (layout.mlflow, layout.airflow, layout.bentos, layout.lineage):
         folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(settings.layout.airflow / "config" / "airflow_local_settings.py", LOCAL_SETTINGS)
     log = log_file(settings, service.name)

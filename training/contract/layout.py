@@ -135,6 +135,11 @@ class Layout:
         return self.root / "runs" / f"dt={day.isoformat()}"
 
     @property
+    def lineage(self) -> Path:
+        """OpenLineage events, a file a day."""
+        return self.root / "lineage"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

@@ -508,6 +508,14 @@ class KeepingSettings(Section):
     )
 
 
+class LineageSettings(Section):
+    enabled: bool = Field(True, description="OpenLineage events of stages, DAGs and dbt models (ours)")
+    url: str | None = Field(
+        None, description="HTTP endpoint that takes them; none writes <data>/lineage/<day>.jsonl (ours)"
+    )
+    namespace: str = Field("mtf", min_length=1, description="of the jobs (ours)")
+
+
 class LogsSettings(Section):
     source: Literal["service", "files"] = Field(
         "service",
@@ -603,6 +611,7 @@ class Settings(BaseSettings):
     session: SessionSettings = SessionSettings()
     logs: LogsSettings = LogsSettings()
     keeping: KeepingSettings = KeepingSettings()
+    lineage: LineageSettings = LineageSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     gate: GateSettings = GateSettings()
