@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dags import inputs
-from training import lineage_events
+from training import lineage_events, metrics
 from training.contract import history
 from training.contract.errors import DataError, MtfError
 from training.contract.layout import DECISIONS, IMPRESSIONS
@@ -310,6 +310,7 @@ def make_report(settings: Settings, day: date) -> Path:
 def _finish(settings: Settings, day: date, stage: str, started: float, record: Record) -> Record:
     record["seconds"] = round(time.monotonic() - started, 2)
     write_record(settings.layout, day, stage, record)
+    metrics.write(settings)
     return record
 
 

@@ -140,6 +140,11 @@ class Layout:
         return self.root / "lineage"
 
     @property
+    def metrics(self) -> Path:
+        """The pipeline's own metrics, for a textfile collector."""
+        return self.root / "metrics"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 
