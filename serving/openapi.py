@@ -37,7 +37,11 @@ def document(settings: Settings) -> dict[str, Any]:
         request_id=_ID,
         session_id={"type": "string"},
         items={"type": "array", "items": _INT64, "description": "best first, at most k"},
-        scores={"type": "array", "items": {"type": "number"}, "description": "eq. (1) of each item"},
+        scores={
+            "type": "array",
+            "items": {"type": "number"},
+            "description": "what each item was ranked by: eq. (1), or the own score of a policy that ranks",
+        },
         weights=_object(names, **{name: {"type": "number"} for name in names}),
         policy=_object(
             ["version", "arm", "fallback"],
@@ -140,16 +144,28 @@ def _operation(
         "413": "the body is too large",
         "415": "a media type that is not taken here, or a compressed body",
         "429": "more requests than serving.rate_limit; Retry-After says when to come back",
+        "500": "a fault of the service; its log has it under X-Request-ID",
+        "504": "no answer within the time-out",
         **errors,
     }
     error = {JSON: {"schema": _reference("Error")}}
+    named = {
+        "X-Request-ID": {
+            "description": "the caller's own when it sent a sane one, else a new one",
+            "schema": {"type": "string"},
+        }
+    }
     return {
         "operationId": name,
         "summary": summary,
         "requestBody": {"required": True, "content": bodies},
         "responses": {
-            "200": {"description": "done", "content": answers},
-            **{status: {"description": text, "content": error} for status, text in sorted(reasons.items())},
+            "200": {"description": "done", "headers": named, "content": answers},
+            **{
+                status: {"description": text, "content": error}
+                | ({} if status == "504" else {"headers": named})  # BentoML's own answer
+                for status, text in sorted(reasons.items())
+            },
         },
     }
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ import numpy as np
 import pandas as pd
 import psutil
 import yaml
+from threadpoolctl import threadpool_limits
 
 from serving import bento
 from serving.messages import BINARY, JSON
-from tests.benchmarks.load import Plan
+from tests.benchmarks.load import Plan, bodies
 from training import features
 from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, write_champion
@@ -227,16 +228,8 @@ def load(
     settings: Settings, target: Target, server: Running, clients: int, seconds: float, rate: float = 0.0
 ) -> dict:
     """A :class:`tests.benchmarks.load.Result` with ``server_cpu_ms``, ms of a core for each request."""
-    plan = Plan(
-        url=f"{server.url}/rank",
-        heads={head.name: head.maximum for head in settings.heads},
-        users=USERS,
-        candidates=CANDIDATES,
-        k=K,
-        clients=clients,
-        seconds=seconds,
-        rate=rate,
-        media_type=target.media_type,
+    plan = replace(
+        _plan(settings, target), url=f"{server.url}/rank", clients=clients, seconds=seconds, rate=rate
     )
     before = server.cpu()
     finished = subprocess.run(
@@ -252,6 +245,19 @@ def load(
     result = json.loads(finished.stdout)
     used = server.cpu() - before
     return result | {"server_cpu_ms": round(1000.0 * used / max(1, result["requests"]), 3)}
+
+
+def _plan(settings: Settings, target: Target) -> Plan:
+    return Plan(
+        url="",
+        heads={head.name: head.maximum for head in settings.heads},
+        users=USERS,
+        candidates=CANDIDATES,
+        k=K,
+        clients=1,
+        seconds=0.0,
+        media_type=target.media_type,
+    )
 
 
 def middle(rounds: list[dict]) -> dict:
@@ -294,6 +300,77 @@ def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]
         if count > earlier[1]:
             table[stage] = round(1000.0 * (seconds - earlier[0]) / (count - earlier[1]), 4)
     return table
+
+
+def parts(settings: Settings) -> dict[str, float]:
+    """CPU ms of each part of one request by itself, in this process on one thread: the least of many."""
+    from serving import ranker
+    from serving.decision_log import DayFiles
+    from serving.messages import Parser
+    from serving.online_state import OnlineState
+    from serving.request_index import Entry, RequestIndex
+    from serving.state_store import StateRequest
+    from training.contract.policy import load_policy
+
+    parser, store = Parser(settings), OnlineState(settings)
+    body, binary = (bodies(_plan(settings, target), 1)[0] for target in TARGETS[:2])
+    request = parser.rank(body)
+    policy = load_policy(settings.data / _champion(settings).policy)
+    generator = np.random.default_rng(settings.seed)
+    state = generator.normal(size=(1, settings.state_spec.width)).astype(np.float32)
+    hidden = generator.normal(size=(settings.learner.serving_candidates, 256)).astype(np.float32)
+    square = generator.normal(size=(256, 256)).astype(np.float32)
+    weights = settings.fusion.to_weights(settings.fusion.static_action)
+    numbers = itertools.count()
+
+    def asked(count: int) -> list[StateRequest]:
+        users = [next(numbers) % USERS for _ in range(count)]
+        return [StateRequest(user, f"s{user}", datetime.now(UTC)) for user in users]
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = DayFiles(Path(folder), "parts")
+        index = RequestIndex(Path(folder) / "requests.sqlite", settings.session.gap_minutes)
+
+        def log(count: int) -> None:
+            files.write([("2026-01-05", b" " * 1_500)] * count)
+            ids = [next(numbers) for _ in range(count)]
+            index.add([Entry(f"r{n}", n % USERS, f"s{n % USERS}", time.time(), "champion") for n in ids])
+
+        table = {
+            "parse, JSON": _least(lambda: parser.rank(body)),
+            "parse, binary": _least(lambda: parser.rank(binary, BINARY)),
+            "state, one alone": _least(lambda: store.read(asked(1))),
+            "state, of 16 read together": _least(lambda: store.read(asked(16))) / 16,
+            "policy": _least(lambda: policy.act(state)),
+            "policy, only its 3 products of 256 x 256": 3 * _least(lambda: hidden @ square),
+            "fuse": _least(lambda: ranker.top(settings.fusion.score(request.scores, weights), K)),
+            "log, one alone": _least(lambda: log(1)),
+            "log, of 16 written together": _least(lambda: log(16)) / 16,
+        }
+        files.close()
+        index.close()
+    return {name: round(value, 4) for name, value in table.items()}
+
+
+def _least(run: Callable[[], object], rounds: int = 15, calls: int = 20) -> float:
+    """Mean CPU ms of a call in the best of the rounds: what else the machine does is in the others."""
+    run()
+    means = []
+    for _ in range(rounds):
+        started = time.thread_time()
+        for _ in range(calls):
+            run()
+        means.append((time.thread_time() - started) / calls)
+    return 1000.0 * min(means)
+
+
+def http_alone(server: Running, body: bytes, count: int = 1_000) -> float:
+    """CPU ms of the service for a body of this size that it refuses: what HTTP and BentoML take."""
+    before = server.cpu()
+    with httpx.Client(headers={"content-type": JSON}) as client:
+        for _ in range(count):
+            client.post(f"{server.url}/rank", content=body)
+    return round(1000.0 * (server.cpu() - before) / count, 3)
 
 
 def compare(
@@ -339,6 +416,8 @@ def compare(
                     )
                     results[target.name].setdefault("stages_ms", {})[str(count)] = table
                     print(f"{target.name}, {count} clients, mean ms: {table}", flush=True)
+                size = len(bodies(_plan(settings, target), 1)[0])
+                results[target.name]["http_cpu_ms"] = http_alone(servers["service"], b"x" * size)
     return results
 
 
@@ -452,6 +531,10 @@ def main() -> None:
             record = soak(settings, path, arguments.soak_minutes, TARGETS[0], arguments.seconds)
             write_json_atomic(arguments.out / "serving_soak.json", {"machine": machine} | record)
             return
+        with threadpool_limits(1):
+            alone = parts(settings)
+        for name, value in alone.items():
+            print(f"{name:44s} {value:7.3f} ms of CPU")
         targets = [target for target in TARGETS if target.server in arguments.only]
         results = compare(settings, path, targets, arguments.clients, arguments.seconds, arguments.rounds)
     held = {str(count): ratios(results, count) for count in arguments.clients}
@@ -465,6 +548,7 @@ def main() -> None:
             "candidates": CANDIDATES,
             "heads": len(HEADS),
             "k": K,
+            "parts_cpu_ms": alone,
             "results": results,
             "ratios": held,
         },
