@@ -9,6 +9,7 @@ them is most of their time (28 ms a row of a push, 1 ms of a read).
 """
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -169,11 +170,13 @@ class OnlineState:
             raise StoreError(f"there is no feature store yet: {path} is written by the first `mtf day`")
         configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
         registry = configuration["registry"]
-        if not Path(registry["path"]).exists():  # Feast would write an empty one
-            raise StoreError(f"the feature registry {registry['path']} is missing: run `mtf day` again")
-        # "thread" never looks at the file again, which a materialisation rewrites in place; and the
-        # copy may have been taken in the middle of one
-        registry.update(cache_mode="thread", serve_features_while_materializing=True)
+        # the copy of the registry that is taken may be from the middle of a materialisation
+        registry.update(serve_features_while_materializing=True)
+        if registry.get("registry_type") != "sql":
+            if not Path(registry["path"]).exists():  # Feast would write an empty one
+                raise StoreError(f"the feature registry {registry['path']} is missing: run `mtf day` again")
+            # never looks at the file again, which a materialisation rewrites in place
+            registry.update(cache_mode="thread")
         online = configuration["online_store"]
         if online["type"] != self._settings.store.online_type:
             raise StoreError(
@@ -181,6 +184,7 @@ class OnlineState:
                 f"{self._settings.store.online_type}: materialise a day to bring it in line"
             )
         if online["type"] == "redis":
+            online["connection_string"] = _with_password(online["connection_string"])
             online["connection_string"] += f",socket_timeout={seconds},socket_connect_timeout={seconds}"
         store = FeatureStore(config=RepoConfig(**configuration))
         with self._registry_lock:
@@ -220,6 +224,14 @@ class OnlineState:
             raise
         except Exception as error:
             raise StoreError(f"the online store failed: {type(error).__name__}: {error}") from error
+
+
+def _with_password(address: str) -> str:
+    """An address of ``feature_store.yaml`` with what it takes from the environment, as Feast reads it."""
+    whole = os.path.expandvars(address)
+    if "${" in whole:
+        raise StoreError(f"the online store's address needs a variable that is not set: {address}")
+    return whole
 
 
 def _redis(store: FeatureStore) -> Any:

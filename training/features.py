@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from training.contract import databases
 from training.contract.errors import DataError
 from training.contract.files import read_json, write_atomic, write_json_atomic, write_text_atomic
 from training.contract.layout import DECISIONS
@@ -281,16 +282,20 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
     if settings.store.online == "redis":
         # skip_dedup: a row corrected by late data keeps its timestamp and must still be written;
         # going backwards is prevented by the window of materialise() and by the session rules
-        online = {"type": "redis", "connection_string": settings.store.redis_url, "skip_dedup": True}
+        online = {
+            "type": "redis",
+            "connection_string": databases.redis(settings),
+            "skip_dedup": True,
+        }
         if settings.store.redis_key_ttl_days:
             online["key_ttl_seconds"] = settings.store.redis_key_ttl_days * 86_400
+    registry = {"path": str(folder / "registry.db"), "cache_ttl_seconds": 0}  # never expires
+    if "feast" in settings.postgres.uses:
+        registry |= {"registry_type": "sql", "path": settings.postgres.url("feast")}
     return {
         "project": PROJECT,
         "provider": "local",
-        "registry": {
-            "path": str(folder / "registry.db"),
-            "cache_ttl_seconds": 0,  # never expires
-        },
+        "registry": registry,
         "offline_store": {"type": "duckdb"},
         "online_store": online,
         "entity_key_serialization_version": 3,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import duckdb
 
-from training.contract import history
+from training.contract import databases, history
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
 from training.contract.layout import DECISIONS, IMPRESSIONS
@@ -271,7 +271,7 @@ def _forget_runs(settings: Settings, days: Collection[date]) -> None:
 
     runs = registry.withdraw(settings, days) if days else []
     if runs:
-        uri = registry.tracking_uri(settings)
+        uri = databases.mlflow(settings)
         answer = subprocess.run(
             [sys.executable, "-m", "mlflow", "gc", "--run-ids", ",".join(runs), "--backend-store-uri", uri],
             env={**os.environ, "MLFLOW_TRACKING_URI": uri},

@@ -17,6 +17,7 @@ import httpx
 
 from dags.pools import WAREHOUSE_POOL
 from training import lineage_events
+from training.contract import databases
 from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import SETTINGS_VARIABLE, Settings
@@ -79,6 +80,7 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": databases.airflow(settings),
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -120,7 +122,7 @@ def services(settings: Settings, settings_file: Path) -> list[Service]:
             [
                 *[executable("mlflow"), "server", "--host", "127.0.0.1"],
                 *["--port", str(settings.orchestration.mlflow_port), "--workers", "1"],
-                *["--backend-store-uri", f"sqlite:///{layout.mlflow / 'mlflow.db'}"],
+                *["--backend-store-uri", databases.mlflow(settings)],
                 *["--artifacts-destination", str(layout.mlflow / "artifacts")],
             ],
             plain,

@@ -445,6 +445,7 @@ class ServingSettings(Section):
 class StoreSettings(Section):
     online: Literal["sqlite", "redis"] = "sqlite"
     redis_url: str = Field("localhost:6379", description="host:port, for online: redis")
+    redis_password: bool = Field(False, description="whether Redis asks for $MTF_REDIS_PASSWORD")
     history_ttl_days: int | None = Field(
         None,
         ge=1,
@@ -466,6 +467,21 @@ class StoreSettings(Section):
     def online_type(self) -> str:
         """What Feast calls the online store."""
         return {"sqlite": "feature_repo.online_store.WideSqliteOnlineStore", "redis": "redis"}[self.online]
+
+
+class PostgresSettings(Section):
+    """A PostgreSQL server; its password comes from ``$PGPASSWORD`` or ``$PGPASSFILE``."""
+
+    uses: tuple[Literal["airflow", "feast", "mlflow"], ...] = Field(
+        (), description="what is kept there, each in its database mtf_<name>, instead of in files"
+    )
+    host: str = Field("localhost", pattern=r"^[A-Za-z0-9._-]+$")
+    port: int = Field(5432, ge=1, le=65535)
+    user: Name = "mtf"
+
+    def url(self, use: str) -> str:
+        """SQLAlchemy's address of the database of one use."""
+        return f"postgresql+psycopg://{self.user}@{self.host}:{self.port}/mtf_{use}"
 
 
 class OrchestrationSettings(Section):
@@ -618,6 +634,7 @@ class Settings(BaseSettings):
     validation: ValidationSettings = ValidationSettings()
     serving: ServingSettings = ServingSettings()
     store: StoreSettings = StoreSettings()
+    postgres: PostgresSettings = PostgresSettings()
     orchestration: OrchestrationSettings = OrchestrationSettings()
     alerts: AlertSettings = AlertSettings()
     upstream: UpstreamSettings = UpstreamSettings()

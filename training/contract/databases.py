@@ -1,0 +1,42 @@
+"""Where MLflow and Airflow keep their rows, and how the scale profile's servers get their passwords.
+
+No address holds a password. PostgreSQL's client library takes ``$PGPASSWORD`` or the file ``$PGPASSFILE``
+by itself; for Redis, ``feature_store.yaml`` names a variable, whose value Feast puts in on reading the file.
+"""
+
+import os
+import re
+
+from training.contract.errors import SettingsError
+from training.contract.settings import Settings
+
+REDIS_PASSWORD = "MTF_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
+
+
+def mlflow(settings: Settings) -> str:
+    """MLflow's database, as SQLAlchemy takes it."""
+    if "mlflow" in settings.postgres.uses:
+        return settings.postgres.url("mlflow")
+    return f"sqlite:///{(settings.layout.mlflow / 'mlflow.db').absolute()}"
+
+
+def airflow(settings: Settings) -> str:
+    """Airflow's database, likewise."""
+    if "airflow" in settings.postgres.uses:
+        return settings.postgres.url("airflow")
+    return f"sqlite:///{(settings.layout.airflow / 'airflow.db').absolute()}"
+
+
+def redis(settings: Settings) -> str:
+    """Redis' connection string, as Feast takes it, with the variable's name in the password's place.
+
+    Raises :class:`SettingsError` when ``store.redis_password`` is on and the variable is not set, or has
+    characters that a connection string does not take as they are.
+    """
+    if not settings.store.redis_password:
+        return settings.store.redis_url
+    value = os.environ.get(REDIS_PASSWORD, "")
+    if not re.fullmatch(r"[A-Za-z0-9._~-]+", value):
+        wrong = "may hold letters, digits and . _ ~ - only" if value else "is not set"
+        raise SettingsError(f"store.redis_password is on, and ${REDIS_PASSWORD} {wrong}")
+    return f'{settings.store.redis_url},password="${{{REDIS_PASSWORD}}}"'
