@@ -27,6 +27,15 @@ PERMANENT = (MtfError, TypeError, AttributeError, NameError, ImportError, Assert
 
 
 def land(settings: Settings, day: date) -> Record:
+    from training import validation
+
+    try:
+        return _land(settings, day)
+    except DataError as error:
+        return validation.refused(settings, day, error)
+
+
+def _land(settings: Settings, day: date) -> Record:
     from training import ingest
 
     if settings.logs.source == "service" and ingest.has_service_log(settings, day):
@@ -38,7 +47,8 @@ def land(settings: Settings, day: date) -> Record:
         return ingest.landed(settings, day)  # brought by `mtf ingest`, or late in other days' files
     raise DataError(
         f"there is no log of {day}: the service's log in {settings.layout.serving_log} has no file of "
-        f"that day, and nothing was landed by `mtf ingest`"
+        f"that day, and nothing was landed by `mtf ingest`",
+        breaks="delivered",
     )
 
 

@@ -10,7 +10,15 @@ class SettingsError(MtfError):
 
 
 class DataError(MtfError):
-    """A file, table or row breaks a contract; retrying the same step cannot help."""
+    """A file, table or row breaks a contract; retrying the same step cannot help.
+
+    ``breaks`` is the part of the contract of a landing that is broken, where one is: a key of
+    :data:`training.validation.refusals.CONTRACT`.
+    """
+
+    def __init__(self, message: str, breaks: str | None = None) -> None:
+        super().__init__(message)
+        self.breaks = breaks
 
 
 class PolicyError(MtfError):

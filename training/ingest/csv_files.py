@@ -1,5 +1,6 @@
 """CSV files, plain or .gz, as Arrow: typed, streamed, and refused with file, row and column."""
 
+import gzip
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def read_batches(
 
     ``columns`` are the ones to read, all of which must be there; None reads all that the file has.
     Raises :class:`DataError` for a file that is missing, empty, truncated or no CSV, a missing column,
-    and the first value that is not of its column's type.
+    the first line that is not UTF-8, and the first value that is not of its column's type.
     """
     try:
         yield from pc_csv.open_csv(path, convert_options=_options(types, columns))
@@ -24,11 +25,14 @@ def read_batches(
         with pc_csv.open_csv(path) as reader:
             names = reader.schema.names
         missing = [name for name in columns or [] if name not in names]
-        raise DataError(f"{path}: missing column {', '.join(missing)}; it has {', '.join(names)}") from error
+        message = f"{path}: missing column {', '.join(missing)}; it has {', '.join(names)}"
+        raise DataError(message, breaks="columns") from error
     except (pa.ArrowException, OSError) as error:
+        if "invalid UTF8" in str(error):
+            _name_bad_text(path)
         if "conversion error" in str(error):
             _name_bad_value(path, types)
-        raise DataError(f"{path}: unreadable CSV: {error}") from error
+        raise DataError(f"{path}: unreadable CSV: {error}", breaks="readable") from error
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType], columns: list[str] | None = None) -> pa.Table:
@@ -59,9 +63,21 @@ def _name_bad_value(path: Path, types: Mapping[str, pa.DataType]) -> None:
                 bad = next(i for i in range(len(column)) if not _casts(column[i], types[name]))
                 raise DataError(
                     f"{path}, row {row + bad + 1}: column {name} is {column[bad].as_py()!r}, "
-                    f"expected {types[name]}"
+                    f"expected {types[name]}",
+                    breaks="types",
                 ) from None
         row += batch.num_rows
+
+
+def _name_bad_text(path: Path) -> None:
+    """Raise :class:`DataError` for the first line that is not UTF-8."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                message = f"{path}, line {number}: not UTF-8 at byte {error.start + 1}: write it as UTF-8"
+                raise DataError(message, breaks="readable") from None
 
 
 def _casts(value: pa.Scalar, target: pa.DataType) -> bool:

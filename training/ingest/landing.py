@@ -254,7 +254,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         return pq.ParquetFile(path).read(None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: unreadable Parquet: {str(error).splitlines()[0]}") from error
+        message = f"{path}: unreadable Parquet: {str(error).splitlines()[0]}"
+        raise DataError(message, breaks="readable") from error
 
 
 def connect(database: Path | str = ":memory:") -> duckdb.DuckDBPyConnection:

@@ -74,7 +74,8 @@ def conform(spec: TableSpec, rows: pa.Table, where: str) -> pa.Table:
     if missing:
         raise DataError(
             f"{where}: missing column {', '.join(missing)}; it has {', '.join(rows.column_names) or 'none'}"
-            + _unknown(spec, rows.column_names)
+            + _unknown(spec, rows.column_names),
+            breaks="columns",
         )
     columns = []
     for column in spec.schema:
@@ -98,7 +99,8 @@ def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArr
         row = _first_bad(values, column.type)
         value = values[row].as_py()
         raise DataError(
-            f"{where}: column {column.name}, row {row + 1}: {value!r} ({values.type}) is not {column.type}"
+            f"{where}: column {column.name}, row {row + 1}: {value!r} ({values.type}) is not {column.type}",
+            breaks="types",
         ) from error
 
 
@@ -144,5 +146,6 @@ def check_day(settings: Settings, day: date, times: pa.ChunkedArray, where: str)
     if row >= 0:
         raise DataError(
             f"{where}: row {row + 1} has the time {times[row].as_py()}, which is not in the local day {day} "
-            f"(UTC{settings.calendar.utc_offset_hours:+d})"
+            f"(UTC{settings.calendar.utc_offset_hours:+d})",
+            breaks="times",
         )

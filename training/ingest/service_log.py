@@ -103,7 +103,8 @@ def _land_day(
         torn = log.load("decisions", deliveries) + log.load("feedback", followed)
         days = [row[0] for row in log.connection.execute("select distinct day from decisions").fetchall()]
         if day not in days:
-            raise DataError(f"the service logged no decision on {day}: see {settings.layout.serving_log}")
+            message = f"the service logged no decision on {day}: see {settings.layout.serving_log}"
+            raise DataError(message, breaks="delivered")
         repeated = log.keep_last_decisions(day)
         decisions = log.decisions()
         impressions = log.impressions(log.shown_items(), "feedback")
@@ -351,7 +352,7 @@ def _name_bad_line(kind: str, path: Path, whole: Path) -> None:
         for number, raw in enumerate(file, start=1):
             fault = _fault(kind, raw)
             if fault is not None:
-                raise DataError(f"{path}, line {number}: {fault}")
+                raise DataError(f"{path}, line {number}: {fault}", breaks="types")
 
 
 def _fault(kind: str, raw: bytes) -> str | None:

@@ -8,10 +8,11 @@ Put a day's files where ``logs.folder`` of the settings points (``logs.source: f
       decisions/dt=2026-01-05/*         optional; Parquet only, for it holds lists
       users/dt=2026-01-05/*             optional: users whose profile is new or changed
 
-A ``dt=`` folder is a *delivery*: what became known on that day. Rows of other days in it are late:
-they land in their own day, and mark it changed. A row of a later delivery replaces one of the same
-key from an earlier delivery; rows of one delivery that share a key are both landed, for validation to
-stop the day. Deliveries must be kept: landing a day again reads all that it was landed from.
+A ``dt=`` folder is a *delivery*: what became known on that day. Rows of earlier days in it are late:
+they land in their own day, and mark it changed; rows of a later day are refused. A row of a later
+delivery replaces one of the same key from an earlier delivery; rows of one delivery that share a key are
+both landed, for validation to stop the day. Deliveries must be kept: landing a day again reads all that it
+was landed from.
 
 The columns are those of :mod:`training.contract.columns`. ``columns.json`` maps a contract's name to
 yours where they differ; columns that nobody names are left out::
@@ -69,7 +70,8 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
                 if table == IMPRESSIONS:
                     raise DataError(
                         f"no file of {day}: expected {folder / table / f'dt={day}'}/ with "
-                        f"{', '.join(_SUFFIXES)} files"
+                        f"{', '.join(_SUFFIXES)} files",
+                        breaks="delivered",
                     )
                 continue
             notes += _land_table(settings, table, day, folder, names.get(table, {}))
@@ -89,6 +91,12 @@ def _land_table(
     delivery = _read_delivery(spec, folder, table, day, names)
     # a profile holds from its delivery on, whenever it was taken
     days = {day} if table == USERS else {day, *_days(settings, spec, delivery)}
+    if max(days) > day:
+        raise DataError(
+            f"{folder / table / f'dt={day}'} holds rows of {max(days)}, a later day than the delivery's: a "
+            "clock or a time zone is wrong",
+            breaks="times",
+        )
     notes = []
     for one in sorted(days):
         before = read_note(settings.layout.partition(table, one))
@@ -153,7 +161,8 @@ def _read_delivery(
         rows = conform(spec, _rename(_read_file(path, spec, names), names, path), str(path))
         null = rows[spec.time].null_count and rows[spec.time].is_null().index(True).as_py()
         if rows[spec.time].null_count:
-            raise DataError(f"{path}: column {spec.time}, row {null + 1} is null: it belongs to no day")
+            message = f"{path}: column {spec.time}, row {null + 1} is null: it belongs to no day"
+            raise DataError(message, breaks="times")
         parts.append(rows)
     return pa.concat_tables(parts)
 
@@ -179,7 +188,8 @@ def _source_columns(files: Sequence[Path], names: Mapping[str, str]) -> dict[str
 def _rename(rows: pa.Table, names: Mapping[str, str], path: Path) -> pa.Table:
     missing = [theirs for theirs in names.values() if theirs not in rows.column_names]
     if missing:
-        raise DataError(f"{path}: missing column {missing[0]}, which {COLUMNS_FILE} names")
+        message = f"{path}: missing column {missing[0]}, which {COLUMNS_FILE} names"
+        raise DataError(message, breaks="columns")
     ours = {theirs: name for name, theirs in names.items()}
     kept = [name for name in rows.column_names if name in ours or name not in names]
     return rows.select(kept).rename_columns([ours.get(name, name) for name in kept])
@@ -193,7 +203,8 @@ def _read_file(path: Path, spec: TableSpec, names: Mapping[str, str]) -> pa.Tabl
         field.name for field in spec.schema if pa.types.is_list(field.type) and field.name in spec.required
     ]
     if lists:
-        raise DataError(f"{path}: column {lists[0]} is a list, which CSV cannot hold: bring Parquet")
+        message = f"{path}: column {lists[0]} is a list, which CSV cannot hold: bring Parquet"
+        raise DataError(message, breaks="types")
     types = {
         names.get(field.name, field.name): pa.string() if field.name == spec.time else field.type
         for field in spec.schema

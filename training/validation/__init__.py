@@ -5,6 +5,7 @@ stops the day when ``record["success"]`` is false.
 """
 
 from training.validation.mended import broken_rows
+from training.validation.refusals import refused
 from training.validation.stages import validate_landed, validate_training_set, validate_transitions
 
-__all__ = ["broken_rows", "validate_landed", "validate_training_set", "validate_transitions"]
+__all__ = ["broken_rows", "refused", "validate_landed", "validate_training_set", "validate_transitions"]

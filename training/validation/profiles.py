@@ -6,6 +6,7 @@ not be read again every day. It is measured anew when the day's files or what is
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -103,7 +104,9 @@ def _measure(partition: Partition, wanted: _Wanted, decided: Partition) -> Profi
     for name, histogram in scopes[ALL].histograms.items():
         for q in QUANTILES:
             measures[f"{name}_p{q * 100:.0f}"] = quantile(histogram, q)
-    return Profile(rows, {n: None if v is None else float(v) for n, v in measures.items()}, scopes)
+    # a share of no rows is not a number
+    found = {n: float(v) if v is not None and math.isfinite(v) else None for n, v in measures.items()}
+    return Profile(rows, found, scopes)
 
 
 def _scope(partition: Partition, wanted: _Wanted) -> Scope:

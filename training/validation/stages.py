@@ -21,6 +21,7 @@ from training.validation.checks import NOT_FINITE, Check, Severity, Suite, measu
 from training.validation.drift import CalibrationSums
 from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
 from training.validation.profiles import ALL, CONTROL, Profile, Scope
+from training.validation.refusals import LANDING
 from training.validation.rules import MIXED_ARMS, TRAINING_SET, TRANSITIONS, Rules
 
 MART = "fct_transitions"
@@ -654,6 +655,8 @@ def _finish(settings: Settings, day: date, tables: Sequence[str], found: Sequenc
 
     layout = settings.layout
     stale = [f"{table}_{part}" for table in tables for part in PARTS]
+    if IMPRESSIONS in tables:
+        stale.append(LANDING)  # what was refused before has landed since
     suites = [suite for table in found for suite in table.finished_suites()]
     subjects = {suite.name: table for table in found for suite in table.finished_suites()}
     outcomes = data_docs.run(layout.validation, day, suites, stale)
