@@ -164,7 +164,7 @@ class BatchRLMTF(Learner):
         with torch.no_grad():
             generated = self.generator.decode(s, self._latents(B))
         perturbed = self.perturbation.perturb(s, generated)
-        perturbation_q = self.critics.q[0](s, perturbed).mean()
+        perturbation_q = self.critics.q[0](s, perturbed, fixed=True).mean()
         self.descend("perturbation", -perturbation_q)
 
         # Q, eq. (6): Σ_i (y − Q_i(s, a))²

@@ -45,14 +45,17 @@ class StateMLP(nn.Module):
         self.state_width = state
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
-    def forward(self, s: Tensor, x: Tensor) -> Tensor:
-        """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out]."""
+    def forward(self, s: Tensor, x: Tensor, fixed: bool = False) -> Tensor:
+        """s [B, d] and x [B, w] or [B, n, w] to [B, out] or [B, n, out].
+
+        ``fixed`` (for one x a state): gradients reach s and x alone, not the network's parameters.
+        """
         if x.dim() == 2:  # one product, whose gradient needs no slices
-            return mlp(torch.cat([s, x], dim=1), self.layers)
+            return mlp(torch.cat([s, x], dim=1), self.layers, fixed)
         first, *rest = self.layers
         of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
         h = F.linear(x, first.weight[:, self.state_width :]).add_(of_state[:, None, :])
-        return mlp(h.relu_(), self.layers[1:]) if rest else h
+        return mlp(h.relu_(), rest) if rest else h
 
     @torch.no_grad()
     def rough(self, s: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -63,10 +66,10 @@ class StateMLP(nn.Module):
         """
         if dtype == torch.float32:
             return self(s, x)
+        *hidden, last = self.layers
         h = torch.cat([s.to(dtype)[:, None].expand(-1, x.shape[1], -1), x.to(dtype)], dim=2)
-        for linear in self.layers[:-1]:
+        for linear in hidden:
             h = product(h, linear.weight.to(dtype), linear.bias.to(dtype), relu=True)
-        last = self.layers[-1]
         return product(h.float(), last.weight, last.bias)
 
 

@@ -6,13 +6,19 @@ the products of a training step in half the time, and those in bfloat16 in a qua
 (``tests/benchmarks/learner.py`` measures both). It also applies the ReLU while the result is in registers.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.contract.settings import LearnerSettings
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = (
+    torch.ops.mkldnn._linear_pointwise.default
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    else None
+)
 _LEAST_COLUMNS = 8  # of a result: for fewer, oneDNN's set-up costs more than it saves
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -29,52 +35,59 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether it does so in hardware, and so faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _ONEDNN and torch.cpu._is_avx512_bf16_supported()
+    return _ONEDNN is not None and torch.cpu._is_avx512_bf16_supported()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x [..., i] · weightᵀ [i, o] + bias [o], then ReLU where asked for; nothing for autograd is kept."""
-    if _ONEDNN and x.device.type == "cpu" and x.dtype in _TYPES and len(weight) >= _LEAST_COLUMNS:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    if _ONEDNN is not None and x.is_cpu and x.dtype in _TYPES and weight.shape[0] >= _LEAST_COLUMNS:
+        return _ONEDNN(x, weight, bias, "relu" if relu else "none", [], "")
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
 
 
-class _Linear(torch.autograd.Function):
-    """:func:`product` of a matrix, with its gradients made by the same products."""
+class _MLP(torch.autograd.Function):
+    """A ReLU MLP of x [B, i] and parameters W, b, W, b, …, with its gradients made by :func:`product` too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        y = product(x, weight, bias, relu)
-        ctx.save_for_backward(x, weight, y if relu else None)
-        return y
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[::2], parameters[1::2]
+        inputs = [x]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            inputs.append(product(inputs[-1], weight, bias, relu=True))
+        ctx.save_for_backward(*inputs, *weights)
+        return product(inputs[-1], weights[-1], biases[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, y = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        if y is not None:
-            gradient = torch.ops.aten.threshold_backward(gradient, y, 0.0)
+        layers = len(ctx.saved_tensors) // 2
+        inputs, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        of_x, learnt = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         gradient = gradient.contiguous()  # the mean over a batch hands down one number with a stride of 0
-        return (
-            product(gradient, weight.t()) if of_x else None,
-            product(gradient.t(), x.t()) if of_weight else None,
-            gradient.sum(0) if of_bias else None,
-            None,
-        )
+        of_parameters: list[Tensor | None] = []
+        for at in reversed(range(layers)):
+            if learnt:
+                of_parameters += [gradient.sum(0), product(gradient.t(), inputs[at].t())]
+            if at > 0 or of_x:
+                gradient = product(gradient, weights[at].t())
+            if at > 0:  # the input is what a ReLU let through
+                gradient = torch.ops.aten.threshold_backward(gradient, inputs[at], 0.0)
+        of_parameters = of_parameters if learnt else [None] * 2 * layers
+        return (gradient if of_x else None, *reversed(of_parameters))
 
 
-def layer(x: Tensor, linear: nn.Linear, relu: bool) -> Tensor:
-    """One layer of an MLP on x [..., i]: linear(x), then ReLU where asked for."""
-    if not torch.is_grad_enabled():
-        return product(x, linear.weight, linear.bias, relu)
-    y = _Linear.apply(x.flatten(0, -2), linear.weight, linear.bias, relu)
-    return y.unflatten(0, x.shape[:-1])
+def mlp(x: Tensor, layers: Sequence[nn.Linear], fixed: bool = False) -> Tensor:
+    """A ReLU MLP of x [..., i] to [..., o]; the last layer is linear.
 
-
-def mlp(x: Tensor, layers: nn.ModuleList) -> Tensor:
-    """A ReLU MLP of x [..., i] to [..., o]; the last layer is linear."""
-    for linear in layers[:-1]:
-        x = layer(x, linear, relu=True)
-    return layer(x, layers[-1], relu=False)
+    ``fixed``: gradients reach x alone, at half the price. (Autograd does not tell a function which of
+    them are asked for.)
+    """
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    if fixed:
+        parameters = [p.detach() for p in parameters]
+    if torch.is_grad_enabled():
+        return _MLP.apply(x.flatten(0, -2), *parameters).unflatten(0, x.shape[:-1])
+    for at in range(0, len(parameters), 2):
+        x = product(x, parameters[at], parameters[at + 1], relu=at + 2 < len(parameters))
+    return x

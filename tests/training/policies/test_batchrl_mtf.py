@@ -76,6 +76,9 @@ def test_gradients_are_autograds():
     theirs = torch.autograd.grad(plain(net, s, x).square().mean(), inputs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+    of_fixed = torch.autograd.grad(net(s, x, fixed=True).square().mean(), inputs, allow_unused=True)
+    torch.testing.assert_close(of_fixed[0], theirs[0])
+    assert all(gradient is None for gradient in of_fixed[1:])
 
 
 def test_candidates_in_bfloat16_differ_by_its_rounding():
