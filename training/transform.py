@@ -91,6 +91,7 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
         last = max(last, date.fromisoformat(max(done["days"])))
 
     window = {
+        "MTF_DAY": day.isoformat(),
         "MTF_LOOK_BACK_DAY": look_back.isoformat(),
         "MTF_FIRST_DAY": first.isoformat(),
         "MTF_LAST_DAY": last.isoformat(),
@@ -392,7 +393,10 @@ def _copy(
 def properties(settings: Settings) -> str:
     """``models/_from_settings.yml`` for these settings: grain, columns, keys, contracts."""
     signals, profile = settings.signal_names, settings.state.profile
-    feedback = [_column(f"signal_{s.name}", f"0 or 1, the log's {s.column}") for s in settings.signals]
+    feedback = [
+        _column(f"signal_{s.name}", f"0 or 1, the log's {s.column}; 0 where it has none")
+        for s in settings.signals
+    ]
     counts = [_column(f"{s}_count", f"shown items with {s}") for s in signals]
     attributes = [
         # quoted: it may be a word of SQL

@@ -1,4 +1,4 @@
-{# The days, by the local calendar, that a run replaces (MTF_FIRST_DAY to MTF_LAST_DAY; from
+{# The days, by the local calendar, that a run (of MTF_DAY) replaces (MTF_FIRST_DAY to MTF_LAST_DAY; from
    MTF_LOOK_BACK_DAY on where meta.look_back says that a row can change after its day), and the last day
    whose rows it may see (MTF_HORIZON_DAY); all days where they are not given. They are environment
    variables that are read at execution only, because a changed dbt variable makes dbt parse the whole

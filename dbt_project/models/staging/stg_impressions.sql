@@ -26,8 +26,9 @@ renamed as (
         event_ts,
         feedback_ts,
         position as shown_position,
+        -- null on days that were landed before the settings named the signal; else validation refuses it
         {%- for signal in var('signals') %}
-        cast({{ adapter.quote(signal.column) }} as int) as signal_{{ signal.name }},
+        coalesce(cast({{ adapter.quote(signal.column) }} as int), 0) as signal_{{ signal.name }},
         {%- endfor %}
         {%- for head in var('heads') %}
         coalesce({{ adapter.quote('p_' ~ head) }}, 0) as p_{{ head }},

@@ -1,5 +1,5 @@
-{# A landed table has the declared columns, of the declared types, and each required one has values on every
-   day of the window. A row a difference: what is gone, retyped or empty fails, and new columns are listed
+{# A landed table has the declared columns, of the declared types, and each required one has values on the day
+   that is run (other days may have been landed before the settings named the column). A row a difference: what is gone, retyped or empty fails, and new columns are listed
    beside it, because one of them may be the lost one's new name. That is for a person to judge: nothing is
    filled in or cast to fit. A new column alone is no fault: landing names it, and no model reads it. #}
 {% test as_declared(model, table) %}
@@ -30,6 +30,9 @@ with counted as (
         {% endfor -%}
         dt
     from {% if required %}{{ model }}{% else %}(select cast(null as date) as dt where 1 = 0) as nothing{% endif %}
+    {%- if env_var('MTF_DAY', '') %}
+    where dt = {{ run_day('DAY', '1970-01-01') }}
+    {%- endif %}
     group by dt
 
 )
