@@ -10,7 +10,8 @@ Which days a run replaces: the day itself, and every day whose landed content is
 transformed, with all transformed days after it, since users' histories build on it. Transitions and policy
 metrics are also replaced on the days before these that they can still change (:data:`LOOK_BACK_DAYS`). What
 was transformed is written down in ``warehouse/transformed.json`` after a run that passed all its tests;
-until then the next run does it again.
+until then the next run does it again. Days whose validation failed are held back: they are in no table until
+they pass.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ from training.contract.files import (
     write_text_atomic,
 )
 from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
+from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings
 from training.contract.state import history_columns, session_columns
 
@@ -81,6 +83,10 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
     layout = settings.layout
     if day not in layout.days(IMPRESSIONS):
         raise DataError(f"no impressions of {day} are landed: {layout.partition(IMPRESSIONS, day)} is absent")
+    if day in held_days(settings):
+        raise DataError(
+            f"{day} is landed and has not passed its validation: `mtf day --date {day}` runs that"
+        )
     models = _model_variables(settings)
     done = _transformed(settings)
     full_refresh = full_refresh or done["variables"] != models or not layout.warehouse.exists()
@@ -169,11 +175,24 @@ def _changed(landed: dict[str, Any], before: dict[str, Any], day: date) -> list[
     return sorted(new | {d for d in before if landed.get(d) != before[d]})
 
 
+def held_days(settings: Settings) -> list[date]:
+    """Landed days that the daily run did not find valid, or has not judged: nothing is made of them."""
+    records = {d: read_records(settings.layout, d) for d in recorded_days(settings.layout)}
+    return [
+        d
+        for d, found in records.items()
+        if "land" in found and not found.get("validate_landed", {}).get("success", False)
+    ]
+
+
 def _landed(settings: Settings) -> dict[str, dict[str, str]]:
-    """Content of every landed partition: day → table → digest."""
+    """Content of every landed partition that is not held back: day → table → digest."""
     found: dict[str, dict[str, str]] = {}
+    held = held_days(settings)
     for table in TABLES:
         for day in settings.layout.days(table):
+            if day in held:
+                continue
             digest = _content(settings.layout.partition(table, day))
             if digest:
                 found.setdefault(day.isoformat(), {})[table] = digest
@@ -243,6 +262,7 @@ def _dbt(
     environment = {
         "MTF_LAKE": str(settings.layout.root.resolve() / "lake"),
         "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
+        "MTF_HELD_DAYS": " ".join(str(day) for day in held_days(settings)),
         "DBT_TARGET": "duckdb",
         "DO_NOT_TRACK": "1",
         **(environment or {}),

@@ -6,10 +6,16 @@
 {% endmacro %}
 
 {# A landed table, or an empty one of the same columns when nothing of it was ever landed:
-   KuaiRand's logs bring no decisions, and users are optional. #}
+   KuaiRand's logs bring no decisions, and users are optional. Days that did not pass validation
+   (MTF_HELD_DAYS) are left out. #}
 {% macro lake(table, columns) %}
     {%- set relation = source('lake', table) -%}
-    {%- if table in var('landed') -%}
+    {%- set held = (env_var('MTF_HELD_DAYS', '') if execute else '').split() -%}
+    {%- if table in var('landed') and held -%}
+        (select * from {{ relation }} where dt not in (
+            {%- for day in held -%}cast('{{ day }}' as date){{ ', ' if not loop.last }}{%- endfor -%}
+        )) as without_held_days
+    {%- elif table in var('landed') -%}
         {{ relation }}
     {%- else -%}
         (
