@@ -69,9 +69,9 @@ def final_state(settings: Settings) -> dict[str, str]:
             n for (n,) in connection.execute("select name from sqlite_master where type = 'table' order by 1")
         ]
         for name in names:
-            rows = connection.execute(
-                f'select entity_key, feature_name, value, event_ts from "{name}" order by 1, 2'  # noqa: S608
-            ).fetchall()
+            columns = [c[1] for c in connection.execute(f'pragma table_info("{name}")')]
+            kept = ", ".join(f'"{c}"' for c in columns if not c.startswith("created"))  # when it was written
+            rows = connection.execute(f'select {kept} from "{name}" order by {kept}').fetchall()  # noqa: S608
             found[f"online {name}"] = _digest(rows)
     for path in sorted(layout.models.glob("dt=*/*.safetensors")):
         found[f"model {path.parent.name[3:]} {path.name}"] = sha256(path)

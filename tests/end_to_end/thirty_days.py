@@ -242,19 +242,17 @@ def drift(settings: Settings, day: date) -> None:
 
 
 def killer(settings: Settings) -> Callable[[], None]:
-    """SIGKILL the task above the dbt of this data folder, once."""
-    project, killed = str(settings.layout.dbt_target), []
+    """SIGKILL the task above the dbt process that has the warehouse open, once."""
+    warehouse, killed = str(settings.layout.warehouse), []
 
     def watch() -> None:
-        if killed:
-            return
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or []
-            if "build" in command and any(project in part for part in command):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    killed.append(process.parent().pid)
+        pid = stack.pid_of(settings, "airflow")
+        for process in [] if killed or pid is None else psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(file.path == warehouse for file in process.open_files()):
+                    killed.append(process.ppid())
                     os.kill(killed[0], signal.SIGKILL)
-                return
+                    return
 
     return watch
 
