@@ -282,7 +282,10 @@ def _failure_has_passed(settings: Settings, day: date) -> bool:
     if inputs.differences(source, inputs.of_stage(settings, day, "land")):
         return True
     # no file of its own, but late rows in those of other days
-    return "error" in records.get("land", {}) and settings.layout.partition(IMPRESSIONS, day).exists()
+    return (
+        not records.get("land", {}).get("success", True)
+        and settings.layout.partition(IMPRESSIONS, day).exists()
+    )
 
 
 def _superseded(settings: Settings, day: date, stage: str) -> bool:
