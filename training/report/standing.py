@@ -105,7 +105,8 @@ def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | 
     The interval takes users as clusters (each is in one arm). None with fewer than two users in an arm.
     """
     mart = settings.layout.mart("fct_transitions")
-    paths = [str(path) for path in sorted(mart.glob("dt=????-??-??/part-0.parquet"))]
+    # two weeks hold the days of a week even when the champion did not serve on each
+    paths = [str(path) for path in sorted(mart.glob("dt=????-??-??/part-0.parquet"))[-2 * MEASURED_DAYS :]]
     if not paths:
         return None
     with duckdb.connect() as connection:
