@@ -37,7 +37,7 @@ KINDS = {
     UnixTimestamp: ("INTEGER", "unix_timestamp_val"),
 }
 OTHER = ("BLOB", None)
-ROWS_A_TRANSACTION = 10_000  # what a reader's or the feedback's own write waits for: about 0.1 s
+ROWS_A_TRANSACTION = 10_000  # what the feedback's own write waits for: 0.06 s of CPU for 14 features
 BUSY_MS = 5_000
 
 Row = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]

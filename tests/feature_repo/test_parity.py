@@ -218,49 +218,69 @@ def test_a_state_of_the_wrong_width_is_named(settings, loop):
         features.parity(settings, D2)
 
 
-minutes = st.integers(0, 3 * 24 * 60)
-
-
-@given(
-    written=st.lists(st.tuples(st.integers(1, 2), minutes), max_size=8, unique=True),
-    asked=st.lists(st.tuples(st.integers(1, 3), minutes), min_size=1, max_size=8),
+DAYS = 3
+micros = st.integers(0, DAYS * 86_400 * 10**6 - 1)
+# a few instants around midnights and each other, where an off-by-one shows, and any other
+instants = st.sampled_from([0, 1, 86_400 * 10**6 - 1, 86_400 * 10**6, 86_400 * 10**6 + 1]) | micros
+written_rows = st.lists(
+    # whose, when, and how many days later it was landed
+    st.tuples(st.integers(1, 2), instants, st.integers(0, 2)),
+    max_size=10,
 )
+
+
+@given(written=written_rows, asked=st.lists(st.tuples(st.integers(1, 3), instants), min_size=1, max_size=8))
 @hypothesis_settings(
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_nothing_comes_from_the_future(settings, marts, at, written, asked):
-    """Every value says when it was written: the latest such instant up to the row's, never later."""
+    """Every value is its row's number: of the latest rows up to the instant, against a plain reference.
+
+    Rows are landed with their day or days later; of rows of one instant, one is taken. dbt stamps a profile
+    within the day that brings it, so a late one is stamped late; sessions and histories keep their stamps.
+    """
     features.apply(settings)
-    start = at(D1)
-    rows = [(user, start + timedelta(minutes=minute), minute) for user, minute in written]
-    marts.write(
-        "dim_users", D1, [{"user_id": u, "event_timestamp": ts, "fans": minute} for u, ts, minute in rows]
-    )
-    marts.write(
-        "fct_user_history",
-        D1,
-        [{"user_id": u, "event_timestamp": ts, "hist_count": minute} for u, ts, minute in rows],
-    )
-    marts.write(
-        "fct_session_state",
-        D1,
-        [{"user_id": u, "event_timestamp": ts, "sess_requests": minute} for u, ts, minute in rows],
-    )
+    start, day_us = at(D1), 86_400 * 10**6
+
+    def stamp(micro):
+        return start + timedelta(microseconds=micro)
+
+    profiles = [  # number, whose, when it counts from
+        (number, user, max(micro, (micro // day_us + late) * day_us) if late else micro)
+        for number, (user, micro, late) in enumerate(written)
+    ]
+    others = [(number, user, micro) for number, (user, micro, _) in enumerate(written)]
+    for day in range(DAYS + 2):  # every partition anew: the last example's rows are gone
+
+        def landed(rows, column, day=day):
+            return [
+                {"user_id": user, "event_timestamp": stamp(micro), column: number}
+                for (number, user, micro), (_, original, late) in zip(rows, written, strict=True)
+                if original // day_us + late == day
+            ]
+
+        partition = D1 + timedelta(days=day)
+        marts.write("dim_users", partition, landed(profiles, "fans"))
+        marts.write("fct_user_history", partition, landed(others, "hist_count"))
+        marts.write("fct_session_state", partition, landed(others, "sess_requests"))
     entities = pd.DataFrame(
         {
             "user_id": [user for user, _ in asked],
-            "event_timestamp": pd.to_datetime([start + timedelta(minutes=m) for _, m in asked], utc=True),
+            "event_timestamp": pd.to_datetime([stamp(m) for _, m in asked], utc=True),
         }
     )
     found = features.historical(settings, entities)
-    for (user, minute), row in zip(asked, found.itertuples(), strict=True):
-        known = [m for u, m in written if u == user and m <= minute]
-        midnight = minute - minute % (24 * 60)
-        overnight = [m for u, m in written if u == user and m <= midnight]
-        changed = [m for m in overnight if m < midnight]
-        for value, times in (
-            (row.sess_requests, known),
-            (row.hist_count, overnight),
-            (row.fans, changed),
+
+    def latest(rows, user, until):
+        """The numbers of the user's newest rows up to an instant; more than one for a tie."""
+        known = [(micro, number) for number, whose, micro in rows if whose == user and micro <= until]
+        return {number for micro, number in known if micro == max(known)[0]}
+
+    for (user, micro), row in zip(asked, found.itertuples(), strict=True):
+        midnight = micro - micro % day_us
+        for value, expected in (
+            (row.sess_requests, latest(others, user, micro)),
+            (row.hist_count, latest(others, user, midnight)),
+            (row.fans, latest(profiles, user, midnight - 1)),
         ):
-            assert (value == max(times)) if times else pd.isna(value)
+            assert value in expected if expected else pd.isna(value)
