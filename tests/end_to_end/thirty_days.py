@@ -16,10 +16,10 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,9 +63,9 @@ console = Console(log_path=False)
 class Webhook(HTTPServer):
     """Receives the alerts."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receiver)
-        self.alerts: list[dict[str, Any]] = []
+    def __init__(self, port: int, alerts: list[dict[str, Any]]) -> None:
+        super().__init__(("127.0.0.1", port), _Receiver)
+        self.alerts = alerts
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -84,8 +84,8 @@ class _Receiver(BaseHTTPRequestHandler):
 class Redis:
     """The online store's server; what it holds outlives a stop."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
         folder.mkdir(parents=True, exist_ok=True)
         self.process: subprocess.Popen | None = None
 
@@ -122,10 +122,16 @@ class Day:
     day: date
     planted: str | None
     requests: int = 0
-    fallbacks: int = 0
     wall_s: float = 0.0
     night: list[Stage] = field(default_factory=list)  # of its own night
     later: list[Stage] = field(default_factory=list)  # of runs that a later night started
+
+    @classmethod
+    def told(cls, one: dict[str, Any]) -> "Day":
+        """A day of an earlier run's result."""
+        stages_of = {when: [Stage(**stage) for stage in one[when]] for when in ("night", "later")}
+        kept = {name: one[name] for name in ("planted", "requests", "wall_s")}
+        return cls(date.fromisoformat(one["day"]), **kept, **stages_of)
 
 
 # --- one night
@@ -277,45 +283,65 @@ def outage(redis: Redis, night: Night, day: date) -> Callable[[], None]:
 
 # --- the whole run
 
+asked_to_stop = threading.Event()  # by SIGTERM: after the day, so that --go-on finds a whole one
 
-def run(out: Path, days: int) -> dict[str, Any]:
-    shutil.rmtree(out, ignore_errors=True)
-    webhook, redis = Webhook(), Redis(out.resolve() / "redis")
-    redis.start()
+
+def write_settings(folder: Path) -> None:
     more = {
         "serving": {"port": free_port()},
-        "store": {"online": "redis", "redis_url": f"localhost:{redis.port}"},
+        "store": {"online": "redis", "redis_url": f"localhost:{free_port()}"},
         "orchestration": {
             "airflow_port": free_port(),
             "mlflow_port": free_port(),
             "retries": 3,
             "retry_seconds": 5,
         },
-        "alerts": {"webhook": f"http://127.0.0.1:{webhook.server_port}"},
+        "alerts": {"webhook": f"http://127.0.0.1:{free_port()}"},
         "learner": {"window_days": 3},
         "gate": {"parity_sample": 200},
         "world": {"requests_per_day": 400, "past_days": 2, "start_day": "2026-01-01"},
     }
-    settings = small_days.write_settings(out.resolve(), more)
-    file = out.resolve() / "mtf.yaml"
+    small_days.write_settings(folder, more)
+
+
+def run(out: Path, days: int, go_on: bool) -> dict[str, Any]:
+    """Run the days, or (``go_on``) those that an earlier run over the same folder did not come to."""
+    out = out.resolve()
+    before = read_json(out / "result.json") if go_on else {"days": [], "wall_s": 0.0, "starts": 0}
+    if go_on and len(before["days"]) >= days:
+        return before
+    if not go_on:
+        shutil.rmtree(out, ignore_errors=True)
+        write_settings(out)
+    file = out / "mtf.yaml"
     os.environ[SETTINGS_VARIABLE] = str(file)
     settings = load_settings(file)
+    hook = settings.alerts.webhook
+    assert hook is not None
+    alerts = [alert for one in before["days"] for alert in one["alerts"]]
+    webhook = Webhook(int(hook.get_secret_value().rpartition(":")[2]), alerts)
+    redis = Redis(out / "redis", int(settings.store.redis_url.rpartition(":")[2]))
+    redis.start()
     first = date.fromisoformat(settings.world.start_day)
     services = [s for s in stack.services(settings, file) if s.name != "mlflow"]
-    told: list[Day] = []
-    began = time.monotonic()
+    told = [Day.told(one) for one in before["days"]]
+    began = time.monotonic() - before["wall_s"]
     try:
         for service in services:
             stack.start(settings, service)
-        prepare_past(settings, [], Console(quiet=True))
+        if not go_on:
+            prepare_past(settings, [], Console(quiet=True))
         for service in services:
             stack.wait_ready(settings, service, timeout=600)
         airflow = stack.Airflow(settings)
         airflow.ensure_pool()
         airflow.wait_for_dags(list(LOOP), timeout=600)
-        night, seen = Night(settings, airflow), set()
+        night = Night(settings, airflow)
+        seen = {run["dag_run_id"] + run["dag_id"] for run in night.new_runs(set())}
         arrive: Callable[[], None] | None = None
-        for number in range(1, days + 1):
+        for number in range(len(told) + 1, days + 1):
+            if asked_to_stop.is_set():
+                break
             day, started = first.replace(day=number), time.monotonic()
             entry = Day(day, PLANTED.get(number))
             told.append(entry)
@@ -342,6 +368,7 @@ def run(out: Path, days: int) -> dict[str, Any]:
                 (of.night if of is entry else of.later).append(stage)
             entry.wall_s = round(time.monotonic() - started, 1)
             result = collect(settings, told, webhook, time.monotonic() - began)
+            result["starts"] = before.get("starts", 1) + 1
             write_json_atomic(out / "result.json", result)
             console.log(f"{day} {entry.wall_s:.0f} s  {result['days'][-1]['ended']}")
     finally:
@@ -430,7 +457,7 @@ def report(result: dict[str, Any], command: str) -> str:
             last = [one["ended"], f"{one['wall_s']:.0f}"] if when == "night" else ["", ""]
             lines.append("| " + " | ".join([label, *cells, *last]) + " |")
     planted = [
-        f"| {one['day']} | {one['planted']} | {one['ended']} | {one['reason'] or tries(one)} | "
+        f"| {one['day']} | {one['planted']} | {one['ended']} | {came_of(one)} | "
         f"{'; '.join(sorted({a['name'] + ' (' + a['stage'] + ')' for a in one['alerts']})) or 'none'} |"
         for one in result["days"]
         if one["planted"]
@@ -438,14 +465,17 @@ def report(result: dict[str, Any], command: str) -> str:
     count = {name: sum(one["ended"] == name for one in result["days"]) for name in ENDINGS}
     faults = unexpected(result)
     others = [
-        f"- {one['day']} {one['ended']}: {one['reason']}"
+        f"- {one['day']} {one['ended']}: {came_of(one)}"
         for one in result["days"]
         if one["ended"] == "refused" or (one["ended"] == "stopped" and not one["planted"])
     ]
     average = sum(one["requests"] for one in result["days"]) // len(result["days"])
     verdict = f"Not as it should: {'; '.join(faults)}." if faults else "Every day ended as it should."
+    starts = result.get("starts", 1)
+    again = "" if len(result["days"]) >= 30 else " The run was stopped there: thirty days were meant."
+    again += f" The program was started {starts} times over the same data (`--go-on`)." if starts > 1 else ""
     text = f"""\
-# Thirty days without a person
+# {"Thirty" if len(result["days"]) == 30 else len(result["days"])} days without a person
 
 Made by `{command}`: {len(result["days"])} simulated days, one after the
 other, by Airflow's scheduler with the LocalExecutor; real service, dbt, Feast on Redis, gate and Bento. The
@@ -456,7 +486,7 @@ the networks tiny, and the gate's tolerance wide: the right days stop is what is
 {count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later night,
 {count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict}
 The champion after the last day is `{result["champion"]}`. {result["wall_s"] / 60:.0f} minutes on
-{result["cpus"]} cores of a machine that others used too (load {result["load_1m"]}).
+{result["cpus"]} cores of a machine that others used too (load {result["load_1m"]}).{again}
 
 ## What was planted, and what came of it
 
@@ -483,9 +513,15 @@ def cell(ran: list[dict[str, Any]]) -> str:
     return SHORT.get(last["state"], last["state"]) + (f" {last['tries']}" if last["tries"] > 1 else "")
 
 
-def tries(one: dict[str, Any]) -> str:
-    again = [f"`{s['stage']}` done at try {s['tries']}" for s in one["night"] if s["tries"] > 1]
-    return ", ".join(again) or "nothing"
+def came_of(one: dict[str, Any]) -> str:
+    """What stopped a day, also when it was taken up later; else which stage needed another try."""
+    again = [
+        f"`{stage['stage']}` done at try {stage['tries']}" for stage in one["night"] if stage["tries"] > 1
+    ]
+    told = (
+        one["reason"] or "; ".join(alert["what"] for alert in one["alerts"]) or ", ".join(again) or "nothing"
+    )
+    return re.sub(r"/\S*/data/", "<data>/", told).replace("|", "/")
 
 
 def main() -> int:
@@ -493,9 +529,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/thirty_days"))
     parser.add_argument("--report", type=Path, default=None, help="Markdown; <out>/report.md by default")
     parser.add_argument("--days", type=int, default=30, choices=range(1, 32))
+    parser.add_argument(
+        "--go-on", action="store_true", help="with the days that an earlier run did not reach"
+    )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stopped, it stops what it started
-    result = run(options.out, options.days)
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
+    result = run(options.out, options.days, options.go_on)
     path = options.report or options.out / "report.md"
     command = f"python -m tests.end_to_end.thirty_days --out {options.out} --report {path}"
     write_text_atomic(path, report(result, command))
