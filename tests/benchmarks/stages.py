@@ -1,12 +1,18 @@
-"""Rows a second through each stage of a day, beside the floor: DuckDB scanning the same Parquet.
+"""Rows a second through each stage of a day, beside the floor of each: DuckDB scanning the bytes it reads.
 
-The dbt build is also held against its own SQL run straight in DuckDB.
+A floor reads every column of the Parquet files that its stage reads, and joins them where the stage does.
+The dbt build is also held against its own SQL run straight in DuckDB. The start of a stage is the time of
+a new process that imports what the stage uses, which is what a task would pay that is no fork of a
+process that has imported it (``dags/preload.py``).
 
-python -m tests.benchmarks stages --impressions 100000 1000000 5000000
+python -m tests.benchmarks stages --impressions 1000000 5000000 20000000
 """
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +29,23 @@ from training.contract.settings import Settings
 
 DAY = date(2026, 1, 5)
 PAGE, REQUESTS_A_SESSION = 6, 8
-BESIDE = ("same SQL in DuckDB", "floor")  # no stages: what they are held against
+# what a stage reads, joined by the key when it reads two tables: lake tables and marts
+READS: dict[str, tuple[tuple[str, ...], str]] = {
+    "land": ((IMPRESSIONS, DECISIONS), "request_id"),
+    "validate_landed": ((IMPRESSIONS, DECISIONS), "request_id"),
+    "transform": ((IMPRESSIONS, DECISIONS), "request_id"),
+    "validate_transitions": (("fct_transitions",), ""),
+    "materialise": (("fct_user_history",), ""),
+    "trajectories": (("fct_transitions", DECISIONS), "request_id"),
+}
+IMPORTS = {
+    "land": "training.ingest",
+    "validate_landed": "training.validation.data_docs, great_expectations",
+    "transform": "training.transform, dbt.cli.main, dbt.adapters.duckdb",
+    "validate_transitions": "training.validation.data_docs, great_expectations",
+    "materialise": "training.features, training.materialisation",
+    "trajectories": "training.trajectories, torch",
+}
 
 
 def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Table]:
@@ -46,7 +68,8 @@ def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Tabl
     arms = np.where(session % 2 == 0, "random", "noise")
 
     def lists(values: np.ndarray) -> pa.Array:
-        return pa.array(list(values), pa.list_(pa.float32()))
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
     decisions = pa.table(
         {
@@ -82,9 +105,10 @@ def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Tabl
     return pa.table(shown), decisions
 
 
-def measure(impressions: int, folder: Path) -> dict:
-    """Seconds and rows a second of every stage at one size, imports left out."""
+def measure(impressions: int, folder: Path, starts: dict[str, tuple[float, float]]) -> dict:
+    """Seconds and rows a second of every stage at one size, imports left out, and the floor of each."""
     import training.features
+    import training.materialisation
     import training.validation.data_docs
     from training import trajectories, transform, validation
     from training.ingest import land
@@ -92,39 +116,79 @@ def measure(impressions: int, folder: Path) -> dict:
     settings = Settings(data=folder, learner={"mixed_exploration": True, "replay_capacity": 10_000_000})
     shown, decisions = day_of_logs(settings, impressions)
     training.features.apply(settings)
+
+    def landing() -> None:
+        nonlocal shown, decisions
+        land(settings, IMPRESSIONS, DAY, shown, "bench")
+        land(settings, DECISIONS, DAY, decisions, "bench")
+        shown = decisions = None  # gigabytes that no later stage holds
+
     stages: dict[str, Callable[[], object]] = {
-        "land": lambda: (
-            land(settings, IMPRESSIONS, DAY, shown, "bench"),
-            land(settings, DECISIONS, DAY, decisions, "bench"),
-        ),
+        "land": landing,
         "validate_landed": lambda: validation.validate_landed(settings, DAY),
         "transform": lambda: transform.run(settings, DAY),
         "validate_transitions": lambda: validation.validate_transitions(settings, DAY),
         "materialise": lambda: training.features.materialise(settings, DAY),
         "trajectories": lambda: trajectories.load(settings, DAY),
-        "same SQL in DuckDB": lambda: same_sql(settings),
-        "floor": lambda: scan(settings),
     }
     seconds = {}
+    results = {}
     for name, run in stages.items():
-        started = time.perf_counter()
-        run()
-        seconds[name] = time.perf_counter() - started
-        print(f"{impressions:>9,} impressions  {name:22s} {seconds[name]:8.2f} s", flush=True)
-    total = sum(value for name, value in seconds.items() if name not in BESIDE)
+        seconds[name], cpu = timed(run)
+        results[name] = {
+            "seconds": round(seconds[name], 3),
+            "cpu_seconds": round(cpu, 3),
+            "rows_per_second": round(impressions / seconds[name]),
+            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+        print(f"{impressions:>10,} impressions  {name:22s} {seconds[name]:8.2f} s", flush=True)
+    for name, result in results.items():
+        tables, key = READS[name]
+        floor, cpu = timed(lambda tables=tables, key=key: scan(settings, tables, key))
+        result["floor_seconds"] = round(floor, 3)
+        result["times_floor"] = round(seconds[name] / floor, 1)
+        result["times_floor_cpu"] = round(result["cpu_seconds"] / cpu, 1)
+    sql, sql_cpu = timed(lambda: same_sql(settings))
+    total = sum(seconds.values())
+    cpu_total = sum(result["cpu_seconds"] for result in results.values())
+    start, start_cpu = (sum(times) for times in zip(*starts.values(), strict=True))
+    for name, result in results.items():
+        result["share"] = round(seconds[name] / total, 4)
     return {
         "impressions": impressions,
-        "dbt_times_same_sql": round(seconds["transform"] / seconds["same SQL in DuckDB"], 2),
-        "stages": {
-            name: {
-                "seconds": round(value, 3),
-                "rows_per_second": round(impressions / value),
-                "share": round(value / total, 4) if name not in BESIDE else None,
-                "times_floor": round(value / seconds["floor"], 1),
-            }
-            for name, value in seconds.items()
+        "same_sql": {"seconds": round(sql, 3), "cpu_seconds": round(sql_cpu, 3)},
+        "dbt_times_same_sql": round(seconds["transform"] / sql, 2),
+        "start": {
+            "seconds": {name: round(wall, 2) for name, (wall, _) in starts.items()},
+            "cpu_seconds": {name: round(cpu, 2) for name, (_, cpu) in starts.items()},
+            "share": round(start / (start + total), 4),
+            "share_cpu": round(start_cpu / (start_cpu + cpu_total), 4),
         },
+        "stages": results,
     }
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall seconds, and processor seconds of this process and its children."""
+    wall, cpu = time.perf_counter(), spent()
+    run()
+    return time.perf_counter() - wall, spent() - cpu
+
+
+def spent() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def start_seconds() -> dict[str, tuple[float, float]]:
+    """Wall and processor seconds of a new process that imports what a stage uses."""
+
+    def start(modules: str) -> tuple[float, float]:
+        command = [sys.executable, "-c", f"import {modules}"]
+        return timed(lambda: subprocess.run(command, check=True, capture_output=True))
+
+    once = {modules: start(modules) for modules in dict.fromkeys(IMPORTS.values())}
+    return {name: once[modules] for name, modules in IMPORTS.items()}
 
 
 def same_sql(settings: Settings) -> None:
@@ -156,25 +220,27 @@ def rows_of(connection: duckdb.DuckDBPyConnection, tables: list[str]) -> list[in
     return [connection.sql(f"select count(*) from {table}").fetchall()[0][0] for table in tables]  # noqa: S608
 
 
-def scan(settings: Settings) -> None:
-    """The floor: read every column of the day's impressions and decisions once, joined by request."""
-    impressions = settings.layout.partition(IMPRESSIONS, DAY) / "part-0.parquet"
-    decisions = settings.layout.partition(DECISIONS, DAY) / "part-0.parquet"
-    query = f"""
-        select count(*), max(hash(columns(*))) from read_parquet('{impressions}') i
-        join read_parquet('{decisions}') d on i.request_id = d.request_id
-    """  # noqa: S608
+def scan(settings: Settings, tables: tuple[str, ...], key: str) -> None:
+    """The floor: read every column of the day's files of some tables once, joined by a key."""
+    layout = settings.layout
+    folders = [
+        layout.partition(name, DAY) if name in (IMPRESSIONS, DECISIONS) else layout.mart(name) / f"dt={DAY}"
+        for name in tables
+    ]
+    first, *others = (f"read_parquet('{folder / 'part-0.parquet'}')" for folder in folders)
+    joins = "".join(f" join {other} as other on one.{key} = other.{key}" for other in others)
     with duckdb.connect() as connection:
-        connection.sql(query).fetchall()
+        connection.sql(f"select count(*), max(hash(columns(*))) from {first} as one{joins}").fetchall()  # noqa: S608
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--impressions", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
+    parser.add_argument("--impressions", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:
     results = []
+    starts = start_seconds()
     for count in arguments.impressions:
         with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
-            results.append(measure(count, Path(folder)))
+            results.append(measure(count, Path(folder), starts))
     return results

@@ -9,7 +9,6 @@ less than they change the wall's.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,16 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.stages import DAY, day_of_logs
+from tests.benchmarks.stages import DAY, day_of_logs, spent
 from training import transform
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest import land
-
-
-def spent() -> float:
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def measure(work: Callable[[], object], repeats: int) -> dict:
