@@ -15,12 +15,14 @@ they pass.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Collection, Sequence
 from datetime import date
@@ -301,9 +303,14 @@ def _forked(arguments: list[str], environment: dict[str, str], folder: Path) -> 
     return answer
 
 
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
 def _invoke(sender: "Connection", arguments: list[str], environment: dict[str, str], folder: Path) -> None:
     from dbt.cli.main import dbtRunner
 
+    if sys.platform == "linux":  # die with the stage: else a dbt without one would hold the warehouse
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.update(environment)
     os.chdir(folder)
     said = io.StringIO()

@@ -4,11 +4,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import duckdb
+import psutil
 import pytest
 import yaml
 
@@ -167,6 +169,31 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
     assert f"(request_id: {repeated}, rows_of_it: 2)" in str(error.value)
     assert digests(settings.layout.marts) == before
     assert transform._transformed(settings) == done
+
+
+def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
+    """`dbt docs serve` stands for a long build: it ends only when it is killed."""
+    target = warehouse.daily.layout.dbt_target
+    command = ["docs", "serve", "--no-browser", "--port", "0", "--target-path", str(target)]
+    command += ["--project-dir", str(target / "project"), "--profiles-dir", str(target / "project")]
+    code = f"""
+from pathlib import Path
+from training import transform
+transform._forked({command!r}, {{"DBT_TARGET": "duckdb"}}, Path({str(target)!r}))
+"""
+    stage = subprocess.Popen([sys.executable, "-c", code], cwd=SOURCE.parent)
+    try:
+        while not (below := psutil.Process(stage.pid).children()):
+            assert stage.poll() is None
+            time.sleep(0.1)
+        serving = below[-1]
+        while not serving.net_connections():
+            assert serving.is_running() and stage.poll() is None
+            time.sleep(0.1)
+    finally:
+        stage.kill()
+        stage.wait()
+    assert psutil.wait_procs([serving], timeout=30)[1] == []
 
 
 @pytest.mark.slow
