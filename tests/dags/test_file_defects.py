@@ -103,6 +103,15 @@ def fractions(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index("position"), "position", pa.array(values))
 
 
+def another_user(rows: pa.Table) -> pa.Table:
+    return put("user_id", 3, rows["user_id"][3].as_py() + 1)(rows)
+
+
+def other_users(rows: pa.Table) -> pa.Table:
+    values = [value + 1_000 for value in rows["user_id"].to_pylist()]
+    return rows.set_column(rows.column_names.index("user_id"), "user_id", pa.array(values))
+
+
 def older_states(rows: pa.Table) -> pa.Table:
     n = rows.num_rows
     states = pa.array([[0.0]] * n, rows.schema.field("state").type)
@@ -153,6 +162,22 @@ DEFECTS = [
         "impressions_day",
         "rows",
         "there are impressions",
+    ),
+    Defect(
+        "a request shown to two users",
+        changed(another_user),
+        "validate_landed",
+        "impressions_day",
+        "requests_of_several_users",
+        "shown to one user",
+    ),
+    Defect(
+        "decisions of other users than those who were shown them",
+        changed(other_users),
+        "validate_landed",
+        "decisions_day",
+        "decisions_for_another_user",
+        "are of one user",
     ),
     Defect(
         "states of an older specification all day",

@@ -162,6 +162,14 @@ class Partition:
         )
         return self._connection.sql(query).fetchall()[0][0]
 
+    def contradicting(self, other: "Partition", key: str, column: str) -> int:
+        """Values of ``key`` in both partitions with different values of ``column``."""
+        query = (
+            f"SELECT count(DISTINCT mine.{key}) FROM {self._from()} AS mine "  # noqa: S608
+            f"JOIN {other._from()} AS theirs USING ({key}) WHERE mine.{column} <> theirs.{column}"
+        )
+        return self._connection.sql(query).fetchall()[0][0]
+
     def write_bad_rows(
         self, path: Path, checks: Sequence[Check], key: Sequence[str], limit: int, repeated: str | None
     ) -> int:

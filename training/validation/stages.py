@@ -291,9 +291,22 @@ class _Table:
             self.measures["repeated_rows"] = self.repeated
             unique = measure("repeated_rows", self.rules.key_text, 0, 0, source=", ".join(rules.key))
             self.day_checks.append(unique.with_bad_rows(self.repeated))
+        if rules.table == IMPRESSIONS and sound.issuperset(("request_id", "user_id")) and self.rows:
+            self._one_user_a_request(partition)
         self._against_recent()
         self._predictions(partition, sound)
         self.partition = partition
+
+    def _one_user_a_request(self, partition: Partition) -> None:
+        [several] = partition.grouped(
+            "request_id",
+            {"first": "min(user_id)", "last": "max(user_id)"},
+            ("count(*) FILTER (WHERE first <> last)",),
+            "true",
+        )
+        self.measures["requests_of_several_users"] = several
+        text = "what a request showed was shown to one user"
+        self.day_checks.append(measure("requests_of_several_users", text, 0, 0, source="user_id"))
 
     def _judged_row_checks(self, partition: Partition, frame: pd.DataFrame) -> list[Check]:
         empty = {name for name in frame.columns if not frame[name].notna().any()}
@@ -548,7 +561,7 @@ def _fallbacks(settings: Settings, decided: _Table) -> None:
 
 
 def _match_requests(shown: _Table, decided: _Table) -> None:
-    """Decisions of the day whose request has no impression."""
+    """Decisions of the day whose request has no impression, or those of another user."""
     if shown.partition is None or decided.partition is None or not decided.rows:
         return
     if not ({"request_id"} <= shown.partition.columns and {"request_id"} <= decided.partition.columns):
@@ -559,6 +572,11 @@ def _match_requests(shown: _Table, decided: _Table) -> None:
     decided.day_checks.append(
         measure("share_without_impressions", text, 0, MOST_UNMATCHED_SHARE, "warning", "request_id")
     )
+    if {"user_id"} <= shown.partition.columns & decided.partition.columns:
+        others = decided.partition.contradicting(shown.partition, "request_id", "user_id")
+        decided.measures["decisions_for_another_user"] = others
+        text = "a decision and what it showed are of one user"
+        decided.day_checks.append(measure("decisions_for_another_user", text, 0, 0, source="user_id"))
 
 
 def _training_measures(settings: Settings, table: _Table) -> None:
