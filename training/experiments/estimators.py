@@ -8,7 +8,9 @@ estimated from one log, and a few of them from many fresh and smaller logs:
   static weights; and how often the gate's bar would have let the policy pass. pdis and dr are held
   against the truth of the smoothed policy that they estimate.
 
-Each unit is a JSON file; a run that was killed goes on with the units it lacks.
+All estimators are measured, whichever the settings name. Each unit is a JSON file with the fingerprint of
+its settings, sizes and sources; a run that was killed goes on with the units it lacks, and one with more
+draws adds to those that are there.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ from datetime import date
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cma
 import matplotlib
@@ -38,9 +40,10 @@ from training.contract.policy import (
     load_policy,
     save_policy,
 )
-from training.contract.settings import LearnerSettings, Settings
+from training.contract.settings import Estimator, LearnerSettings, Settings
 from training.evaluation import acting, stability
 from training.evaluation.estimators import estimate
+from training.experiments.unit import sources_sha256
 from training.policies.learner import Learner
 from training.policies.retrain import ALGORITHMS, reproducible
 from training.simulator.collect import Arm, collect, random_arm
@@ -61,7 +64,7 @@ STATIC, CHAMPION = "static", "champion"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an experiment costs. The defaults take about 20 minutes on two cores."""
+    """What the study costs."""
 
     train_sessions: int = 3_000
     learner_steps: tuple[int, ...] = (200, 1_000, 3_000)
@@ -261,6 +264,8 @@ def run(
     """
     how = Sizes(**sizes)
     out = out.resolve()
+    measured = settings.evaluation.model_copy(update={"estimators": get_args(Estimator)})
+    settings = settings.model_copy(update={"evaluation": measured})
     settings_json, folder = settings.model_dump_json(), out / "policies"
     folder.mkdir(parents=True, exist_ok=True)
     algorithms = [a for a in ("batchrl_mtf", "td3") if a in ALGORITHMS]
@@ -327,9 +332,11 @@ def _units(
 ) -> dict[str, Any]:
     """Results of the units, by name; those whose file is there and of the same inputs are not run."""
     found, missing = {}, {}
-    compared = {k: v for k, v in json.loads(settings_json).items() if k != "gate"}  # nothing here reads it
+    compared = {k: v for k, v in json.loads(settings_json).items() if k not in ("gate", "data")}  # not read
+    own = {k: v for k, v in asdict(sizes).items() if k != "draws"}  # more draws are more units
+    sources = hashlib.sha256(Path(__file__).read_bytes()).hexdigest() + sources_sha256()
     for name, (function, arguments) in units.items():
-        inputs = json.dumps([compared, asdict(sizes), function, arguments])
+        inputs = json.dumps([compared, own, function, arguments, sources])
         fingerprint = hashlib.sha256(inputs.encode()).hexdigest()
         path = out / "units" / f"{name}.json"
         saved = read_json(path) if path.is_file() else {}
@@ -348,9 +355,9 @@ def _units(
             for future in as_completed(running):
                 name = running[future]
                 _, _, fingerprint, path = missing[name]
-                found[name] = future.result()
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json_atomic(path, {"fingerprint": fingerprint, "result": found[name]})
+                write_json_atomic(path, {"fingerprint": fingerprint, "result": future.result()})
+                found[name] = read_json(path)["result"]  # as a resumed run sees it, keys in its order too
                 tell(name, 1)
     return {name: found[name] for name in units}
 

@@ -22,7 +22,7 @@ from training.contract.files import read_json, write_atomic, write_json_atomic
 from training.experiments.ground import Ground
 from training.experiments.results import write_results
 from training.experiments.table import Method, Table, slug
-from training.experiments.unit import run_unit, source_files
+from training.experiments.unit import run_unit, sources_sha256
 
 # (job, share of it that is done, what it does)
 Progress = Callable[[str, float, str], None]
@@ -111,7 +111,7 @@ def fingerprint(table: Table, unit: Unit) -> str:
         "settings": settings.model_dump(mode="json", exclude={"data"}),
         "judge": table.judge.model_dump(mode="json"),
         "leaning": table.reward_leaning,
-        "sources": _sources_sha256(),
+        "sources": sources_sha256(),
     }
     return _sha256(parts)
 
@@ -128,15 +128,8 @@ def _ground_fingerprint(table: Table) -> str:
     # a learner's or the judge's settings do not change what is logged
     parts = {name: parts[name] for name in ("past_days", "log_days", "logs")}
     return _sha256(
-        {"parts": parts, "worlds": evaluated, "sources": _sources_sha256(), "torch": torch.__version__}
+        {"parts": parts, "worlds": evaluated, "sources": sources_sha256(), "torch": torch.__version__}
     )
-
-
-def _sources_sha256() -> str:
-    digest = hashlib.sha256()
-    for path in source_files():
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _sha256(parts: Any) -> str:

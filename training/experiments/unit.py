@@ -1,5 +1,6 @@
 """One unit of a table: a method, learnt or searched with one seed in one world, and what it truly brings."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -196,8 +197,8 @@ def _policy(
     return Policy(header, "", make_actor(kind, tensors, options))
 
 
-def source_files() -> list[Path]:
-    """The sources that a unit's result depends on."""
+def sources_sha256() -> str:
+    """Of the sources that a unit's result depends on."""
     root = Path(__file__).resolve().parents[1]
     here = [root / "experiments" / f"{name}.py" for name in ("unit", "ground", "controls")]
     rooms = [
@@ -205,4 +206,8 @@ def source_files() -> list[Path]:
         for name in ("contract", "evaluation", "policies", "simulator")
         for path in (root / name).glob("*.py")
     ]
-    return sorted([*here, *rooms, root / "trajectories.py", root / "exploration.py", root / "reward.py"])
+    single = [root / f"{name}.py" for name in ("trajectories", "exploration", "reward")]
+    digest = hashlib.sha256()
+    for path in sorted([*here, *rooms, *single]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
