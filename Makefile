@@ -7,6 +7,7 @@ PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests
 WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
@@ -36,7 +37,7 @@ demo: $(READY)
 		$(BIN)/mtf demo --days $(DAYS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not real and not peers"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not real and not peers"
 
 peers: $(PEERS)
 
@@ -47,7 +48,7 @@ build/peers/%/.installed: tests/peers/%.lock | $(READY)
 	touch $@
 
 test-all: $(READY) $(PEERS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m tests.benchmarks --out build/bench

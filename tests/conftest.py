@@ -22,9 +22,16 @@ os.environ.update(
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",  # workers side by side: more threads than cores slow PyTorch by far
         "MTF_SETTINGS": os.environ.get("MTF_SETTINGS", str(ROOT / "mtf.yaml")),
     }
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A folder's tests run in one worker: its fixtures, some of which take a minute, are made once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.parent)))
 
 
 @pytest.fixture(scope="session")
