@@ -28,6 +28,7 @@ os.environ.update(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A folder's tests run in one worker: its fixtures, some of which take a minute, are made once."""
     for item in items:
