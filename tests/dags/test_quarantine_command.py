@@ -16,7 +16,9 @@ OF_DAY = ["--date", str(DAY), "--table", "impressions"]
 
 
 def mtf(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["quarantine", *map(str, arguments)], env={"COLUMNS": "220", "TERM": "xterm"})
+    result = CliRunner().invoke(
+        app, ["quarantine", *map(str, arguments)], env={"COLUMNS": "220", "TERM": "xterm"}
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
