@@ -3,6 +3,7 @@
 import html
 import io
 from collections.abc import Mapping, Sequence
+from datetime import date
 
 import matplotlib
 
@@ -53,7 +54,10 @@ def lines(
     about: str,
     limits: Mapping[str, float] | None = None,
 ) -> str:
-    """One line per name: (xs, ys), over all that any has, in order; ``limits`` are level lines by name."""
+    """One line per name: (xs, ys), over all that any has, in order; ``limits`` are level lines by name.
+
+    An x that is a date is written as month and day.
+    """
     places = {
         value: n for n, value in enumerate(sorted({value for xs, _ in series.values() for value in xs}))
     }
@@ -75,10 +79,10 @@ def lines(
             axes.annotate(name, (0, level), fontsize=7, color="#991b1b", va="bottom")
         step = max(1, -(-len(places) // 10))
         shown = list(places)[::step]
-        turned = x == "day"
+        turned = isinstance(shown[0], date)
         axes.set_xticks(
             [places[v] for v in shown],
-            shown,
+            [f"{v:%m-%d}" for v in shown] if turned else shown,
             rotation=45 if turned else 0,
             ha="right" if turned else "center",
         )

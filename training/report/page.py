@@ -149,13 +149,13 @@ def _existing(path: Path, start: Path) -> str | None:
 
 def _drift_chart(settings: Settings, days: list[date]) -> str | None:
     """Stability index of each head over the days."""
-    series: dict[str, tuple[list[str], list[float]]] = {}
+    series: dict[str, tuple[list[date], list[float]]] = {}
     for day in days:
         heads = (read_record(settings.layout, day, "drift") or {}).get("heads", {})
         for name, head in heads.items():
             if "psi" in head:
                 xs, ys = series.setdefault(name.removeprefix("p_"), ([], []))
-                xs.append(str(day)[5:])
+                xs.append(day)
                 ys.append(head["psi"])
     if not series:
         return None
@@ -167,7 +167,7 @@ def _drift_chart(settings: Settings, days: list[date]) -> str | None:
 def _volumes(settings: Settings, days: list[date]) -> str | None:
     found = {d: read_record(settings.layout, d, "land") for d in days}
     rows = {
-        str(d)[5:]: r["tables"]["impressions"]["rows"]
+        d: r["tables"]["impressions"]["rows"]
         for d, r in found.items()
         if r and "impressions" in r.get("tables", {})
     }
@@ -188,7 +188,7 @@ def _policy_daily(settings: Settings, day: date) -> list[dict[str, Any]]:
 
 
 def _rewards(settings: Settings, days: list[date]) -> str | None:
-    series: dict[str, tuple[list[str], list[float]]] = {}
+    series: dict[str, tuple[list[date], list[float]]] = {}
     for day in days:
         totals: dict[str, list[tuple[float, int]]] = {}
         for row in _policy_daily(settings, day):
@@ -197,7 +197,7 @@ def _rewards(settings: Settings, days: list[date]) -> str | None:
         for arm, parts in totals.items():
             weight = sum(n for _, n in parts)
             xs, ys = series.setdefault(arm, ([], []))
-            xs.append(str(day)[5:])
+            xs.append(day)
             ys.append(sum(mean * n for mean, n in parts) / max(weight, 1))
     if not series:
         return None
