@@ -743,6 +743,7 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path}:1: expected a mapping of settings")
+    _refuse_repeated(node, path)
     _refuse_unknown_environment(os.environ)
     try:
         settings = Settings(**values)
@@ -751,6 +752,25 @@ def load_settings(path: Path | None = None) -> Settings:
     if not settings.data.is_absolute():
         settings = settings.model_copy(update={"data": path.parent / settings.data})
     return settings
+
+
+def _refuse_repeated(node: yaml.Node | None, path: Path) -> None:
+    """YAML takes the last of two equal keys, which hides that the first has no effect."""
+    nodes = [node]
+    while nodes:
+        match nodes.pop():
+            case yaml.MappingNode(value=pairs):
+                seen: dict[str, int] = {}
+                for key, value in pairs:
+                    line = key.start_mark.line + 1
+                    if key.value in seen:
+                        raise SettingsError(
+                            f"{path}:{line}: {key.value} is set in line {seen[key.value]} already"
+                        )
+                    seen[key.value] = line
+                    nodes.append(value)
+            case yaml.SequenceNode(value=items):
+                nodes += items
 
 
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:

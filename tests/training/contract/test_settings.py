@@ -139,3 +139,8 @@ def test_settings_are_frozen_and_the_spec_follows_the_profile() -> None:
     names = settings.state_spec.entry_names
     assert names[:2] == ["user_active_degree=full_active", "user_active_degree=high_active"]
     assert settings.fusion.names == tuple(head.name for head in settings.heads)
+
+
+def test_a_setting_given_twice_is_refused_with_both_lines(write) -> None:
+    with pytest.raises(SettingsError, match=r"mtf.yaml:4: steps is set in line 2 already"):
+        load_settings(write("learner:\n  steps: 10\n  gamma: 0.5\n  steps: 20\n"))
