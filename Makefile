@@ -7,7 +7,7 @@ PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests
 WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
-WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180

@@ -28,13 +28,6 @@ os.environ.update(
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A folder's tests run in one worker: its fixtures, some of which take a minute, are made once."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.parent)))
-
-
 @pytest.fixture(scope="session")
 def airflow_database() -> None:
     """A migrated metadata database, once a session."""
