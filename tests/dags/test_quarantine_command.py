@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dags.command_line.main import app
@@ -15,10 +16,14 @@ from training.ingest import land
 OF_DAY = ["--date", str(DAY), "--table", "impressions"]
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A console takes its width from the terminal when it is made, which is at the first import."""
+    monkeypatch.setattr("dags.command_line.quarantine.console", Console(width=220))
+
+
 def mtf(*arguments: object) -> str:
-    result = CliRunner().invoke(
-        app, ["quarantine", *map(str, arguments)], env={"COLUMNS": "220", "TERM": "xterm"}
-    )
+    result = CliRunner().invoke(app, ["quarantine", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     return result.output
 
