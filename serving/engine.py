@@ -135,6 +135,7 @@ class Engine:
         parsed = time.perf_counter()
 
         session_id, held = self._session(request.user_id, request.session_id, event_ts)
+        features_until = self._features.until  # before the read: the state is at least as new
         state = await self._store.read(StateRequest(request.user_id, session_id, event_ts))
         read = time.perf_counter()
 
@@ -175,6 +176,7 @@ class Engine:
                 "log_density": decision.log_density,
                 "fallback": decision.fallback,
                 "state_spec": self._spec_version,
+                "features_until": None if features_until is None else timestamp(features_until),
                 "items": items,
                 "scores": {
                     name: column

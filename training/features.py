@@ -4,7 +4,8 @@ Point in time: profile and history rows reach the online store when their day is
 local midnight that ends it. A request on day D is therefore answered with what the days before D gave:
 histories stamped up to D's midnight (which is when the last of them became usable), profiles changed
 before it. :func:`historical` reads them as of that midnight, and the session as of the request itself,
-because feedback moves it at once.
+because feedback moves it at once. Until the night's run is done, and when a day's log is late, the store is
+not that far: a decision says up to when it was (``features_until``), and is then read as of that.
 """
 
 import contextlib
@@ -20,21 +21,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 import yaml
 
 from training.contract import databases
 from training.contract.errors import DataError
 from training.contract.files import read_json, write_atomic, write_json_atomic, write_text_atomic
-from training.contract.layout import DECISIONS
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.session import is_current
 from training.contract.settings import Settings
 from training.contract.state import context_values, days_since, history_columns, session_columns
+from training.ingest import late_users
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
 
 Instants = TypeVar("Instants", datetime, pd.Series)
 
+_log = structlog.get_logger("mtf.features")
 PROJECT = "mtf"
 # never materialised: its online row is pushed by the service and is at least as new as the batch row
 PUSHED = "user_session"
@@ -142,7 +146,8 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
     columns, every profile, history and session input of the state specification, ``hist_last_ts``,
     ``sess_session_id`` and ``sess_last_ts``; null where nothing was known. No value is later than the
     row's timestamp. Feedback at that very instant counts, except, where the rows have a
-    ``request_id``, the feedback of the request itself.
+    ``request_id``, the feedback of the request itself. Where they have ``features_until``, profile and
+    history are of that instant if it is before the row's midnight.
     """
     for column in ("user_id", "event_timestamp"):
         if column not in entity_df:
@@ -158,6 +163,9 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
     instants = entity_df["event_timestamp"].dt.tz_convert("UTC").dt.as_unit("us")
     offset = pd.Timedelta(hours=settings.calendar.utc_offset_hours)
     midnights = ((instants + offset).dt.floor("D") - offset).dt.as_unit("us")
+    if "features_until" in entity_df:
+        until = entity_df["features_until"].dt.tz_convert("UTC").dt.as_unit("us")
+        midnights = midnights.where(~(until < midnights), until)
     users = entity_df["user_id"].to_numpy(np.int64)
     parts = [
         _point_in_time(store, users, _usable(name, midnights), features)
@@ -176,15 +184,27 @@ def parity(settings: Settings, day: date) -> dict[str, Any]:
     """Compare served states of ``day`` with the states that Feast gives for the same instants.
 
     A sample of ``gate.parity_sample`` decisions with a state of the current specification, drawn by a
-    hash of the request id, so the same on every run. Returns ``{"compared", "mismatched", "share",
+    hash of the request id, so the same on every run. Left out, and counted, are decisions of users of
+    whose earlier days rows were landed anew since the state was served (:func:`training.ingest.late_users`):
+    the exports hold these rows, and the state could not. Whether dbt has run over them yet, and in which
+    order days are run, changes no verdict.
+
+    Returns ``{"compared", "mismatched", "share", "behind", "left_out_states", "left_out_users",
     "entries": {entry name: rows that differ}, "worst": [{"request_id", "user_id", "entry", "served",
-    "offline"}, …]}``; ``worst`` holds each differing request's largest difference.
+    "offline"}, …]}``; ``behind`` counts compared states that were served before the store was up to the
+    day's beginning, ``worst`` holds each differing request's largest difference.
     """
     spec = settings.state_spec
-    decisions = _sample(settings, day)
+    decisions, left_out = _sample(settings, day)
+    behind = 0 if decisions.empty else int((decisions["features_until"] < settings.day_start(day)).sum())
+    if left_out["states"] or behind:
+        _log.warning("parity", day=day.isoformat(), compared=len(decisions), behind=behind, left_out=left_out)
     record: dict[str, Any] = {
         "state_spec": spec.version,
         "compared": len(decisions),
+        "behind": behind,
+        "left_out_states": left_out["states"],
+        "left_out_users": left_out["users"],
         "mismatched": 0,
         "share": 0.0,
         "entries": {},
@@ -231,14 +251,12 @@ def parity(settings: Settings, day: date) -> dict[str, Any]:
 def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
     """States float32[n, d] of requests as the exports give them.
 
-    ``decisions`` has ``request_id``, ``user_id``, ``session_id`` and ``event_ts`` (timezone-aware).
+    ``decisions`` has ``request_id``, ``user_id``, ``session_id``, ``event_ts`` and, if known,
+    ``features_until`` (both timezone-aware).
     """
-    raw = historical(
-        settings,
-        decisions[["request_id", "user_id", "session_id", "event_ts"]].rename(
-            columns={"event_ts": "event_timestamp"}
-        ),
-    )
+    columns = ["request_id", "user_id", "session_id", "event_ts", "features_until"]
+    known = decisions[[name for name in columns if name in decisions]]
+    raw = historical(settings, known.rename(columns={"event_ts": "event_timestamp"}))
     gap = timedelta(minutes=settings.session.gap_minutes)
     offset = settings.calendar.utc_offset_hours
     instants = [ts.to_pydatetime() for ts in raw["event_timestamp"]]
@@ -254,27 +272,27 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
             )
         ]
     )
-    columns: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     for profile in settings.state.profile:
         values = raw[profile.column]
-        columns[profile.column] = (
+        inputs[profile.column] = (
             values.astype(object).where(values.notna(), None).to_numpy()
             if profile.kind == "categorical"
             else values.to_numpy(np.float64, na_value=np.nan)
         )
     for name in history_columns(settings.signal_names):
-        columns[name] = raw[name].to_numpy(np.float64, na_value=np.nan)
+        inputs[name] = raw[name].to_numpy(np.float64, na_value=np.nan)
     for name in session_columns(settings.signal_names):
-        columns[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
-    columns["hist_days_since_last"] = np.array(
+        inputs[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
+    inputs["hist_days_since_last"] = np.array(
         [
             days_since(last, event_ts, offset)
             for last, event_ts in zip(_instants(raw["hist_last_ts"]), instants, strict=True)
         ]
     )
     for name in settings.state_spec.inputs("context"):
-        columns[name] = np.array([context_values(event_ts, offset)[name] for event_ts in instants])
-    return settings.state_spec.assemble(columns)
+        inputs[name] = np.array([context_values(event_ts, offset)[name] for event_ts in instants])
+    return settings.state_spec.assemble(inputs)
 
 
 def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -393,18 +411,39 @@ def _instants(column: pd.Series) -> list[datetime | None]:
     return [None if pd.isna(value) else value.to_pydatetime() for value in column]
 
 
-def _sample(settings: Settings, day: date) -> pd.DataFrame:
-    """Decisions with a current state: request_id, session_id, user_id, event_ts, state."""
-    files = settings.layout.partition(DECISIONS, day)
-    if not (files / "part-0.parquet").exists():
-        return pd.DataFrame()
+def _sample(settings: Settings, day: date) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Decisions with a current state, and how many ``states`` of ``users`` are left out for late rows.
+
+    The columns are request_id, session_id, user_id, event_ts, state and features_until, which partitions
+    that older code landed lack.
+    """
+    path = settings.layout.partition(DECISIONS, day) / "part-0.parquet"
+    left_out = {"states": 0, "users": 0}
+    if not path.exists():
+        return pd.DataFrame(), left_out
+    until = "features_until"
+    if until not in pq.read_schema(path).names:
+        until = "NULL::TIMESTAMPTZ AS features_until"
+    late = late_users(settings, (IMPRESSIONS, USERS), before=day)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        return connection.execute(
-            "SELECT request_id, session_id, user_id, event_ts, state FROM read_parquet(?)"
-            " WHERE state IS NOT NULL AND state_spec = ? ORDER BY md5(request_id), request_id LIMIT ?",
-            [str(files / "part-0.parquet"), settings.state_spec.version, settings.gate.parity_sample],
+        connection.register("late", late)
+        connection.execute(
+            "CREATE TEMP TABLE candidates AS"  # noqa: S608 -- one of two constants
+            " SELECT served.*, coalesce(late.until >= coalesce(features_until, ?), FALSE) AS is_late FROM"
+            f" (SELECT request_id, session_id, user_id, event_ts, state, {until} FROM read_parquet(?)"
+            "  WHERE state IS NOT NULL AND state_spec = ?) AS served LEFT JOIN late USING (user_id)",
+            [settings.day_start(day), str(path), settings.state_spec.version],
+        )
+        left_out["states"], left_out["users"] = connection.execute(
+            "SELECT count(*), count(DISTINCT user_id) FROM candidates WHERE is_late"
+        ).fetchone()
+        sample = connection.execute(
+            "SELECT * EXCLUDE (is_late) FROM candidates WHERE NOT is_late"
+            " ORDER BY md5(request_id), request_id LIMIT ?",
+            [settings.gate.parity_sample],
         ).df()
+    return sample, left_out
 
 
 def _pairs(decisions: pd.DataFrame) -> Iterable[tuple[str, np.ndarray]]:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from serving.online_state import OnlineState
 from serving.state_store import Feedback, StateRequest
-from training import features
+from training import features, ingest
+from training.contract.columns import impression_columns
 from training.contract.errors import DataError
-from training.contract.layout import DECISIONS
+from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import GateSettings, ServingSettings
 
 D1, D2, D3 = date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)
@@ -35,6 +36,7 @@ def land(settings, day, decisions):
             "event_ts": pa.timestamp("us", "UTC"),
             "state": pa.list_(pa.float32()),
             "state_spec": pa.string(),
+            "features_until": pa.timestamp("us", "UTC"),
         }
     )
     pq.write_table(pa.Table.from_pylist(decisions, schema=schema), path)
@@ -155,6 +157,9 @@ def test_served_states_equal_feasts(settings, marts, loop, at):
     assert record == {
         "state_spec": settings.state_spec.version,
         "compared": 30,
+        "behind": 0,
+        "left_out_states": 0,
+        "left_out_users": 0,
         "mismatched": 0,
         "share": 0.0,
         "entries": {},
@@ -199,6 +204,75 @@ def test_a_day_that_was_not_materialised_in_time_differs(settings, marts, loop, 
     marts.write("fct_user_history", D1, changed)
     record = features.parity(settings, D2)
     assert set(record["entries"]) == {"hist_count", "hist_click_rate"} and record["share"] > 0.5
+
+
+def history_of_d1(at, **more):
+    return [
+        {"user_id": user, "event_timestamp": at(D2), "hist_count": 50, "hist_last_ts": at(D1, -50 * user)}
+        | more
+        for user in range(1, 5)
+    ]
+
+
+def test_a_late_day_is_no_difference_where_the_service_said_what_it_had(settings, marts, at):
+    """Whether the late day was transformed before the day's parity, or is after it, makes none either."""
+    features.apply(settings)
+    decisions, rows = traffic(settings, D2, at)
+    for decision in decisions:
+        decision["features_until"] = at(D1)  # D1's log has not come: the store ends where D1 begins
+    land(settings, D2, decisions)
+    marts.write("fct_session_state", D2, rows)
+    before = features.parity(settings, D2)
+    assert (before["compared"], before["mismatched"], before["behind"]) == (30, 0, 30)
+    marts.write("fct_user_history", D1, history_of_d1(at))
+    assert features.parity(settings, D2) == before
+    for decision in decisions:
+        decision["features_until"] = at(D2)  # and a store that claims a day which it does not hold is caught
+    land(settings, D2, decisions)
+    assert features.parity(settings, D2)["share"] > 0.5
+
+
+def land_impressions(settings, at, clicks):
+    """D1's impressions: one of each user at noon, with these clicks."""
+    columns = {column.name: [] for column in impression_columns(settings)}
+    for user, click in clicks.items():
+        row = {"request_id": f"r{user}", "user_id": user, "item_id": 1, "event_ts": at(D1, 12)}
+        row |= {"position": 0, "play_time_ms": 1, "duration_ms": 2, "is_click": click}
+        for name, values in columns.items():
+            optional = name in ("session_id", "feedback_ts") or name.startswith("p_")
+            values.append(row.get(name, None if optional else 0))
+    return ingest.land(settings, IMPRESSIONS, D1, pa.table(columns), "test")
+
+
+def test_users_with_late_rows_are_left_out_and_all_others_compared(settings, marts, loop, at):
+    land_impressions(settings, at, dict.fromkeys(range(1, 6), 0))
+    assert features.parity(settings, D2)["left_out_users"] == 0
+    land_impressions(
+        settings, at, {1: 1, 2: 1, 3: 0, 4: 0, 5: 0}
+    )  # of two users, told more after D2 was served
+    changed = [row | {"hist_click_rate": 1.0} for row in history_of_d1(at)[:2]]
+    same = [row | {"hist_count": row["user_id"], "hist_click_rate": 1 / 3} for row in history_of_d1(at)[2:]]
+    before = features.parity(settings, D2)
+    marts.write("fct_user_history", D1, changed + same)
+    record = features.parity(settings, D2)
+    assert record == before  # the order of the two days' runs does not matter
+    assert (record["left_out_users"], record["left_out_states"]) == (2, 16)
+    assert (record["compared"], record["mismatched"]) == (len(loop) - 16, 0)
+    # served after they had come: compared, and found to lack them
+    for decision in loop:
+        decision["features_until"] = at(D3)
+    land(settings, D2, loop)
+    record = features.parity(settings, D2)
+    assert record["left_out_users"] == 0 and record["mismatched"] > 0
+    # a skew of the others is no less seen
+    entry = settings.state_spec.entry_names.index("hist_click_rate")
+    for decision in loop:
+        decision["features_until"] = at(D2)
+        if decision["user_id"] > 2:
+            decision["state"][entry] += 0.25
+    land(settings, D2, loop)
+    record = features.parity(settings, D2)
+    assert record["left_out_users"] == 2 and record["share"] == 1.0
 
 
 def test_only_states_of_the_current_specification_are_compared(settings, loop):

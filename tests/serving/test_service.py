@@ -116,6 +116,7 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
         "log_density": None,
         "fallback": None,
         "state_spec": server.settings.state_spec.version,
+        "features_until": None,  # nothing was materialised
         "items": ranking.items,
         "scores": given,
     }

@@ -1,15 +1,15 @@
-"""The log's contracts, version 1: column names and types of impressions, decisions and users.
+"""The log's contracts, version 2: column names and types of impressions, decisions and users.
 
 Types are named as Parquet writers name them (``int64``, ``float``, ``list<float>``,
 ``timestamp[us, UTC]``); :mod:`training.ingest` turns them into an Arrow schema. A later version adds
-columns and keeps reading the old ones.
+columns and keeps reading the old ones. Version 2 added ``features_until`` to the decisions.
 """
 
 from dataclasses import dataclass
 
 from training.contract.settings import Settings
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ def decision_columns() -> list[Column]:
         Column("log_density", "double", False, "of the action; null when it was not drawn"),
         Column("fallback", "string", False, "why static weights were served, else null"),
         Column("state_spec", "string", description="version of the state specification"),
+        Column(
+            "features_until",
+            "timestamp[us, UTC]",
+            False,
+            "up to when profiles and histories were materialised that it was served with; null: not known",
+        ),
     ]
 
 

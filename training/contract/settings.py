@@ -288,6 +288,12 @@ class GateSettings(Section):
         0.01, description="largest share of served states that differ from Feast's (ours)"
     )
     parity_sample: int = Field(500, ge=1, description="decisions compared a day (ours)")
+    min_parity_states: int = Field(
+        100, ge=1, description="fewer left to compare are few, where more are left out for late rows (ours)"
+    )
+    few_parity: Literal["fail", "warn"] = Field(
+        "fail", description="few states left to compare: refuse the policy, or say so and pass (ours)"
+    )
     max_policy_bytes: int = Field(64 * 1024 * 1024, ge=1, description="(ours)")
     max_latency_ms: Positive = Field(20.0, description="p99 of one state through the exported policy (ours)")
 

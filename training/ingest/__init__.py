@@ -6,7 +6,7 @@ land through :mod:`landing`, which keeps a day atomic, idempotent and versioned.
 """
 
 from training.ingest.kuairand import land_kuairand, video_features
-from training.ingest.landing import changed_days, land, landed, with_predictions
+from training.ingest.landing import changed_days, land, landed, late_users, with_predictions
 from training.ingest.service_log import has_service_log, land_service_log
 from training.ingest.sources import source_files
 from training.ingest.template import land_files
@@ -19,6 +19,7 @@ __all__ = [
     "land_kuairand",
     "land_service_log",
     "landed",
+    "late_users",
     "source_files",
     "video_features",
     "with_predictions",

@@ -1,7 +1,8 @@
 """Landing: one partition a table and day, replaced as a whole or not at all.
 
 Equal rows give equal bytes, whatever order they came in; the note beside them (``_landed.json``)
-holds their hash and a revision that grows when a day's content changes after it was first landed.
+holds their hash and a revision that grows when a day's content changes after it was first landed. Whose
+rows changed then, and up to when the online store had features at that moment, is in ``_late.json``.
 """
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
@@ -10,7 +11,7 @@ import fcntl
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training.contract.files import (
     write_atomic,
     write_json_atomic,
 )
-from training.contract.layout import IMPRESSIONS, TABLES, USERS, Layout
+from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS, Layout
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
 from training.ingest import corrections
@@ -37,6 +38,7 @@ from training.ingest.schema import TableSpec, check_day, conform, table_spec
 
 PART = "part-0.parquet"
 NOTE = "_landed.json"
+LATE = "_late.json"
 
 
 def land(settings: Settings, table: str, day: date, rows: pa.Table, source: str) -> dict[str, Any]:
@@ -99,9 +101,12 @@ def write_partition(
         "columns": columns,
     }
     if not _holds(partition, digest):
+        late = _late(settings, partition, ordered if changed and table != DECISIONS else None)
         with replaced_folder(partition) as fresh:
             write_atomic(fresh / PART, lambda temporary: temporary.write_bytes(content))
             write_json_atomic(fresh / NOTE, note)
+            if late:
+                write_json_atomic(fresh / LATE, late)
     elif note != before:  # the same rows, told by more deliveries or with other duplicates
         write_json_atomic(partition / NOTE, note)
     return {**note, "changed": changed}
@@ -132,6 +137,52 @@ def changed_days(settings: Settings) -> list[date]:
                 found.append(day)
                 break
     return found
+
+
+def late_users(settings: Settings, tables: Sequence[str], before: date) -> pa.Table:
+    """Users of whose rows of days before ``before`` some changed after they were first landed.
+
+    A row a user: ``user_id``, and ``until``, up to when the online store had features at the last such
+    change. What was served with features up to ``until`` or less could not know the changed rows.
+    """
+    latest: dict[int, str] = {}
+    for table in tables:
+        for day in settings.layout.days(table):
+            path = settings.layout.partition(table, day) / LATE
+            if day < before and path.exists():
+                for until, users in read_json(path).items():
+                    latest |= {user: until for user in users if until > latest.get(user, "")}
+    instants = [datetime.fromisoformat(until) for until in latest.values()]
+    return pa.table(
+        {"user_id": pa.array(latest, pa.int64()), "until": pa.array(instants, pa.timestamp("us", "UTC"))}
+    )
+
+
+def _late(settings: Settings, partition: Path, rows: pa.Table | None) -> dict[str, list[int]]:
+    """The partition's ``{until: users}`` once its rows are replaced by ``rows`` (None: they are not).
+
+    Predictions are no part of a user's features. Before the first materialisation nothing can be late.
+    """
+    path = partition / LATE
+    late: dict[str, list[int]] = read_json(path) if path.exists() else {}
+    if rows is None or not settings.layout.materialised.exists():
+        return late
+    until = read_json(settings.layout.materialised)["until"]
+    columns = ", ".join(f'"{name}"' for name in rows.column_names if not name.startswith("p_"))
+    try:
+        old = read_partition(partition)
+    except DataError:  # broken since it was landed: nothing is known of what it was
+        old = rows.slice(0, 0)
+    with connect() as connection:
+        connection.register("new_rows", rows)
+        connection.register("old_rows", old)
+        changed = connection.execute(
+            f"select distinct user_id from (select user_id, hash({columns}) as h, 1 as n from new_rows "
+            f"union all select user_id, hash({columns}), -1 from old_rows) "
+            "where user_id is not null group by user_id, h having sum(n) <> 0"
+        ).fetchall()
+    users = {user for (user,) in changed} | set(late.get(until, []))
+    return {**late, until: sorted(users)} if users else late
 
 
 def schema_changes(settings: Settings, table: str, day: date) -> list[dict[str, str]]:
@@ -324,6 +375,6 @@ def _parquet(rows: pa.Table) -> pa.Buffer:
 
 def _holds(partition: Path, digest: str) -> bool:
     """Whether the partition is whole, nothing more, and its rows are those of ``digest``."""
-    if not partition.is_dir() or {path.name for path in partition.iterdir()} != {PART, NOTE}:
+    if not partition.is_dir() or {path.name for path in partition.iterdir()} - {LATE} != {PART, NOTE}:
         return False
     return sha256(partition / PART) == digest

@@ -280,6 +280,7 @@ _DECISION_COLUMNS = {
     "log_density": "DOUBLE",
     "fallback": "VARCHAR",
     "state_spec": "VARCHAR",
+    "features_until": "TIMESTAMPTZ",
     "items": "BIGINT[]",
 }
 _FEEDBACK_COLUMNS = {
@@ -288,7 +289,7 @@ _FEEDBACK_COLUMNS = {
     "user_id": "BIGINT",
     "event_ts": "TIMESTAMPTZ",
 }
-_OPTIONAL = {"session_id", "state", "log_density", "fallback"}
+_OPTIONAL = {"session_id", "state", "log_density", "fallback", "features_until"}
 _SOUND_DECISION = (
     f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
     "and policy_version is not null and arm is not null and action is not null "

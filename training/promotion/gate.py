@@ -221,18 +221,25 @@ def _no_worse(rule: str, record: Mapping[str, Any], rival: str, name: str, toler
 
 def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
     limit = settings.gate.max_parity_mismatch
-    compared, share = record["compared"], record["share"]
-    if not compared:
+    compared, share, left_out = record["compared"], record["share"], record.get("left_out_states", 0)
+    told = ""
+    if left_out:
+        told = (
+            f"; {left_out} of {record['left_out_users']} users are left out, "
+            "of whose past rows came after the state was served"
+        )
+    if not compared and not left_out:
         return _rule("parity", False, None, limit, "no served state could be compared with the feature store")
     passed = share <= limit
-    return _rule(
-        "parity",
-        passed,
-        share,
-        limit,
+    reason = (
         f"{record['mismatched']} of {compared} served states differ from the feature store's ({share:.2%}), "
-        f"{'at most' if passed else 'more than the'} {limit:.2%} allowed",
+        f"{'at most' if passed else 'more than the'} {limit:.2%} allowed{told}"
     )
+    least = min(settings.gate.min_parity_states, settings.gate.parity_sample)
+    if passed and compared < least and left_out > compared:
+        passed = settings.gate.few_parity == "warn"
+        reason += f"; fewer than {least} are left to compare (gate.few_parity: {settings.gate.few_parity})"
+    return _rule("parity", passed, share, limit, reason)
 
 
 def _file(settings: Settings, path: Path, train: Mapping[str, Any]) -> Iterator[Rule]:

@@ -60,7 +60,7 @@ def test_landing_writes_the_contract_and_what_it_did(settings: Settings) -> None
     assert landed_rows[0]["event_ts"] == MIDNIGHT
     stored = read_json(settings.layout.partition(IMPRESSIONS, DAY) / "_landed.json")
     assert stored | {"changed": False} == note
-    assert note["rows"] == 2 and note["contract_version"] == 1 and note["source"] == "test"
+    assert note["rows"] == 2 and note["contract_version"] == 2 and note["source"] == "test"
 
 
 def test_rows_of_one_key_that_differ_are_left_for_validation(settings: Settings) -> None:

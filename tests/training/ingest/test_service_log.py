@@ -2,7 +2,7 @@
 
 import os
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -55,6 +55,14 @@ def test_decisions_and_feedback_become_impressions(settings: Settings) -> None:
     served = read(settings, DECISIONS)[0]
     assert (served["arm"], served["log_density"], served["action"]) == ("noise", -1.5, [0.5, -0.25])
     assert served["state"] == pytest.approx([0.1, 2.0])
+
+
+def test_what_the_service_knew_of_its_features_is_landed(settings: Settings) -> None:
+    told = decision("r1", features_until="2026-01-04T16:00:00.000000Z")
+    write_log(settings, "decisions", DAY, [told, decision("r2", 5)])  # and a line of an older service
+    land_service_log(settings, DAY)
+    found = [row["features_until"] for row in read(settings, DECISIONS)]
+    assert found == [datetime(2026, 1, 4, 16, tzinfo=UTC), None]
 
 
 def test_the_last_feedback_of_an_item_counts(settings: Settings) -> None:

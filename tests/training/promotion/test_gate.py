@@ -97,6 +97,19 @@ def test_a_rerun_gives_the_same_record_but_for_the_latency(settings: Settings, a
         ("validate_landed", {"success": False}, "validate_landed", "the landed log is invalid"),
         ("parity", {"mismatched": 30, "share": 0.06}, "parity", "30 of 500 served states differ"),
         ("parity", {"compared": 0, "mismatched": 0, "share": 0.0}, "parity", "no served state"),
+        (
+            "parity",
+            {"compared": 40, "left_out_states": 460, "left_out_users": 90},
+            "parity",
+            "fewer than 100 are left to compare",
+        ),
+        ("parity", {"compared": 0, "left_out_states": 500, "left_out_users": 90}, "parity", "fewer than 100"),
+        (
+            "parity",
+            {"share": 0.06, "left_out_states": 100, "left_out_users": 9},
+            "parity",
+            "100 of 9 users are left out",
+        ),
         ("parity", {"error": "IOError: disk"}, "record of parity", "failed (IOError: disk)"),
         ("train", {"skipped": "no decisions"}, "record of train", "skipped (no decisions)"),
     ],
@@ -204,6 +217,16 @@ def test_a_policy_whose_network_leaves_the_bounds_cannot_be_served(
     record = gate(settings, DAY)
     assert refused_rules(record) == ["loadable"]
     assert f"actions of {abs(value):g}, outside [-1, 1]" in record["reasons"][0]
+
+
+def test_few_states_to_compare_may_be_a_warning(settings: Settings, arrange: Arrange) -> None:
+    arrange(DAY)
+    change(settings, "parity", compared=40, mismatched=0, share=0.0, left_out_states=460, left_out_users=90)
+    lenient = settings.model_copy(update={"gate": settings.gate.model_copy(update={"few_parity": "warn"})})
+    (rule,) = (rule for rule in gate(lenient, DAY)["rules"] if rule["rule"] == "parity")
+    assert rule["passed"] and "fewer than 100 are left to compare" in rule["reason"]
+    change(settings, "parity", mismatched=3, share=0.075)  # a skew is one, however few are compared
+    assert refused_rules(gate(lenient, DAY)) == ["parity"]
 
 
 @pytest.mark.parametrize("stage", ["validate_transitions", "train", "evaluate", "parity"])

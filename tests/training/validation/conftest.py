@@ -153,6 +153,7 @@ class Lake:
             "log_density": densities,
             "fallback": [None] * n,
             "state_spec": [settings.state_spec.version] * n,
+            "features_until": [midnight] * n,
         }
         self.write(DECISIONS, day, _table(decision_columns(), decided))
         everyone = list(range(50))
