@@ -4,7 +4,7 @@ Days are counted back from the newest landed one. Two things are kept whatever t
 that serves, or that a rollback can go back to, was made of (its file, model, run, Bento and the days of its
 training window), and days that a later run still reads (the learner's window, the days that bands are learnt
 from, the look-back of the transform, users' histories, days that wait for a rerun). Users' profiles are
-never deleted: a profile holds until the next one.
+never deleted: a profile holds until the next one. Temporary files that killed writers left go, too.
 
 Deleting is safe to kill and to run again: a folder is renamed out of sight first, and what is left of an
 earlier run is removed by the next.
@@ -25,7 +25,7 @@ import duckdb
 
 from training.contract import databases, history
 from training.contract.errors import MtfError, PolicyError
-from training.contract.files import sha256
+from training.contract.files import leftovers, sha256
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import load_policy
@@ -39,6 +39,7 @@ from training.transform import LOOK_BACK_DAYS, MARTS, forget
 
 LATE_DAYS = 2  # of feedback: a landed day may be landed again from the log files of the days after it
 PROFILES = ("dim_users",)
+UNTOUCHED = timedelta(days=1)  # a temporary file that old is nobody's: no writer takes so long
 _GONE = ".gone.new"
 
 
@@ -122,6 +123,8 @@ def plan(settings: Settings) -> Plan:
     for day in expired(recorded_days(layout), newest, keeping.reports_days, {*held, *landed} - {*lake}):
         profiles = layout.validation.glob(f"profiles/*/dt={day}.json")
         add("record", day, "records of its stages", (layout.run(day), *profiles))
+    for path in leftovers(layout.root, UNTOUCHED):
+        add("temporary", None, str(path.relative_to(layout.root)), [path])
     return Plan(newest, items, held)
 
 

@@ -4,43 +4,58 @@
 
 Three data folders get the same log files. *In order*: each day's files come, then the day runs. *Backfill*:
 all files are there and landed first, then `mtf backfill` runs the days. *Killed*: as in order, but each stage
-of each day is begun in a process of its own group and killed with SIGKILL, at a share of the time it takes
-or when its first temporary files show, before it may end. Writes ``report.md`` and
-``report.json``.
+of each day is begun in a process of its own group and killed with SIGKILL from inside, just before one of its
+writes (a file opened to be written, a rename, a removal), before it may end. Writes ``report.json`` and the
+report.
 """
 
 import argparse
 import hashlib
 import itertools
 import json
+import mmap
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 
 from dags import stages
 from tests.end_to_end import small_days
-from training.contract.files import sha256, write_json_atomic, write_text_atomic
+from training import keeping
+from training.contract.files import leftovers, read_json, sha256, write_json_atomic, write_text_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
 
-# when a stage is killed: at a share of its known time, or once this many temporary files have been seen
-SHARES, FILES = (0.2, 0.5, 0.8), (1, 2)
-TRIES = 4  # of a stage after its kills: what a killed dbt leaves may still run, and holds the warehouse
-TEMPORARY = (".tmp", ".new", ".old")
+# where a stage is killed: at its first write, at these shares of the writes it made in order, at its last
+PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRIES = 6  # of a kill, and of a stage after it
+KINDS = {  # what a name of final_state begins with → what it is
+    "lake": "bytes of landed partitions",
+    "mart": "rows of a mart on a day",
+    "bytes": "bytes of a mart's file",
+    "warehouse": "tables of the warehouse",
+    "online": "tables of the online store",
+    "model": "policies and learners",
+    "gate": "decisions of the gate",
+    "champion": "the champion",
+}
+EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "sqlite3.connect"})
 
 
 # --- what is compared
@@ -84,21 +99,6 @@ def final_state(settings: Settings) -> dict[str, str]:
     return found
 
 
-def left_over(settings: Settings) -> list[str]:
-    """Temporary files and folders below the data folder."""
-    root = settings.layout.root
-    return sorted(str(p.relative_to(root)) for p in _temporary(root))
-
-
-def _temporary(root: Path) -> list[Path]:
-    """What is there may go while it is looked for."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        names = [name for name in (*folders, *files) if name.startswith(".") and name.endswith(TEMPORARY)]
-        found += [Path(folder, name) for name in names]
-    return found
-
-
 def _rows(path: Path) -> str:
     """Of a Parquet file's rows, each as text, in sorted order."""
     table = pq.ParquetFile(path).read()
@@ -125,10 +125,17 @@ def deliver(source: Settings, calendar: list[date], folder: Path) -> None:
             shutil.copyfile(partition / "part-0.parquet", target)
 
 
-def in_order(settings: Settings, source: Settings, calendar: list[date]) -> None:
+def in_order(settings: Settings, source: Settings, calendar: list[date]) -> dict[str, int]:
+    """Also counts how often each stage of each day writes."""
+    writes, counted = Writes(settings.data), {}
     for day in calendar:
         deliver(source, [day], settings.logs.folder)
-        stages.run_day(settings, day)
+
+        def done(stage: str, record: dict[str, Any], day: date = day) -> None:
+            counted[f"{day} {stage}"] = writes.count
+
+        stages.run_day(settings, day, begin=lambda stage: writes.reset(), done=done)
+    return counted
 
 
 def backfilled(settings: Settings, source: Settings, calendar: list[date]) -> None:
@@ -146,29 +153,37 @@ def killed(
     settings: Settings,
     source: Settings,
     calendar: list[date],
-    seconds: dict[str, float],
+    writes: Mapping[str, int],
     told: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Each stage of each day is killed once, at the next of :data:`SHARES` and :data:`FILES`, then run."""
-    instants = itertools.cycle([*(("share", share) for share in SHARES), *(("files", n) for n in FILES)])
+    """Each stage of each day is killed at the next of :data:`PLACES` of its writes, then run to its end."""
+    places = itertools.cycle(PLACES)
     for day in calendar:
         deliver(source, [day], settings.logs.folder)
         for stage in stages.DAY_STAGES:
-            kind, value = next(instants)
-            after = value * seconds[stage] if kind == "share" else None
-            hit = _kill(settings, day, stage, after, value if kind == "files" else None)
-            told({"day": str(day), "stage": stage, kind: value, "killed": hit})
+            kill: dict[str, Any] = {"day": str(day), "stage": stage, "of": writes[f"{day} {stage}"]}
+            at = max(1, round(next(places) * kill["of"]))
+            for begun in range(1, TRIES + 1):
+                kill |= {"begun": begun, "write": at}
+                event = _kill(settings, day, stage, at)
+                if event is not None:
+                    break
+                at = max(1, at // 2)  # it did less than in order, and was done before
+            told({**kill, "killed_at": event})
             for again in range(TRIES):
                 if _wait(_begin(settings, day, stage)) == 0:
                     break
                 time.sleep(2**again)
             else:
-                raise RuntimeError(f"{stage} of {day} did not end after its kills")
+                raise RuntimeError(f"{stage} of {day} did not end after its kill")
         stages.make_report(settings, day)
 
 
-def _begin(settings: Settings, day: date, stage: str) -> int:
-    """Start a stage in a fork, as Airflow's LocalExecutor does; its process id, which leads its group."""
+def _begin(settings: Settings, day: date, stage: str, kill_at: int = 0, told: int = -1) -> int:
+    """Start a stage in a fork, as Airflow's LocalExecutor does; its process id, which leads its group.
+
+    Its group is killed just before write ``kill_at``, and which one that was written to ``told``.
+    """
     child = os.fork()
     if child:
         return child
@@ -178,6 +193,9 @@ def _begin(settings: Settings, day: date, stage: str) -> int:
         with Path(settings.data.parent / "stages.log").open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+            if kill_at:
+                watch = Writes(settings.data)
+                watch.kill_at(kill_at, told)
             stages.run_stage(settings, day, stage, force=True)
         code = 0
     except BaseException as error:
@@ -186,23 +204,54 @@ def _begin(settings: Settings, day: date, stage: str) -> int:
         os._exit(code)
 
 
-def _kill(settings: Settings, day: date, stage: str, after: float | None, files: int | None) -> bool:
-    """Begin a stage and SIGKILL its group after some seconds or temporary files; whether it still ran."""
-    before = set(_temporary(settings.layout.root))
-    child, began, seen = _begin(settings, day, stage), time.monotonic(), set()
-    while True:
-        ended, _ = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return False  # it was done before
-        if files is not None:
-            seen |= set(_temporary(settings.layout.root)) - before
-        if (after is not None and time.monotonic() - began >= after) or (
-            files is not None and len(seen) >= files
-        ):
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return True
-        time.sleep(0.001)
+def _kill(settings: Settings, day: date, stage: str, at: int) -> str | None:
+    """Begin a stage that is killed at its write ``at``: what it was about to do, or None if it was done."""
+    receiver, sender = os.pipe()
+    child = _begin(settings, day, stage, at, sender)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as pipe:
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            return None
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return pipe.read().decode()
+
+
+class Writes:
+    """What this process and its forks do to names below a folder, as Python's audit events tell it.
+
+    An event comes before what it tells of: opening a file to write, renaming, removing, a folder, a SQLite
+    connection. What native code does (DuckDB's own files, Parquet's pages) lies between them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder.resolve())
+        self._count = np.frombuffer(mmap.mmap(-1, 8), np.int64)  # shared with forks: dbt's process
+        self._at = self._told = 0
+        sys.addaudithook(self._hook)
+
+    @property
+    def count(self) -> int:
+        return int(self._count[0])
+
+    def reset(self) -> None:
+        self._count[0] = 0
+
+    def kill_at(self, number: int, told: int) -> None:
+        self._at, self._told = number, told
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in EVENTS or not isinstance(arguments[0], str | os.PathLike):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        path = os.path.abspath(arguments[0])  # noqa: PTH100 -- does not look at the disk
+        if not path.startswith(self._folder):
+            return
+        self._count[0] += 1
+        if self._count[0] == self._at:
+            os.write(self._told, f"{event} {os.path.relpath(path, self._folder)}".encode())
+            os.killpg(0, signal.SIGKILL)
 
 
 def _wait(child: int) -> int:
@@ -236,17 +285,13 @@ def compare(out: Path, count: int, told: Callable[[str], None] = print) -> dict[
     if child == 0:
         code = 1
         try:
-            in_order(ways["in_order"], source, calendar)
+            write_json_atomic(out / "writes.json", in_order(ways["in_order"], source, calendar))
             code = 0
         finally:
             os._exit(code)
     if _wait(child) != 0:
         raise RuntimeError("the days in order failed")
-    seconds = {
-        s: max(read_record(ways["in_order"].layout, d, s)["seconds"] for d in calendar)
-        for s in stages.DAY_STAGES
-    }
-    killed(ways["killed"], source, calendar, seconds, note)
+    killed(ways["killed"], source, calendar, read_json(out / "writes.json"), note)
     backfilled(ways["backfill"], source, calendar)
     states = {way: final_state(settings) for way, settings in ways.items()}
     wanted = states["in_order"]
@@ -258,50 +303,98 @@ def compare(out: Path, count: int, told: Callable[[str], None] = print) -> dict[
     result = {
         "days": [str(day) for day in calendar],
         "differ": differ,
-        "things": len(wanted),
-        "kinds": sorted({" ".join(name.split()[:2]) for name in wanted if not name.startswith("bytes")}),
+        "compared": dict(Counter(KINDS.get(name.split()[0], name.split()[0]) for name in wanted)),
         "gates": {str(day): wanted[f"gate {day}"] for day in calendar},
         "kills": len(kills),
-        "hits": sum(kill["killed"] for kill in kills),
-        "hits_by_stage": {
-            stage: sum(k["killed"] for k in kills if k["stage"] == stage) for stage in stages.DAY_STAGES
-        },
-        "left_over": left_over(ways["killed"]),
+        "hits": sum(kill["killed_at"] is not None for kill in kills),
+        "all_kills": kills,
+        "left_over": _sweep(ways["killed"]),
     }
-    write_json_atomic(out / "report.json", {**result, "all_kills": kills, "states": states})
-    write_text_atomic(out / "report.md", report(result))
+    write_json_atomic(out / "report.json", {**result, "states": states})
     return result
 
 
-def report(result: dict[str, Any]) -> str:
-    lines = [
-        "# The same final tables",
-        "",
-        f"{len(result['days'])} small days, {result['things']} things compared (rows of every mart and day, "
-        "bytes of their files, tables of the warehouse, online store, policies, learners, gate, champion).",
-        "",
-        "| way | things that differ from the days run in order |",
-        "|---|---|",
-        *[f"| {way} | {', '.join(names) or 'none'} |" for way, names in result["differ"].items()],
-        "",
-        f"{result['hits']} of {result['kills']} kills hit a running stage (the others found it done). They "
-        f"left {len(result['left_over'])} temporary files behind, under names with a dot that nothing reads.",
-        "",
-        "| stage | kills that hit |",
-        "|---|---|",
-        *[f"| {stage} | {hits} |" for stage, hits in result["hits_by_stage"].items()],
+def _sweep(settings: Settings) -> dict[str, list[str]]:
+    """Temporary files that the kills left, and what is left of them when `mtf keep` ran a day later."""
+    root = settings.layout.root
+    before = leftovers(root, timedelta())
+    for path in before:
+        for one in (path, *path.rglob("*")):
+            os.utime(one, (0, 0))
+    keeping.keep(settings, keeping.plan(settings))
+    return {
+        when: [str(path.relative_to(root)) for path in paths]
+        for when, paths in (("killed", before), ("kept", leftovers(root, timedelta())))
+    }
+
+
+def report(result: dict[str, Any], command: str) -> str:
+    kills = {(kill["stage"], kill["day"]): kill for kill in result["all_kills"]}
+    left = result["left_over"]
+    counted = "\n".join(f"- {kind}: {count}" for kind, count in result["compared"].items())
+
+    def place(stage: str, day: str) -> str:
+        kill = kills[stage, day]
+        again = "" if kill["begun"] == 1 else f" (begun {kill['begun']} times)"
+        return f"{kill['write']} of {kill['of']}: {_plain(kill['killed_at'])}{again}"
+
+    differ = [f"| {way} | {', '.join(names) or 'none'} |" for way, names in result["differ"].items()]
+    rows = [
+        f"| {stage} | " + " | ".join(place(stage, day) for day in result["days"]) + " |"
+        for stage in stages.DAY_STAGES
     ]
-    return "\n".join(lines) + "\n"
+    return f"""\
+# The same final tables
+
+Made by `{command}`:
+{len(result["days"])} small days, three times over. In order; all landed first and then by `mtf backfill`;
+and in order with every task of every day killed once by SIGKILL while it ran, and then run again. Then
+everything that days leave is compared, bit for bit (the online store without the instants of writing):
+
+{counted}
+
+| way | things that differ from the days run in order |
+|---|---|
+{NEW_LINE.join(differ)}
+
+What a later day changes of an earlier one is settled in all three: the look-back of the transform closes the
+last sessions of a day once the next day has run. Compared are the tables after the last day.
+
+{result["hits"]} of {result["kills"]} kills hit a running task. A task counts its own writes below the data
+folder (files opened to write, renames, removals, folders, SQLite connections) and is killed, with all its
+processes, just before one of them: the first, the last, or that at a quarter, half or three quarters of those
+it made in order. A kill that found its task done is begun again with half the number.
+
+| task | {" | ".join(result["days"])} |
+|{"---|" * (len(result["days"]) + 1)}
+{NEW_LINE.join(rows)}
+
+They left {len(left["killed"])} temporary files and folders behind, under names with a dot that nothing
+reads; `mtf keep`, with them a day older, left {len(left["kept"])} of them.
+"""
+
+
+NEW_LINE = "\n"
+
+
+def _plain(event: str | None) -> str:
+    """An event as a table shows it: without what is random in a temporary file's name."""
+    return "none" if event is None else "`" + re.sub(r"\.[a-z0-9_]{8}(?=\.(tmp|new))", "", event) + "`"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/same_tables"))
+    parser.add_argument("--report", type=Path, default=None, help="Markdown; <out>/report.md by default")
     parser.add_argument("--days", type=int, default=3)
     options = parser.parse_args()
     result = compare(options.out, options.days)
-    print(report(result))
-    return 1 if any(result["differ"].values()) else 0
+    path = options.report or options.out / "report.md"
+    command = "python -m tests.end_to_end.same_tables"
+    command += f" --out {options.out} --days {options.days} --report {path}"
+    write_text_atomic(path, report(result, command))
+    print(f"report: {path}")
+    return 1 if any(result["differ"].values()) or result["hits"] < result["kills"] else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Retention: old things go, what a policy, a window, a band or a history needs stays; a kill does no harm."""
 
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -16,7 +19,7 @@ from tests.training.ingest.conftest import MIDNIGHT, impressions
 from training import keeping
 from training.contract import history
 from training.contract.errors import MtfError
-from training.contract.files import read_json, write_json_atomic, write_text_atomic
+from training.contract.files import leftovers, read_json, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.policy import PolicyHeader, save_policy
@@ -100,6 +103,28 @@ def test_old_days_go_and_the_history_of_a_user_holds_his(settings: Settings) -> 
         "fct_user_history",
     }  # a profile holds until the next one
     assert all(item.bytes > 0 for item in planned.items)
+
+
+def test_what_killed_writers_left_goes_when_no_living_one_can_be_that_old(settings: Settings) -> None:
+    """Killed for real, in the middle of a write; a temporary of now may be somebody's."""
+    target = settings.layout.run(DAYS[-1]) / "land.json"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from training.contract.files import *\n"
+        "with replaced_folder(Path(sys.argv[1]).parent / 'dt=x') as fresh:\n"
+        "    (fresh / 'part').touch()\n"
+        "    write_atomic(Path(sys.argv[1]), lambda temporary: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(target)], check=False).returncode == -9
+    left = leftovers(settings.data, timedelta())
+    assert [path.suffix for path in left] == [".new", ".tmp"]
+    live = target.with_name(".land.json.abcd1234.tmp")
+    live.touch()
+    assert "temporary" not in {item.kind for item in keeping.plan(settings).items}
+    for path in (*left, left[0] / "part"):
+        os.utime(path, (0, 0))
+    keeping.keep(settings, keeping.plan(settings))
+    assert leftovers(settings.data, timedelta()) == [live]
+    assert read_record(settings.layout, DAYS[-1], "land") is not None
 
 
 def test_a_user_not_seen_for_long_holds_nothing(settings: Settings) -> None:

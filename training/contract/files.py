@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,34 @@ def recover_folder(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     for orphan in folder.parent.glob(f".{folder.name}.*.new"):
         shutil.rmtree(orphan, ignore_errors=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.(tmp|new)")  # as write_atomic and replaced_folder name them
+
+
+def leftovers(root: Path, untouched: timedelta) -> list[Path]:
+    """Temporary files and folders below ``root`` that nobody has written to for so long.
+
+    A writer that is killed leaves its temporary behind, which nothing reads. One that lives is told by its
+    age alone: it may run on another machine.
+    """
+    newest = time.time() - untouched.total_seconds()
+    found = []
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            path = Path(folder, name)
+            if _TEMPORARY.fullmatch(name) and _touched(path) <= newest:
+                found.append(path)
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)]
+    return sorted(found)
+
+
+def _touched(path: Path) -> float:
+    """When it, or anything in it, was last written; now, when it is gone by now."""
+    try:
+        return max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return time.time()
 
 
 def sha256(path: Path) -> str:
