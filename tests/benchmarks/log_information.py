@@ -1,16 +1,17 @@
 """What a log of exploration holds about the long run, without any network.
 
-`.venv/bin/python -m tests.benchmarks.log_information 6000 40000` takes logs of so many sessions of the world
-of `paper_table1`, seed 1, and prints, for three targets (the reward; r + γ V(s') with V linear in s; the
-observed return-to-go):
+`.venv/bin/python -m tests.benchmarks.log_information 6000 40000 --seeds 1 2 3 4 5` takes logs of so many
+sessions of the world of `paper_table1`, what a learner is given of them, and prints, for three targets (the
+reward; r + γ V(s') with V linear in s; the observed return-to-go):
 
 - the slope of the target on each weight over the random group's requests, in units of its standard error;
-- the true return of the greedy policy of a ridge regression of the target on s, a, a² and s ⊗ a.
+- the true return, on the sessions of the table's judge, of the greedy policy of a ridge regression of the
+  target on s, a, a² and s ⊗ a.
 
 What return-to-go has and one step does not is lost where s' does not show what the action did.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from training.simulator.references import Bench
 from training.simulator.sessions import Requests
 from training.trajectories import Transitions
 
-RIDGE, GAMMA, JUDGED = 1e2, 0.95, 1_500
+RIDGE, GAMMA = 1e2, 0.95
 
 
 def returns_to_go(data: Transitions) -> np.ndarray:
@@ -79,18 +80,24 @@ def study(data: Transitions, bench: Bench) -> None:
 
 
 def main() -> None:
+    options = argparse.ArgumentParser(description="What a log of exploration holds about the long run.")
+    options.add_argument("sessions", type=int, nargs="*", default=[6_000, 40_000])
+    options.add_argument("--seeds", type=int, nargs="+", default=[1])
+    chosen = options.parse_args()
     torch.set_num_threads(1)
     table = load_table("paper_table1")
     with tempfile.TemporaryDirectory() as folder:
-        ground = Ground(table, "synthetic", 1, Path(folder))
-        ground.prepare()
-        bench = ground.bench(1, ground.judge_day, JUDGED)
-        static = bench.evaluate_constant(ground.settings.fusion.static_action)
-        print(f"static weights {static.session_return.mean():.2f}")
-        for sessions in map(int, sys.argv[1:] or ("6000", "40000")):
-            data = ground.collect(Log(sessions=sessions), ground.static, sessions, part=0)
-            print(f"{sessions} sessions, {len(data)} transitions")
-            study(data, bench)
+        for seed in chosen.seeds:
+            ground = Ground(table, "synthetic", seed, Path(folder))
+            ground.prepare()
+            bench = ground.judge()
+            static = bench.evaluate_constant(ground.settings.fusion.static_action)
+            print(f"seed {seed}: static weights {static.session_return.mean():.2f}")
+            for sessions in chosen.sessions:
+                log = ground.collect(Log(sessions=sessions), ground.static, sessions, part=0)
+                data, _ = ground.split(log)
+                print(f"{sessions} sessions, {len(data)} transitions")
+                study(data, bench)
 
 
 if __name__ == "__main__":
