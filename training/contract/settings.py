@@ -182,6 +182,12 @@ class LearnerSettings(Section):
     steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
     gamma: float = Field(0.95, ge=0.0, lt=1.0, description="discount (paper)")
+    target_steps: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="requests whose logged rewards a target sums before it bootstraps (paper: 1)",
+    )
     rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
     generator_lr: Positive = Field(1e-3, description="(paper)")
     perturbation_lr: Positive = Field(1e-4, description="(paper)")

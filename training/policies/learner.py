@@ -13,6 +13,7 @@ from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.contract.settings import LearnerSettings
 from training.policies.networks import STATE_CLIP, standardisation, standardise
+from training.policies.several_steps import over_steps
 from training.trajectories import Transitions
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -57,7 +58,7 @@ class Learner(ABC):
         self.settings, self.seed, self.step_count = settings, seed, 0
         self.fusion = fusion
         self.device = device(settings)
-        self.data = data.to(self.device)
+        self.data = over_steps(data, settings.target_steps, settings.gamma).to(self.device)
         self.noise = torch.Generator(self.device).manual_seed(seed)
         mean, scale = standardisation(self.data.states)
         self.state_mean, self.state_scale = mean, scale
