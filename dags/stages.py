@@ -52,6 +52,25 @@ def _land(settings: Settings, day: date) -> Record:
     )
 
 
+def land_files_from(settings: Settings, day: date, folder: Path) -> Record:
+    """`mtf ingest --source files`: a landing from any folder, outside the day's own run.
+
+    It leaves the day's record alone, for the day has not run; a refusal is a stopped stage all the same,
+    with its record, Data Docs and the day's page.
+    """
+    from training import ingest, validation
+
+    started = time.monotonic()
+    try:
+        return ingest.land_files(settings, day, folder)
+    except DataError as error:
+        facts = {"why": "told to", "inputs": inputs.of_stage(settings, day, "land")}
+        _finish(settings, day, "land", started, {**facts, **validation.refused(settings, day, error)})
+        _drop_later(settings, day, "land")
+        make_report(settings, day)
+        raise
+
+
 def validate_landed(settings: Settings, day: date) -> Record:
     from training import validation
 

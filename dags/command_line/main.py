@@ -124,7 +124,7 @@ def ingest(
         return
     chosen = _day(day, settings)
     if source is Source.files:
-        _show_landing(landing.land_files(settings, chosen, folder))
+        _show_landing(stages.land_files_from(settings, chosen, folder))
     else:
         _show_landing(stages.run_stage(settings, chosen, "land", force=True))
 

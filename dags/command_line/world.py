@@ -62,7 +62,10 @@ def fit_world(settings: Settings, console: Console) -> tuple[Settings, list[date
 
 
 def prepare_past(settings: Settings, real: list[date], console: Console) -> None:
-    """Simulate the past; validate every logged day, transform them, and bring the store up to date."""
+    """Simulate the past; validate every logged day, transform them, and bring the store up to date.
+
+    The record `traffic` says of each that it is the past: it is learnt from, and has no policy of its own.
+    """
     from training.simulator.past import land_past
 
     first = date.fromisoformat(settings.world.start_day)
@@ -76,6 +79,7 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
         for stage in ("land", "validate_landed"):
             with console.status(f"{day} {stage}"):
                 stages.run_stage(settings, day, stage)
+        write_record(settings.layout, day, "traffic", {"past": True})
         console.print(f"{day} landed and validated")
     for stage in ("transform", "features"):  # dbt builds every day that it has not built yet
         with console.status(f"{stage} up to {days[-1]}"):

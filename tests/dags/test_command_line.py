@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dags.command_line.demo import verdict
 from dags.command_line.main import app
 from dags.command_line.settings_file import render
+from training.contract.files import read_json
 from training.contract.settings import Settings, load_settings
 
 COMMANDS = (
@@ -79,6 +80,22 @@ def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     assert result.returncode == 1
     assert "there is no log of 2026-01-05" in result.stderr
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
+
+
+def test_files_that_are_refused_leave_data_docs_a_page_and_a_record_as_a_refused_stage_does(tmp_path: Path):
+    path = tmp_path / "mtf.yaml"
+    path.write_text("seed: 1\n")
+    broken = tmp_path / "logs/impressions/dt=2026-01-05/a.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"PAR1")
+    ingest = ("ingest", "--source", "files", "--from", str(tmp_path / "logs"), "--date", "2026-01-05")
+    result = run_mtf(*ingest, settings=path)
+    assert result.returncode == 1 and f"{broken}: unreadable Parquet" in result.stderr
+    data = tmp_path / "data"
+    assert "Stopped at land" in (data / "reports/dt=2026-01-05/index.html").read_text()
+    record = read_json(data / "runs/dt=2026-01-05/land.json")
+    assert not record["success"] and record["suites"]["landing"]["failed"][0]["column"] == "readable"
+    assert (data / record["data_docs"]).exists()
 
 
 @pytest.mark.parametrize(

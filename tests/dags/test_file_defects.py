@@ -107,6 +107,10 @@ def another_user(rows: pa.Table) -> pa.Table:
     return put("user_id", 3, rows["user_id"][3].as_py() + 1)(rows)
 
 
+def another_time(rows: pa.Table) -> pa.Table:
+    return put("event_ts", 3, rows["event_ts"][3].as_py() + timedelta(minutes=1))(rows)
+
+
 def other_users(rows: pa.Table) -> pa.Table:
     values = [value + 1_000 for value in rows["user_id"].to_pylist()]
     return rows.set_column(rows.column_names.index("user_id"), "user_id", pa.array(values))
@@ -170,6 +174,14 @@ DEFECTS = [
         "impressions_day",
         "requests_of_several_users",
         "shown to one user",
+    ),
+    Defect(
+        "a request shown at two times",
+        changed(another_time),
+        "validate_landed",
+        "impressions_day",
+        "requests_of_several_times",
+        "shown at one time",
     ),
     Defect(
         "decisions of other users than those who were shown them",

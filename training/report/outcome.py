@@ -5,7 +5,7 @@ from typing import Any
 
 
 def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """How the day ended, as a state (``good``, ``held``, ``stopped``, ``open``) and a sentence."""
+    """How the day ended, as a state (``good``, ``held``, ``stopped``, ``open``, ``past``) and a sentence."""
     for stage, record in records.items():
         if not record.get("success", True):
             reason = record.get("error") or "; ".join(
@@ -17,6 +17,8 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             return {"state": "stopped", "text": f"Stopped at {stage}: {reason}"}
     gate = records.get("gate")
     if gate is None:
+        if records.get("traffic", {}).get("past"):
+            return {"state": "past", "text": "Of the past that learning starts from: no policy is its own."}
         last = next(reversed(records), "nothing")
         return {"state": "open", "text": f"Not finished: {last} was the last stage."}
     if "skipped" in gate:

@@ -56,7 +56,7 @@ def _ran(settings: Settings, now: datetime) -> Answer:
     due = local - timedelta(days=1)  # the run after midnight handles the day before
     if newest < due and "traffic" not in records:  # a simulated day is of another calendar
         return Answer(question, "stopped", f"No: {due} is due, and the newest run is of {text}", newest)
-    return Answer(question, ended["state"], text, newest)
+    return Answer(question, "open" if ended["state"] == "past" else ended["state"], text, newest)
 
 
 def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:

@@ -1,7 +1,7 @@
 """The three validations of a day: what was landed, its transitions, the training set of its window."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -33,6 +33,11 @@ LEAST_TRANSITION_SHARE = 0.99
 LEAST_SPEC_SHARE = 0.9
 # Decisions without a single landed impression: their feedback is missing, and their reward 0.
 MOST_UNMATCHED_SHARE = 0.01
+# What all rows of a request have in common: column → measure and expectation.
+ONE_A_REQUEST = {
+    "user_id": ("requests_of_several_users", "what a request showed was shown to one user"),
+    "event_ts": ("requests_of_several_times", "what a request showed was shown at one time"),
+}
 # A measure of this size is nothing: the least score, or a rate of no positives.
 NO_LEVEL = 1e-5
 
@@ -291,22 +296,21 @@ class _Table:
             self.measures["repeated_rows"] = self.repeated
             unique = measure("repeated_rows", self.rules.key_text, 0, 0, source=", ".join(rules.key))
             self.day_checks.append(unique.with_bad_rows(self.repeated))
-        if rules.table == IMPRESSIONS and sound.issuperset(("request_id", "user_id")) and self.rows:
-            self._one_user_a_request(partition)
+        if rules.table == IMPRESSIONS and "request_id" in sound and self.rows:
+            self._requests_are_one(partition, sound)
         self._against_recent()
         self._predictions(partition, sound)
         self.partition = partition
 
-    def _one_user_a_request(self, partition: Partition) -> None:
-        [several] = partition.grouped(
-            "request_id",
-            {"first": "min(user_id)", "last": "max(user_id)"},
-            ("count(*) FILTER (WHERE first <> last)",),
-            "true",
-        )
-        self.measures["requests_of_several_users"] = several
-        text = "what a request showed was shown to one user"
-        self.day_checks.append(measure("requests_of_several_users", text, 0, 0, source="user_id"))
+    def _requests_are_one(self, partition: Partition, sound: Set[str]) -> None:
+        """What all rows of a request must share; the transform takes the least of several."""
+        texts = {column: text for column, text in ONE_A_REQUEST.items() if column in sound}
+        bounds = {f"{end}_{column}": f"{end}({column})" for column in texts for end in ("min", "max")}
+        several = [f"count(*) FILTER (WHERE min_{column} <> max_{column})" for column in texts]
+        found = partition.grouped("request_id", bounds, several, "true") if texts else ()
+        for (column, (name, text)), count in zip(texts.items(), found, strict=True):
+            self.measures[name] = count
+            self.day_checks.append(measure(name, text, 0, 0, source=column))
 
     def _judged_row_checks(self, partition: Partition, frame: pd.DataFrame) -> list[Check]:
         empty = {name for name in frame.columns if not frame[name].notna().any()}

@@ -119,6 +119,15 @@ def test_the_index_lists_every_day_newest_first(settings: Settings):
     assert "no policy has been promoted yet" in page.text
 
 
+def test_a_day_of_the_past_is_not_one_that_was_not_finished(settings: Settings):
+    write_record(settings.layout, DAY, "land", landed(10))
+    write_record(settings.layout, DAY, "validate_landed", {"success": True, "suites": {}})
+    assert "Not finished: validate_landed was the last stage" in read(index(settings)).text
+    write_record(settings.layout, DAY, "traffic", {"past": True})
+    for page in (read(index(settings)), read(build(settings, DAY))):
+        assert "Of the past that learning starts from" in page.text and "Not finished" not in page.text
+
+
 def test_the_same_records_give_the_same_page(settings: Settings):
     write_record(settings.layout, DAY, "land", landed(5))
     assert build(settings, DAY).read_bytes() == build(settings, DAY).read_bytes()

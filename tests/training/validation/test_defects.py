@@ -302,7 +302,7 @@ HARMLESS: dict[str, tuple[str, Change]] = {
     "a play that took an hour": (SHOWN, put("play_time_ms", 3, 3_600_000)),
     "events a second later": (
         SHOWN,
-        lambda rows: put("event_ts", 3, rows["event_ts"][3].as_py() + timedelta(seconds=1))(rows),
+        every("event_ts", lambda v: pc.add(v, pa.scalar(timedelta(seconds=1), pa.duration("us")))),
     ),
     "a state of an older specification": (
         D,
