@@ -1,8 +1,8 @@
-"""Batches: items of many coroutines, worked on together by one thread.
+"""Batches: items of many coroutines, worked on together by one thread, and perhaps by a second after it.
 
-While a batch is worked on, the next one gathers: what a disk or a store takes for one call sets the
+While a batch is worked on, the next one gathers: what a disk or a policy takes for one call sets the
 size of a batch, and nobody waits on a timer. A hand-over between threads costs more than reading one
-state, so it is paid once a batch and not once an item.
+state, so it is paid once a batch and not once an item, and the event loop is woken once, at the end.
 """
 
 import asyncio
@@ -15,29 +15,33 @@ from training.contract.errors import MtfError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
 
 class Batches(Generic[Item, Answer]):
     """``await add(item)`` gives the item's answer out of ``work(batch)``.
 
     ``work`` runs on one thread of its own and gets items in the order of :meth:`add`; it returns one
-    answer an item, or None when there is nothing to say. When it raises, every waiter of that batch
-    gets an ``error``: nothing is tried again, because a caller that got no answer will itself ask
-    again. ``error`` is also raised when ``capacity`` items wait already, and after :meth:`close`.
+    answer an item, or None when there is nothing to say. An answer that is an exception is raised to its
+    waiter. With ``then`` the other answers are that lane's items, and the waiters get the answers of it.
+    When ``work`` raises, every waiter of that batch gets an ``error``: nothing is tried again, because a
+    caller that got no answer will itself ask again. ``error`` is also raised when ``capacity`` items wait
+    already, and after :meth:`close`; a lane before another is closed first.
     """
 
     def __init__(
         self,
         name: str,
-        work: Callable[[list[Item]], Sequence[Answer] | None],
+        work: Callable[[list[Item]], Sequence[Answer | Exception] | None],
         error: type[MtfError],
         *,
+        then: "Batches[Answer, Any] | None" = None,
         largest: int | None = None,
         capacity: int = 20_000,
     ) -> None:
-        self._name, self._work, self._error = name, work, error
+        self._name, self._work, self._error, self._then = name, work, error, then
         self._largest, self._capacity = largest, capacity
-        self._pending: list[tuple[Item, asyncio.AbstractEventLoop, asyncio.Future[Answer | None]]] = []
+        self._pending: list[tuple[Item, _Waiter | None]] = []
         self._oldest = 0.0
         self._started: float | None = None
         self._condition = threading.Condition()
@@ -61,10 +65,18 @@ class Batches(Generic[Item, Answer]):
         started = self._started
         return 0.0 if started is None else time.monotonic() - started
 
-    def add(self, item: Item) -> "asyncio.Future[Answer | None]":
+    def add(self, item: Item) -> "asyncio.Future[Any]":
         """The answer to come; cancelling it leaves the batch alone."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer | None] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._take([(item, (loop, future))])
+        return future
+
+    def put(self, item: Item) -> None:
+        """Add an item whose answer nobody waits for; from any thread."""
+        self._take([(item, None)])
+
+    def _take(self, items: list[tuple[Item, _Waiter | None]]) -> None:
         with self._condition:
             if self._closed:
                 raise self._error(f"the {self._name} is closed")
@@ -72,9 +84,8 @@ class Batches(Generic[Item, Answer]):
                 raise self._error(f"{self._capacity} items wait for the {self._name}")
             if not self._pending:
                 self._oldest = time.monotonic()
-            self._pending.append((item, loop, future))
+            self._pending.extend(items)
             self._condition.notify()
-        return future
 
     def close(self, *, wait: bool = True) -> None:
         """Work on what is waiting, then stop; ``wait=False`` does not wait for that. Idempotent."""
@@ -94,32 +105,41 @@ class Batches(Generic[Item, Answer]):
             if not batch:
                 return
             self._started = time.monotonic()
-            answers: Sequence[Any] | None = None
-            error: MtfError | None = None
+            waiters = [waiter for _, waiter in batch]
             try:
-                answers = self._work([item for item, _, _ in batch])
+                answers: Sequence[Any] = self._work([item for item, _ in batch]) or [None] * len(batch)
             except Exception as reason:  # whatever stopped the work, the waiters must hear of it
-                error = self._error(f"the {self._name} failed: {reason}")
+                answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
             self._started = None
-            if answers is None:
-                answers = [None] * len(batch)
-            for loop in {loop for _, loop, _ in batch}:
-                settled = [
-                    (future, answer)
-                    for (_, owner, future), answer in zip(batch, answers, strict=True)
-                    if owner is loop
-                ]
+            settled = list(zip(answers, waiters, strict=True))
+            if self._then is not None:
+                onward = [pair for pair in settled if not isinstance(pair[0], Exception)]
+                settled = [pair for pair in settled if isinstance(pair[0], Exception)]
                 try:
-                    loop.call_soon_threadsafe(_settle, settled, error)
-                except RuntimeError:  # the loop was closed: nobody is left to wake
-                    continue
+                    self._then._take(onward)
+                except MtfError as full:
+                    settled += [(full, waiter) for _, waiter in onward]
+            _wake(settled)
 
 
-def _settle(settled: list[tuple["asyncio.Future[Any]", Any]], error: MtfError | None) -> None:
-    for future, answer in settled:
+def _wake(settled: list[tuple[Any, _Waiter | None]]) -> None:
+    """Give the answers to their loops, one call a loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for answer, waiter in settled:
+        if waiter is not None:
+            loops.setdefault(waiter[0], []).append((waiter[1], answer))
+    for loop, answers in loops.items():
+        try:
+            loop.call_soon_threadsafe(_settle, answers)
+        except RuntimeError:  # the loop was closed: nobody is left to wake
+            continue
+
+
+def _settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
+    for future, answer in answers:
         if future.done():  # its request was cancelled
             continue
-        if error is None:
-            future.set_result(answer)
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
         else:
-            future.set_exception(error)
+            future.set_result(answer)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from serving.compiled import compiled
 from serving.timed_policy import TimedPolicy
 from training.contract.errors import PolicyError
 from training.contract.fusion import Head
@@ -123,7 +124,7 @@ class ChampionFollower:
         for kept in (self._current, self._previous):  # a rollback needs no file
             if kept is not None and kept.policy.sha256 == pointer.sha256:
                 return replace(kept, pointer=pointer, loaded=time.time())
-        policy = load_policy(path, pointer.sha256)
+        policy = compiled(load_policy(path, pointer.sha256))
         header = policy.header
         if header.version != pointer.version:
             raise PolicyError(f"{path} is version {header.version}, the pointer names {pointer.version}")
@@ -143,7 +144,9 @@ class ChampionFollower:
                 f"{path} takes {fastest * 1000:.0f} ms a state at best, more than serving.policy_budget_ms, "
                 f"{self._budget * 1000:g}"
             )
-        return Champion(policy, pointer, time.time(), TimedPolicy(policy, self._budget))
+        # half of the budget, for a machine that is busier than it is now
+        at_once = max(1, int(0.5 * self._budget / fastest))
+        return Champion(policy, pointer, time.time(), TimedPolicy(policy, self._budget, at_once=at_once))
 
     def _warm(self, policy: Policy) -> float:
         """Smoke requests, one state each; the shortest time. Raises :class:`PolicyError`."""

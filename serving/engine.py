@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-import uuid
+from collections import Counter as Multiset
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,8 @@ from serving.exploration import replay_generator
 from serving.features_age import FeaturesAge
 from serving.following import Following
 from serving.guardrail import Guardrail
-from serving.messages import JSON, Parser, RequestError, encode_answer, local_day, timestamp
+from serving.messages import JSON, Parser, RankRequest, RequestError, encode_answer, local_day, timestamp
+from serving.ranker import Decision
 from serving.request_index import Entry, Fed, Known, RequestIndex, Session
 from serving.shadow import Ranked, Shadow
 from serving.state_store import Feedback, StateRequest, StateStore
@@ -35,23 +36,55 @@ from training.contract.settings import Settings
 _log = structlog.get_logger("mtf.serving.engine")
 LINE_VERSION = 1
 _PULSE_S = 1.0
+_TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
-_STAGES = ("parse", "state", "policy", "fuse", "log", "respond")
+# of a request; "wait" is for the thread that ranks, "queue" for the one that writes
+_STAGES = ("parse", "wait", "state", "policy", "fuse", "queue", "log")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
+class _Asked(NamedTuple):
+    """A request on its way to be ranked; ``started`` and ``parsed`` are readings of ``perf_counter``."""
+
+    request: RankRequest
+    request_id: str
+    event_ts: datetime
+    accept: str
+    started: float
+    parsed: float
+
+
 class _Decided(NamedTuple):
-    """A decision on its way to the disk."""
+    """A decision on its way to the disk, and what is to be done once it is there."""
 
     day: str
     line: bytes
     entry: Entry
-    action: np.ndarray
+    decision: Decision
+    shadowed: Ranked | None
+    answer: bytes
+    times: list[float]  # of ``perf_counter``: when each stage of _STAGES up to the log began
+
+
+class _Served(NamedTuple):
+    """What a request is served by."""
+
+    arm: str
+    session_id: str
+    serving: Champion | None  # the challenger for its arm, the champion for the others
+    state: np.ndarray | None
+    until: datetime | None  # up to when its features are materialised
+    missing: str | None  # why there is no state to act by
+    acted: ranker.Acted | None
 
 
 class Engine:
     """Answers requests of one worker process. ``worker`` names its log files.
+
+    The event loop parses and waits. What has been parsed meanwhile is ranked together on a thread (states,
+    then actions, then orders), and what was ranked meanwhile is written together on another; the loop is
+    woken with the answers.
 
     :meth:`rank` and :meth:`feedback` take a body and give the answer's. They raise
     :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could not
@@ -66,7 +99,7 @@ class Engine:
         self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._offset = settings.calendar.utc_offset_hours
         self._parser = Parser(settings)
-        self._generator = np.random.default_rng()
+        self._generator, self._ids = np.random.default_rng(), np.random.default_rng()
         self._index = RequestIndex(
             settings.layout.serving / "requests.sqlite",
             settings.session.gap_minutes,
@@ -74,7 +107,7 @@ class Engine:
         )
         self._decision_files = DayFiles(settings.layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(settings.layout.serving_log / "feedback", worker)
-        self._decisions: Batches[_Decided, None] = Batches("decision log", self._commit, LogError)
+        self._decisions: Batches[_Decided, bytes] = Batches("decision log", self._commit, LogError)
         self._feedback: Batches[tuple[str, bytes, Fed], Known] = Batches(
             "feedback log", self._commit_feedback, LogError
         )
@@ -104,6 +137,9 @@ class Engine:
         self._watching.start()
         self._shadow = Shadow(DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed)
         self._store = StateStore(settings, _store_failed)
+        self._ranking: Batches[_Asked, _Decided] = Batches(
+            "ranking", self._rank, LogError, then=self._decisions, largest=_TOGETHER
+        )
         self._stages = [metrics.stage_seconds.labels(stage) for stage in _STAGES]
         self._actions: dict[str, list[metrics.Gathered]] = {}
         self._closed = threading.Event()
@@ -117,9 +153,10 @@ class Engine:
         self._following.stop()
         self._watching.stop()
         self._guardrail.close()
+        self._ranking.close()
+        self._decisions.close()
         self._store.close()
         self._shadow.close()
-        self._decisions.close()
         self._feedback.close()
         self._decision_files.close()
         self._feedback_files.close()
@@ -131,62 +168,116 @@ class Engine:
         started = time.perf_counter()
         request = self._parser.rank(body, media_type)
         event_ts = request.event_ts or datetime.now(UTC)
-        request_id = request.request_id or uuid.uuid4().hex
-        parsed = time.perf_counter()
+        request_id = request.request_id or self._new_id()
+        asked = _Asked(request, request_id, event_ts, accept, started, time.perf_counter())
+        return await self._ranking.add(asked)
 
-        session_id, held = self._session(request.user_id, request.session_id, event_ts)
-        features_until = self._features.until  # before the read: the state is at least as new
-        state = await self._store.read(StateRequest(request.user_id, session_id, event_ts))
+    def _rank(self, batch: list[_Asked]) -> list[_Decided | Exception]:
+        """Decide on the thread that ranks; a request that cannot be is an exception in its place."""
+        begun = time.perf_counter()
+        sessions = self._sessions(
+            [(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
+        )
+        until = self._features.until  # before the read: the states are at least as new
+        states = self._store.read(
+            [
+                StateRequest(one.request.user_id, session_id, one.event_ts)
+                for one, (session_id, _) in zip(batch, sessions, strict=True)
+            ]
+        )
         read = time.perf_counter()
-
-        challenger = self._challenger.current
-        arm = self._assignment.arm(request.user_id, held, state, challenger is not None)
-        self._index.hold(request.user_id, session_id, arm)
-        serving = challenger if arm == arms.CHALLENGER else self._champion.current
-        decision = ranker.decide(
-            arm,
-            serving.timed if serving else None,
-            state,
-            self._fusion,
-            self._serving,
-            self._generator_for(arm, request_id),
-            stale=self._features.stale(event_ts),
-        )
+        challenger, champion = self._challenger.current, self._champion.current
+        served = []
+        waiting: dict[str, list[int]] = {}  # places in the batch, by the arm whose policy they ask
+        for place, (one, session, state) in enumerate(zip(batch, sessions, states, strict=True)):
+            user_id = one.request.user_id
+            arm = self._assignment.arm(user_id, session.arm, state, challenger is not None)
+            self._index.hold(user_id, session.session_id, arm)
+            serving = challenger if arm == arms.CHALLENGER else champion
+            missing = (
+                ranker.STORE
+                if state is None
+                else ranker.STALE
+                if self._features.stale(one.event_ts)
+                else None
+            )
+            acted = None if serving is None else ranker.Acted(serving.policy.version)
+            served.append(_Served(arm, session.session_id, serving, state, until, missing, acted))
+            if serving is not None and missing is None and ranker.asks(arm):
+                waiting.setdefault(serving.policy.sha256, []).append(place)
+        for places in waiting.values():
+            policy = served[places[0]].serving.timed
+            answers = ranker.act(policy, np.array([states[place] for place in places]))
+            for place, acted in zip(places, answers, strict=True):
+                served[place] = served[place]._replace(acted=acted)
         decided = time.perf_counter()
+        return [
+            self._order(one, its, challenger, [one.started, one.parsed, begun, read, decided])
+            for one, its in zip(batch, served, strict=True)
+        ]
 
-        decision, scores = ranker.score(
-            decision, serving.policy if serving else None, state, request.scores, self._fusion
-        )
-        weights = self._fusion.to_weights(decision.action)
-        shown = ranker.top(scores, request.k)
-        items = request.items[shown]
-        predictions = request.scores[shown].T.tolist()
-        line = orjson.dumps(
-            {
-                "v": LINE_VERSION,
-                "request_id": request_id,
-                "session_id": session_id,
-                "user_id": request.user_id,
-                "event_ts": timestamp(event_ts),
-                "policy_version": decision.policy_version,
-                "arm": arm,
-                "state": state,
-                "action": decision.action,
-                "action_mean": decision.mean,
-                "log_density": decision.log_density,
-                "fallback": decision.fallback,
-                "state_spec": self._spec_version,
-                "features_until": None if features_until is None else timestamp(features_until),
-                "items": items,
-                "scores": {
-                    name: column
-                    for name, column in zip(self._fusion.names, predictions, strict=True)
-                    if name in request.given
+    def _order(
+        self, asked: _Asked, served: _Served, challenger: Champion | None, times: list[float]
+    ) -> _Decided | Exception:
+        """The order of one request's candidates, as it is logged and answered."""
+        request, request_id, arm = asked.request, asked.request_id, served.arm
+        event_ts, session_id, serving, state = asked.event_ts, served.session_id, served.serving, served.state
+        try:
+            decision = ranker.decide(
+                arm,
+                served.acted,
+                served.missing,
+                self._fusion,
+                self._serving,
+                self._generator_for(arm, request_id),
+            )
+            decision, scores = ranker.score(
+                decision, serving.policy if serving else None, state, request.scores, self._fusion
+            )
+            weights = self._fusion.to_weights(decision.action)
+            shown = ranker.top(scores, request.k)
+            items = request.items[shown]
+            predictions = request.scores[shown].T.tolist()
+            written = timestamp(event_ts)
+            line = orjson.dumps(
+                {
+                    "v": LINE_VERSION,
+                    "request_id": request_id,
+                    "session_id": session_id,
+                    "user_id": request.user_id,
+                    "event_ts": written,
+                    "policy_version": decision.policy_version,
+                    "arm": arm,
+                    "state": state,
+                    "action": decision.action,
+                    "action_mean": decision.mean,
+                    "log_density": decision.log_density,
+                    "fallback": decision.fallback,
+                    "state_spec": self._spec_version,
+                    "features_until": None if served.until is None else timestamp(served.until),
+                    "items": items,
+                    "scores": {
+                        name: column
+                        for name, column in zip(self._fusion.names, predictions, strict=True)
+                        if name in request.given
+                    },
                 },
-            },
-            option=_NUMPY,
-        )
-        fused = time.perf_counter()
+                option=_NUMPY,
+            )
+            answer = encode_answer(
+                {
+                    "request_id": request_id,
+                    "session_id": session_id,
+                    "items": items,
+                    "scores": scores[shown],
+                    "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
+                    "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
+                },
+                asked.accept,
+            )
+        except Exception as error:  # a fault of ours is this request's alone
+            return error
+        now = time.perf_counter()
         entry = Entry(
             request_id,
             request.user_id,
@@ -195,44 +286,25 @@ class Engine:
             arm,
             policy=serving.policy.sha256 if serving is not None and arm != arms.STATIC else "",
             failed=decision.fallback in ranker.POLICY_FAILURES,
-            slow=fused - started > self._slow,
+            slow=now - asked.started > self._slow,
             bounded=int((np.abs(decision.action) > _AT_BOUND).sum()),
             entries=len(decision.action),
         )
         day = local_day(event_ts, self._offset)
-        await self._decisions.add(_Decided(day, line, entry, decision.action))
-        logged = time.perf_counter()
+        shadowed = None
         if challenger is not None and state is not None and self._assignment.shadowed(request.user_id):
-            self._shadow.add(
-                Ranked(
-                    day,
-                    timestamp(event_ts),
-                    request_id,
-                    challenger.policy,
-                    state,
-                    request.items,
-                    request.scores,
-                    decision.action,
-                    items,
-                )
+            shadowed = Ranked(
+                day,
+                written,
+                request_id,
+                challenger.policy,
+                state,
+                request.items,
+                request.scores,
+                decision.action,
+                items,
             )
-
-        answer = encode_answer(
-            {
-                "request_id": request_id,
-                "session_id": session_id,
-                "items": items,
-                "scores": scores[shown],
-                "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
-                "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
-            },
-            accept,
-        )
-        metrics.ranked.labels(arm, decision.fallback or "none").inc()
-        ends = (started, parsed, read, decided, fused, logged, time.perf_counter())
-        for stage, (begun, ended) in zip(self._stages, itertools.pairwise(ends), strict=True):
-            stage.observe(ended - begun)
-        return answer
+        return _Decided(day, line, entry, decision, shadowed, answer, [*times, now])
 
     async def feedback(self, body: bytes) -> bytes:
         """Log first, then move the state: a state that did not move is named in the answer."""
@@ -248,7 +320,7 @@ class Engine:
                 raise RequestError(f"request {request.request_id!r} was not made for user {request.user_id}")
         elif request.user_id is not None:
             user_id = request.user_id
-            session_id, _ = self._session(user_id, request.session_id, event_ts)
+            ((session_id, _),) = self._sessions([(user_id, request.session_id, event_ts)])
         else:
             raise RequestError(
                 f"request {request.request_id!r} is not known here: it was not ranked in the last two days, "
@@ -341,11 +413,15 @@ class Engine:
         self._assignment.look()
         self._features.look()
 
-    def _session(self, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
+    def _sessions(self, requests: list[tuple[int, str | None, datetime]]) -> list[Session]:
         try:
-            return self._index.session(user_id, session_id, event_ts)
+            return self._index.sessions(requests)
         except sqlite3.Error as error:
             raise LogError(f"cannot read the request index: {error}") from error
+
+    def _new_id(self) -> str:
+        """32 random hex digits; asking the system for them each time would cost more than a state."""
+        return self._ids.bytes(16).hex()
 
     def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
         """Replayed traffic draws the same action for the same request; real traffic never repeats."""
@@ -363,13 +439,27 @@ class Engine:
         self._feedback_files.write([(day, line) for day, line, _ in batch])
         return self._index.feed([fed for _, _, fed in batch])
 
-    def _commit(self, batch: list[_Decided]) -> None:
+    def _commit(self, batch: list[_Decided]) -> list[bytes]:
+        begun = time.perf_counter()
         self._decision_files.write([(one.day, one.line) for one in batch])
         self._index.add([one.entry for one in batch])
-        for one in batch:  # here, because no request waits for this thread alone
+        logged = time.perf_counter()
+        for (arm, fallback), count in Multiset(
+            (one.decision.arm, one.decision.fallback or "none") for one in batch
+        ).items():
+            metrics.ranked.labels(arm, fallback).inc(count)
+        for one in batch:
             if one.entry.arm in _POLICY_ARMS:
-                for entry, value in zip(self._action(one.entry.arm), one.action.tolist(), strict=True):
+                for entry, value in zip(
+                    self._action(one.entry.arm), one.decision.action.tolist(), strict=True
+                ):
                     entry.observe(value)
+            if one.shadowed is not None:
+                self._shadow.add(one.shadowed)
+            ends = (*one.times, begun, logged)
+            for stage, (start, end) in zip(self._stages, itertools.pairwise(ends), strict=True):
+                stage.observe(end - start)
+        return [one.answer for one in batch]
 
     def _action(self, arm: str) -> list[metrics.Gathered]:
         """The histograms of the arm's action entries, made with its first one."""

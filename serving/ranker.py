@@ -1,6 +1,7 @@
 """Ranking, without input or output: an arm and a state give an action, an action gives an order."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,26 +42,49 @@ class Decision:
     fallback: str | None = None
 
 
+class Acted(NamedTuple):
+    """What a policy answered for one state: float32[k], or None and the failure's name, if it was asked."""
+
+    version: str
+    action: np.ndarray | None = None
+    failure: str | None = None
+
+
+def asks(arm: str) -> bool:
+    """Whether an arm serves a policy's action, or one around it."""
+    return arm not in (arms.STATIC, arms.RANDOM)
+
+
+def act(policy: Policy | TimedPolicy, states: np.ndarray) -> list[Acted]:
+    """A policy's answers for states float32[n, d], in one call; if it fails for one, only for that one."""
+    try:
+        return [Acted(policy.version, action) for action in policy.act(states)]
+    except TooSlow:
+        return [Acted(policy.version, failure=POLICY_SLOW)] * len(states)
+    except PolicyError:
+        if len(states) > 1:
+            return [one for state in states for one in act(policy, state[None])]
+        return [Acted(policy.version, failure=POLICY)]
+
+
 def decide(
     arm: str,
-    policy: Policy | TimedPolicy | None,
-    state: np.ndarray | None,
+    acted: Acted | None,
+    missing: str | None,
     fusion: Fusion,
     settings: ServingSettings,
     generator: np.random.Generator,
-    *,
-    stale: bool = False,
 ) -> Decision:
-    """The action of an arm for one state float32[d], or None when the store gave no state.
+    """The action of an arm for one state.
 
-    ``policy`` is the challenger's for its arm and the champion's for the others. Champion and
-    challenger fall back to static weights without a policy or a state. The noise and the box arm then
-    draw around the static action; the random arm needs neither. All name a missing or ``stale`` state
-    (made of features that are too old) as their fallback because a transition should not be learnt from
-    without a good one.
+    ``acted`` is the challenger's answer for its arm and the champion's for the others, None when there is
+    no such policy; ``missing`` says why there is no state to act by (:data:`STORE`, or :data:`STALE`: it is
+    made of features that are too old), None when there is one. Champion and challenger fall back to static
+    weights without a policy or a state. The noise and the box arm then draw around the static action; the
+    random arm needs neither. All name a missing state as their fallback because a transition should not be
+    learnt from without a good one.
     """
     k = len(fusion.heads)
-    missing = STORE if state is None else STALE if stale else None
     static = fusion.static_action
     if arm == arms.STATIC:
         return Decision(arm, STATIC_VERSION, static, static, fallback=missing)
@@ -69,15 +93,12 @@ def decide(
         return _drawn(arm, STATIC_VERSION, drawn, generator, missing)
 
     mean, version, fallback = static, STATIC_VERSION, missing
-    if policy is None:
+    if acted is None:
         fallback = missing if arm in arms.EXPLORING else NO_POLICY
-    elif state is not None and not stale:
-        try:
-            mean, version = policy.act(state[None, :])[0], policy.version
-        except TooSlow:
-            fallback = POLICY_SLOW
-        except PolicyError:
-            fallback = POLICY
+    elif missing is None:
+        fallback = acted.failure
+        if acted.action is not None:
+            mean, version = acted.action, acted.version
     if arm == arms.NOISE:
         return _drawn(arm, version, TruncatedNormal(mean, settings.noise_std), generator, fallback)
     if arm == arms.BOX:

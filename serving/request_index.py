@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,28 @@ CREATE TABLE IF NOT EXISTS fed (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS fed_seen ON fed (seen);
 """
+
+# one statement for a whole batch: with one for each row the interpreter's lock would change hands at each.
+# ?1 is a JSON array of rows, ?2 the time; WHERE true tells SQLite where the upsert begins
+_ENTRIES = """WITH entries AS (
+    SELECT json_extract(value, '$[0]') AS request_id, json_extract(value, '$[1]') AS user_id,
+        json_extract(value, '$[2]') AS session_id, json_extract(value, '$[3]') AS event_s,
+        json_extract(value, '$[4]') AS arm, json_extract(value, '$[5]') AS policy
+    FROM json_each(?1)
+)
+"""
+_ADDED = (
+    "INSERT OR REPLACE INTO requests SELECT request_id, user_id, session_id, ?2 FROM entries",
+    "INSERT INTO sessions SELECT user_id, session_id, event_s, arm, ?2 FROM entries WHERE true "
+    "ON CONFLICT (user_id) DO UPDATE SET session_id = excluded.session_id, event_s = excluded.event_s, "
+    "arm = excluded.arm, seen = ?2 "
+    # a row of the future was written before the clock was set back
+    "WHERE excluded.event_s >= event_s OR seen > ?2",
+    # a session that saw two policies or arms speaks of neither
+    "INSERT INTO returns SELECT session_id, arm, policy, 0, ?2, ?2 FROM entries WHERE true "
+    "ON CONFLICT DO UPDATE SET policy = CASE WHEN arm = excluded.arm AND policy = excluded.policy "
+    "THEN policy ELSE 'mixed' END, seen = ?2",
+)
 
 
 @dataclass(frozen=True)
@@ -122,8 +144,8 @@ class _Last(NamedTuple):
 
 
 class RequestIndex:
-    """``add`` belongs to the decision log's thread, ``feed`` to the feedback log's, ``not_moved`` to any,
-    ``counted`` and ``returns`` to the guardrail's, every other method to the event loop's.
+    """``add`` belongs to the decision log's thread, ``feed`` to the feedback log's, ``counted`` and
+    ``returns`` to the guardrail's, every other method to any.
 
     ``reward`` gives the reward of one item's event; ``clock`` the epoch seconds that things are kept by.
     """
@@ -143,6 +165,7 @@ class RequestIndex:
         self._feeder = _connect(path)
         self._counter = _connect(path)
         self._feeding = threading.Lock()  # of the connection, between feed and not_moved
+        self._reading = threading.Lock()  # of the other one, and of the sessions remembered here
         self._reward, self._clock = reward, clock
         self._gap_s = gap_minutes * 60.0
         self._retention_s = retention_s
@@ -154,27 +177,19 @@ class RequestIndex:
         now = self._clock()
         with self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.executemany(
-                "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)",
-                [(entry.request_id, entry.user_id, entry.session_id, now) for entry in entries],
-            )
-            self._writer.executemany(
-                "INSERT INTO sessions VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (user_id) DO UPDATE SET "
-                # a row of the future was written before the clock was set back
-                "session_id = ?2, event_s = ?3, arm = ?4, seen = ?5 WHERE ?3 >= event_s OR seen > ?5",
-                [(entry.user_id, entry.session_id, entry.event_s, entry.arm, now) for entry in entries],
-            )
+            rows = orjson.dumps(
+                [
+                    (one.request_id, one.user_id, one.session_id, one.event_s, one.arm, one.policy)
+                    for one in entries
+                ]
+            ).decode()
+            for statement in _ADDED:
+                self._writer.execute(_ENTRIES + statement, (rows, now))
             self._writer.executemany(
                 "INSERT INTO counts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET "
                 "requests = requests + ?4, failed = failed + ?5, slow = slow + ?6, "
                 "bounded = bounded + ?7, entries = entries + ?8",
                 [(int(now), *key, *counts) for key, counts in _counted(entries).items()],
-            )
-            # a session that saw two policies or arms speaks of neither
-            self._writer.executemany(
-                "INSERT INTO returns VALUES (?1, ?2, ?3, 0, ?4, ?4) ON CONFLICT DO UPDATE SET "
-                "policy = CASE WHEN arm = ?2 AND policy = ?3 THEN policy ELSE 'mixed' END, seen = ?4",
-                [(entry.session_id, entry.arm, entry.policy, now) for entry in entries],
             )
             if now - self._purged > self._retention_s * _PURGE_SHARE:
                 for table in ("requests", "sessions", "returns", "fed"):
@@ -246,19 +261,42 @@ class RequestIndex:
 
     def find(self, request_id: str) -> tuple[int, str] | None:
         """(user_id, session_id) of a served request, or None. Raises sqlite3.Error."""
-        return self._reader.execute(
-            "SELECT user_id, session_id FROM requests WHERE request_id = ?", (request_id,)
-        ).fetchone()
+        with self._reading:
+            return self._reader.execute(
+                "SELECT user_id, session_id FROM requests WHERE request_id = ?", (request_id,)
+            ).fetchone()
 
     def session(self, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
-        """The request's session: its own, else the user's last within the gap, else a new one.
+        """The session of one request: see :meth:`sessions`."""
+        return self.sessions([(user_id, session_id, event_ts)])[0]
 
-        Raises sqlite3.Error.
+    def sessions(self, requests: Sequence[tuple[int, str | None, datetime]]) -> list[Session]:
+        """The sessions of requests, in their order: each its own, else the user's last within the gap, else
+        a new one.
+
+        ``requests`` are (user_id, session_id, event_ts). Raises sqlite3.Error.
         """
+        with self._reading:
+            asked = {
+                user_id
+                for user_id, session_id, _ in requests
+                if session_id is None
+                or (last := self._sessions.get(user_id)) is None
+                or last.session_id != session_id
+            }
+            stored = self._stored(asked)
+            return [self._session(*request, stored) for request in requests]
+
+    def _session(
+        self, user_id: int, session_id: str | None, event_ts: datetime, stored: Mapping[int, _Last]
+    ) -> Session:
         event_s = event_ts.timestamp()
         last = self._sessions.get(user_id)
         if session_id is None or last is None or last.session_id != session_id:
-            last = self._last(user_id, event_s)
+            # the nearest in time: another worker may know a later one than this process, and a clock that
+            # was set back leaves sessions of the future behind
+            known = [one for one in (stored.get(user_id), last) if one is not None]
+            last = min(known, key=lambda one: abs(event_s - one.event_s), default=None)
         if session_id is None:
             if last is not None and abs(event_s - last.event_s) <= self._gap_s:
                 session_id = last.session_id
@@ -269,11 +307,22 @@ class RequestIndex:
         self._remember(user_id, _Last(session_id, event_s, arm))
         return Session(session_id, arm)
 
+    def _stored(self, users: Collection[int]) -> dict[int, _Last]:
+        if not users:
+            return {}
+        marks = ",".join("?" * len(users))
+        rows = self._reader.execute(
+            f"SELECT user_id, session_id, event_s, arm FROM sessions WHERE user_id IN ({marks})",  # noqa: S608 -- question marks
+            tuple(users),
+        )
+        return {user_id: _Last(*rest) for user_id, *rest in rows}
+
     def hold(self, user_id: int, session_id: str, arm: str) -> None:
         """The arm of a session, for its next requests."""
-        last = self._sessions.get(user_id)
-        if last is not None and last.session_id == session_id:
-            self._sessions[user_id] = last._replace(arm=arm)
+        with self._reading:
+            last = self._sessions.get(user_id)
+            if last is not None and last.session_id == session_id:
+                self._sessions[user_id] = last._replace(arm=arm)
 
     def _remember(self, user_id: int, last: _Last) -> None:
         self._sessions[user_id] = last
@@ -284,19 +333,6 @@ class RequestIndex:
     def close(self) -> None:
         for connection in (self._reader, self._writer, self._feeder, self._counter):
             connection.close()
-
-    def _last(self, user_id: int, event_s: float) -> _Last | None:
-        """The user's session nearest in time: another worker may know a later one than this process, and
-        a clock that was set back leaves sessions of the future behind."""
-        stored = self._reader.execute(
-            "SELECT session_id, event_s, arm FROM sessions WHERE user_id = ?", (user_id,)
-        ).fetchone()
-        known = [
-            last
-            for last in (None if stored is None else _Last(*stored), self._sessions.get(user_id))
-            if last is not None
-        ]
-        return min(known, key=lambda last: abs(event_s - last.event_s), default=None)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

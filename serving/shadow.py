@@ -44,7 +44,7 @@ class Shadow:
 
     def add(self, ranked: Ranked) -> None:
         try:
-            self._lane.add(ranked).add_done_callback(lambda future: future.cancelled() or future.exception())
+            self._lane.put(ranked)
         except LogError:
             self._on_outcome("left_out", None)
 

@@ -1,17 +1,19 @@
 """The online store behind a time budget: a state in time, or none.
 
 Feast's SDK blocks, so it runs on threads of its own, one for reads and one for feedback, each with
-what is waiting as one batch; a request never waits longer than its budget. A batch that overruns marks
-its thread as stuck: until it returns nobody else waits behind it. The connection is made in the
-background, so a service may start before the store does and recovers by itself.
+what is waiting as one batch; no batch waits longer than the budget. One that overruns marks its thread as
+stuck: until it returns nobody else waits behind it. The connection is made in the background, so a
+service may start before the store does and recovers by itself.
 """
 
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import structlog
@@ -27,9 +29,6 @@ _log = structlog.get_logger("mtf.serving.state_store")
 _RECONNECT_S = 0.5
 _FEEDBACK_S = 3.0  # longer than the store's own waits for a lock or for Redis
 _LARGEST = 64  # users a call: what a batch takes is what its first user waits
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 class StateRequest(NamedTuple):
@@ -59,8 +58,40 @@ class _Unavailable(MtfError):
     """No answer in time, or an error: the caller goes on without the store."""
 
 
+class _Reader:
+    """Reads on a daemon thread of its own, one call at a time: a hung store does not keep the process."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[np.ndarray], Callable[[], np.ndarray]] | None] = SimpleQueue()
+        self._last: Future[np.ndarray] | None = None
+        threading.Thread(target=self._run, name="online store", daemon=True).start()
+
+    def read(self, store: "OnlineState", requests: Sequence[StateRequest], budget: float) -> np.ndarray:
+        """Raises :class:`_Unavailable` when there is no answer within ``budget`` seconds."""
+        if self._last is not None and not self._last.done():
+            raise _Unavailable("an earlier call has not returned")
+        self._last = future = Future()
+        self._calls.put((future, lambda: store.read(requests)))
+        try:
+            return future.result(budget)
+        except TimeoutError as error:
+            raise _Unavailable(f"no answer within {budget * 1000:g} ms") from error
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, read = call
+            try:
+                future.set_result(read())
+            except Exception as error:  # whatever it is: the caller goes on without the store
+                future.set_exception(_Unavailable(f"{error}"))
+
+
 class StateStore:
-    """Methods belong to the event loop. ``on_error`` is called with "read" or "feedback"."""
+    """:meth:`feedback` belongs to the event loop, :meth:`read` to the thread that ranks. ``on_error`` is
+    called with "read" or "feedback"."""
 
     def __init__(self, settings: Settings, on_error: Callable[[str], None] = lambda operation: None) -> None:
         self._settings = settings
@@ -69,9 +100,7 @@ class StateStore:
         self._store: OnlineState | None = None
         self._healthy = False
         self._budget = settings.serving.state_budget_ms / 1000.0
-        self._reads: Batches[StateRequest, np.ndarray] = Batches(
-            "online store", lambda batch: self._reached_store.read(batch), _Unavailable, largest=_LARGEST
-        )
+        self._reader = _Reader()
         self._feedback: Batches[Feedback, None] = Batches(
             "online store", lambda batch: self._reached_store.feedback(batch), _Unavailable, largest=_LARGEST
         )
@@ -89,46 +118,50 @@ class StateStore:
         """Whether its latest answer came in time and without error."""
         return self._healthy
 
-    async def read(self, request: StateRequest) -> np.ndarray | None:
-        """State float32[d] of a user, or None when the store gave none in time."""
+    def read(self, requests: Sequence[StateRequest]) -> list[np.ndarray | None]:
+        """States float32[d] of users, in one read; None for all when the store gave none in time.
+
+        It waits on the calling thread, which is not the event loop's, and of which there is one.
+        """
         try:
-            state = await self._in_time(self._reads, request, self._budget)
-            assert state is not None
-            if state.shape != (self._width,) or not np.isfinite(state).all():
-                raise _Unavailable(
-                    f"the store gave a state of shape {state.shape}, expected ({self._width},)"
-                )
-        except _Unavailable as error:
+            if self._store is None:
+                raise _Unavailable("not reached yet")
+            states = self._reader.read(self._store, requests, self._budget)
+            if states.shape != (len(requests), self._width) or not np.isfinite(states).all():
+                expected = (len(requests), self._width)
+                raise _Unavailable(f"the store gave states of shape {states.shape}, expected {expected}")
+        except MtfError as error:
             self._failed("read", error)
-            return None
+            return [None] * len(requests)
         self._answered()
-        return state
+        return list(states)
 
     async def feedback(self, feedback: Feedback) -> bool:
         """Move the user's state; False when the store did not confirm it."""
         try:
-            await self._in_time(self._feedback, feedback, _FEEDBACK_S)
+            await self._in_time(feedback)
         except _Unavailable as error:
             self._failed("feedback", error)
             return False
         self._answered()
         return True
 
-    async def _in_time(self, lane: Batches[Item, Answer], item: Item, budget: float) -> Answer | None:
+    async def _in_time(self, feedback: Feedback) -> None:
         """Raises :class:`_Unavailable` for an error, or when the running batch is over its budget.
 
         The budget is the store's and not the queue's: time spent behind quick batches does not count.
         """
+        lane = self._feedback
         if self._store is None:
             raise _Unavailable("not reached yet")
-        if lane.running > budget:
+        if lane.running > _FEEDBACK_S:
             raise _Unavailable("an earlier call has not returned")
-        future = lane.add(item)
-        while not (await asyncio.wait((future,), timeout=budget))[0]:
-            if lane.running > budget:
+        future = lane.add(feedback)
+        while not (await asyncio.wait((future,), timeout=_FEEDBACK_S))[0]:
+            if lane.running > _FEEDBACK_S:
                 future.cancel()
-                raise _Unavailable(f"no answer within {budget * 1000:g} ms")
-        return future.result()
+                raise _Unavailable(f"no answer within {_FEEDBACK_S:g} s")
+        future.result()
 
     @property
     def _reached_store(self) -> "OnlineState":
@@ -137,7 +170,7 @@ class StateStore:
 
     def close(self) -> None:
         self._stop.set()
-        self._reads.close(wait=False)
+        self._reader.close()
         self._feedback.close(wait=False)
 
     def _connect(self) -> None:

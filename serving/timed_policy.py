@@ -18,13 +18,19 @@ class TooSlow(PolicyError):
 class TimedPolicy:
     """Belongs to one thread. A policy's time does not depend on the state, so one that was too slow
     would be so again: it rests, requests are not held up meanwhile, and the next one after the rest
-    tries it again. A policy that is always too slow so costs one request a second its time."""
+    tries it again. A policy that is always too slow so costs one batch a second its time.
+
+    ``at_once`` states are asked for in one call, each call within the budget."""
 
     def __init__(
-        self, policy: Policy, budget_s: float, clock: Callable[[], float] = time.perf_counter
+        self,
+        policy: Policy,
+        budget_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+        at_once: int = 1,
     ) -> None:
         self.policy = policy
-        self._budget_s, self._clock = budget_s, clock
+        self._budget_s, self._clock, self._at_once = budget_s, clock, at_once
         self._rests_until = 0.0
 
     @property
@@ -32,7 +38,11 @@ class TimedPolicy:
         return self.policy.version
 
     def act(self, states: np.ndarray) -> np.ndarray:
-        """:meth:`Policy.act`. Raises :class:`TooSlow`; the action that came too late is dropped."""
+        """:meth:`Policy.act`. Raises :class:`TooSlow`; the actions that came too late are dropped."""
+        parts = range(0, len(states), self._at_once)
+        return np.concatenate([self._act(states[at : at + self._at_once]) for at in parts])
+
+    def _act(self, states: np.ndarray) -> np.ndarray:
         started = self._clock()
         if started < self._rests_until:
             raise TooSlow(f"policy {self.version} rests: it was too slow")

@@ -236,6 +236,70 @@ def test_every_good_body_is_read_as_it_was_sent(data, count):
     assert np.array_equal(request.scores, SETTINGS.fusion.matrix(scores, count))
 
 
+def plain(parser: Parser, body: bytes) -> bool:
+    """Whether the quick way takes a body, which the other one must then read as the same."""
+    quick = parser._rank_plain(body)
+    if quick is None:
+        return False
+    slow = parser._rank_checked(body)
+    for name in ("user_id", "k", "given", "request_id", "session_id", "event_ts"):
+        assert getattr(quick, name) == getattr(slow, name), name
+    assert quick.items.tolist() == slow.items.tolist()
+    assert np.array_equal(quick.scores, slow.scores) and quick.scores.dtype == slow.scores.dtype
+    return True
+
+
+@given(data=st.data(), count=st.integers(1, 50))
+def test_the_usual_body_is_read_the_quick_way_and_as_the_same(data, count):
+    scores = {
+        name: data.draw(st.lists(st.floats(0.0, 1.0), min_size=count, max_size=count))
+        for name in data.draw(st.lists(st.sampled_from(HEADS), unique=True))
+    }
+    items = data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=count, max_size=count, unique=True))
+    others = data.draw(
+        st.fixed_dictionaries(
+            {}, optional={"k": st.integers(1, 20), "request_id": st.text('aé["\x00', min_size=1, max_size=9)}
+        )
+    )
+    body = rank_body(**candidates(items, **scores), **others)
+    assert plain(PARSER, encode(body)) or "[" in others.get("request_id", "")
+
+
+BENT = [
+    b'{"user_id": 5, "user_id": 6, "candidates": {"item_id": [1], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "item_id": [2], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {"click": [0], "click": [1]}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1, 2], "scores": {"click": [[], [0.5, 0.5]]}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1, [2]], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1, 1], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1.0], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [9223372036854775808], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {"click": null}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {"click": [1.5]}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {"click": [true]}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {"other": [1]}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {}, "more": 1}}',
+    b'{"user_id": 5.0, "candidates": {"item_id": [1], "scores": {}}}',
+    b'{"user_id": 5, "k": 21, "candidates": {"item_id": [1], "scores": {}}}',
+    b'{"user_id": 5, "context": {}, "candidates": {"item_id": [1], "scores": {}}}',
+    b'\xef\xbb\xbf{"user_id": 5, "candidates": {"item_id": [1], "scores": {}}}',
+    b'{"user_id": 5, "candidates": {"item_id": [1], "scores": {}}} {}',
+]
+
+
+@pytest.mark.parametrize("body", BENT)
+def test_what_is_out_of_the_ordinary_is_left_to_the_types(body):
+    assert not plain(PARSER, body)
+    assert plain(PARSER, encode(rank_body()))  # and keeps nobody from the quick way afterwards
+
+
+@given(body=JSON | st.sampled_from(BENT).map(bytes.decode), at=st.integers(0, 200), new=st.characters())
+def test_the_quick_way_takes_nothing_that_the_types_refuse(body, at, new):
+    text = body if isinstance(body, str) else json.dumps(rank_body() | {"context": body})
+    for changed in (text, text[:at] + new + text[at + 1 :], text[:at] + text[at + 1 :]):
+        plain(PARSER, changed.encode("utf-8", "surrogatepass"))
+
+
 def test_times_are_taken_with_their_offset():
     request = REPLAY.rank(encode(rank_body(event_ts="2026-01-05T20:30:00.000001+08:00")))
     assert request.event_ts == datetime(2026, 1, 5, 12, 30, 0, 1, tzinfo=UTC)

@@ -21,8 +21,25 @@ BROKEN = Policy(
 )
 
 
-def decide(arm, policy=POLICY, state=STATE, seed=1):
-    return ranker.decide(arm, policy, state, FUSION, SETTINGS.serving, np.random.default_rng(seed))
+def decide(arm, policy=POLICY, state=STATE, seed=1, serving=SETTINGS.serving, stale=False):
+    """The decision for a state that the store gave (None: it did not), of features that may be too old."""
+    missing = "store" if state is None else "stale" if stale else None
+    acted = None
+    if policy is not None:
+        acted = ranker.Acted(policy.version) if missing else ranker.act(policy, state[None])[0]
+    return ranker.decide(arm, acted, missing, FUSION, serving, np.random.default_rng(seed))
+
+
+def test_a_state_that_a_policy_fails_for_is_alone_in_that():
+    class Partial:
+        def __call__(self, states):
+            return np.where(states[:, :1] > 0.0, np.nan, np.full((len(states), K), 0.25))
+
+    states = np.zeros((3, len(STATE)), dtype=np.float32)
+    states[1, 0] = 1.0
+    acted = ranker.act(replace(POLICY, actor=Partial()), states)
+    assert [one.failure for one in acted] == [None, "policy", None]
+    assert all(np.array_equal(one.action, np.full(K, 0.25)) for one in (acted[0], acted[2]))
 
 
 def test_champion_serves_the_policy_without_a_density():
@@ -92,9 +109,7 @@ def test_noise_without_a_policy_explores_around_static(policy, state, fallback, 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
 def test_stale_features_are_not_acted_by_and_are_named(arm):
-    decision = ranker.decide(
-        arm, POLICY, STATE, FUSION, SETTINGS.serving, np.random.default_rng(0), stale=True
-    )
+    decision = decide(arm, stale=True)
     assert (decision.policy_version, decision.fallback) == ("static", "stale")
     if arm not in arms.EXPLORING:
         assert np.array_equal(decision.action, FUSION.static_action)
@@ -114,7 +129,7 @@ def test_a_missing_state_is_named_for_arms_that_do_not_need_one(arm):
 
 def test_densities_follow_the_settings():
     wide = SETTINGS.serving.model_copy(update={"noise_std": 0.9})
-    drawn = ranker.decide("noise", POLICY, STATE, FUSION, wide, np.random.default_rng(0))
+    drawn = decide("noise", serving=wide)
     assert drawn.log_density == TruncatedNormal(drawn.mean, 0.9).log_density(drawn.action)
 
 
