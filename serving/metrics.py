@@ -69,7 +69,7 @@ ranked = Counter("mtf_ranked", "Ranked requests by arm and fallback", ["arm", "f
 feedback_events = Counter("mtf_feedback_events", "Items that feedback was taken for")
 stage_seconds = Gathered(
     "mtf_stage_seconds",
-    "Parts of a request: parse, state, policy, fuse, log, respond",
+    "Parts of a request: parse, wait (to be ranked), state, policy, fuse, queue (for the log), log",
     ["stage"],
     buckets=_SECONDS,
 )

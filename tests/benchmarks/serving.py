@@ -305,6 +305,7 @@ def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]
 def parts(settings: Settings) -> dict[str, float]:
     """CPU ms of each part of one request by itself, in this process on one thread: the least of many."""
     from serving import ranker
+    from serving.compiled import compiled
     from serving.decision_log import DayFiles
     from serving.messages import Parser
     from serving.online_state import OnlineState
@@ -315,9 +316,10 @@ def parts(settings: Settings) -> dict[str, float]:
     parser, store = Parser(settings), OnlineState(settings)
     body, binary = (bodies(_plan(settings, target), 1)[0] for target in TARGETS[:2])
     request = parser.rank(body)
-    policy = load_policy(settings.data / _champion(settings).policy)
+    plain = load_policy(settings.data / _champion(settings).policy)
+    policy = compiled(plain)
     generator = np.random.default_rng(settings.seed)
-    state = generator.normal(size=(1, settings.state_spec.width)).astype(np.float32)
+    states = generator.normal(size=(16, settings.state_spec.width)).astype(np.float32)
     hidden = generator.normal(size=(settings.learner.serving_candidates, 256)).astype(np.float32)
     square = generator.normal(size=(256, 256)).astype(np.float32)
     weights = settings.fusion.to_weights(settings.fusion.static_action)
@@ -341,7 +343,9 @@ def parts(settings: Settings) -> dict[str, float]:
             "parse, binary": _least(lambda: parser.rank(binary, BINARY)),
             "state, one alone": _least(lambda: store.read(asked(1))),
             "state, of 16 read together": _least(lambda: store.read(asked(16))) / 16,
-            "policy": _least(lambda: policy.act(state)),
+            "policy, one alone": _least(lambda: policy.act(states[:1])),
+            "policy, of 16 together": _least(lambda: policy.act(states)) / 16,
+            "policy by numpy": _least(lambda: plain.act(states[:1])),
             "policy, only its 3 products of 256 x 256": 3 * _least(lambda: hidden @ square),
             "fuse": _least(lambda: ranker.top(settings.fusion.score(request.scores, weights), K)),
             "log, one alone": _least(lambda: log(1)),
