@@ -37,7 +37,7 @@ WIDTHS = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # of our settings; the first is the default
     "default": {},
-    "float32": {"target_precision": "float32"},
+    "float32": {"precision": "float32"},
     "frozen generator": {"freeze_generator_after": 1},
 }
 PAPER_STEPS = 300_000
@@ -75,7 +75,7 @@ def learner_settings(widths: dict[str, tuple[int, ...]], **more: Any) -> Learner
 
 
 def products(widths: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[int, int]:
-    """Multiply-adds of one step's products: of the n candidates' hidden layers in ``dtype``, and the others.
+    """Multiply-adds of one step's products, of every state: those in ``dtype``, and those in float32.
 
     A gradient costs twice its forward product; the perturbation's runs back through one critic without
     that critic's weights.

@@ -213,9 +213,9 @@ class LearnerSettings(Section):
         description="steps after which the generator is fixed and each state keeps its n actions; none "
         "trains it throughout, as the paper and BCQ do (ours)",
     )
-    target_precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="of the products behind the n candidates of eq. (7), which are most of a step; auto is "
+        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); auto is "
         "bfloat16 where the processor multiplies it in hardware (ours)",
     )
     generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")

@@ -4,6 +4,9 @@ Letters are the paper's: s state, a action, r reward, G generator (E encoder, D 
 perturbation net, Q_1 and Q_2 critics, Q'_j and P'_ω their targets, n candidates, ρ the bound of the
 perturbation, η and L rate and interval of the target update. What the paper leaves open follows the
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
+
+A step is written as equations and their derivatives (``d_x`` is the loss's by x), on the explicit passes of
+:mod:`training.policies.passes`: it is what a retrain's hours are made of.
 """
 
 from collections.abc import Mapping
@@ -11,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.policies.learner import Learner
 from training.policies.networks import StateMLP
-from training.policies.products import target_dtype
+from training.policies.products import training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
+_LOG_STD = (-4.0, 15.0)  # bounds of the encoder's log σ, the BCQ reference's
+_ROUNDED = 8  # a multiple of which is the number of s' with candidates: kernels are made for each number
 
 
 class Generator(nn.Module):
@@ -30,16 +34,12 @@ class Generator(nn.Module):
         self.decoder = StateMLP(state, latent, hidden, action)
 
     def encode(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of z, each [B, z]; the bounds are the BCQ reference's."""
+        """Mean and log standard deviation of z, each [B, z]."""
         mean, log_std = self.encoder(s, a).chunk(2, dim=-1)
-        return mean, log_std.clamp(-4.0, 15.0)
+        return mean, log_std.clamp(*_LOG_STD)
 
     def decode(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.decoder(s, z))
-
-    def draw(self, s: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same for n latents a state [B, n, z], without gradients, with products in ``dtype``."""
-        return torch.tanh(self.decoder.rough(s, z, dtype))
 
 
 class Perturbation(nn.Module):
@@ -52,14 +52,7 @@ class Perturbation(nn.Module):
 
     def perturb(self, s: Tensor, a: Tensor) -> Tensor:
         """a + P_ω(s, a), kept within the action's bounds."""
-        return self._moved(a, self.net(s, a))
-
-    def perturb_drawn(self, s: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same for n actions a state [B, n, k], without gradients, with products in ``dtype``."""
-        return self._moved(a, self.net.rough(s, a, dtype))
-
-    def _moved(self, a: Tensor, net: Tensor) -> Tensor:
-        return (a + self.rho * torch.tanh(net)).clamp(-1.0, 1.0)
+        return (a + self.rho * torch.tanh(self.net(s, a))).clamp(-1.0, 1.0)
 
 
 class Critics(nn.Module):
@@ -73,10 +66,12 @@ class Critics(nn.Module):
         """Both critics' values [2, B] (or [2, B, n] for n actions a state)."""
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
-    def least(self, s: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
-        """min_j Q_j of n actions a state, [B, n], without gradients, with products in ``dtype``."""
-        first, second = (q.rough(s, a, dtype).squeeze(-1) for q in self.q)
-        return torch.minimum(first, second)
+
+def _bootstrapped(done: Tensor) -> Tensor:
+    """Rows [M] of the transitions whose Q' counts, and of a few more to make up a multiple of 8."""
+    count = int((done < 1.0).sum())
+    count = min(len(done), max(_ROUNDED, -(-count // _ROUNDED) * _ROUNDED))
+    return torch.argsort(done, stable=True)[:count]
 
 
 class BatchRLMTF(Learner):
@@ -90,7 +85,7 @@ class BatchRLMTF(Learner):
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
         self._pool: Tensor | None = None
-        self.dtype = target_dtype(settings, self.device)
+        self.dtype = training_dtype(settings, self.device)
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
         )
@@ -102,6 +97,7 @@ class BatchRLMTF(Learner):
         self.critics = self.add("critics", Critics(d, k, settings.critic_hidden), settings.critic_lr)
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
         self.target_critics = self.add_target("target_critics", self.critics)
+        self.flat = {name: self.flatten(name, self.dtype) for name in self.modules}
 
     def _latents(self, *shape: int) -> Tensor:
         """z ~ N(0, I), clipped as when the policy generates actions."""
@@ -133,51 +129,116 @@ class BatchRLMTF(Learner):
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_weights(tensors)
         self._pool = None
+        for flat in self.flat.values():
+            flat.refresh()
 
+    @torch.no_grad()
     def step(self) -> Tensor:
         """One gradient step of each net, in the paper's order."""
-        settings = self.settings
+        settings, flat, low = self.settings, self.flat, self.dtype
         rows, s, a, r, next_s, done = self.batch()
         B, n = len(s), settings.candidates
+        low_s = s.to(low)
+        sa = torch.cat([low_s, a.to(low)], dim=1)
 
-        # G, eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I))
         if self.frozen:
             reconstruction = kl = torch.zeros((), device=self.device)
         else:
-            mean, log_std = self.generator.encode(s, a)
-            z = mean + log_std.exp() * self.normal(*mean.shape)
-            reconstruction = F.mse_loss(self.generator.decode(s, z), a)
-            kl = -0.5 * (1.0 + 2.0 * log_std - mean.square() - (2.0 * log_std).exp()).mean()
-            self.descend("generator", reconstruction + settings.kl_weight * kl)
+            reconstruction, kl = self._generator_gradient(sa, a)
+            flat["generator"].descend()
+
+        # â ~ G(s) for eq. (5), and n of them at each s' for eq. (7), where it counts
+        on = _bootstrapped(done)
+        next_s = next_s.to(low)[on, None].expand(-1, n, -1).flatten(0, 1)
+        if self.frozen:
+            next_a = self._candidates()[rows[on]].flatten(0, 1).to(low)
+            generated = self._generated(low_s, self._latents(B))
+        else:
+            latents = torch.cat([self._latents(B, n)[on].flatten(0, 1), self._latents(B)])
+            both = self._generated(torch.cat([next_s, low_s]), latents)
+            next_a, generated = both[:-B], both[-B:]
 
         # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and the target perturbation net, eq. (7)
-        with torch.no_grad():
-            if self.frozen:
-                next_a = self._candidates()[rows]
-            else:
-                next_a = self.generator.draw(next_s, self._latents(B, n), self.dtype)
-            next_a = self.target_perturbation.perturb_drawn(next_s, next_a, self.dtype)
-            next_q = self.target_critics.least(next_s, next_a, self.dtype).amax(dim=1)
-            y = r + settings.gamma * (1.0 - done) * next_q
+        moves = flat["target_perturbation"].passes[self.target_perturbation.net]
+        xi = torch.tanh(moves.rough_out(moves.hidden(torch.cat([next_s, next_a], dim=1))[-1]))
+        next_a = torch.add(next_a, xi, alpha=settings.rho).clamp_(-1.0, 1.0)
+        next_sa = torch.cat([next_s, next_a], dim=1)
+        values = (flat["target_critics"].passes[q] for q in self.target_critics.q)
+        first, second = (q.out(q.hidden(next_sa)[-1]) for q in values)
+        next_q = torch.zeros_like(r)
+        next_q[on] = torch.minimum(first, second).view(-1, n).amax(dim=1)
+        y = r + settings.gamma * (1.0 - done) * next_q
 
-        # P, eq. (5): maximise Q_1(s, â + P_ω(s, â)), â ~ G(s)
-        with torch.no_grad():
-            generated = self.generator.decode(s, self._latents(B))
-        perturbed = self.perturbation.perturb(s, generated)
-        perturbation_q = self.critics.q[0](s, perturbed, fixed=True).mean()
-        self.descend("perturbation", -perturbation_q)
-
-        # Q, eq. (6): Σ_i (y − Q_i(s, a))²
-        q = self.critics(s, a)
-        critic_loss = (y - q).square().mean(dim=1).sum()
-        self.descend("critics", critic_loss)
+        # P, then Q: both gradients are of the weights before
+        perturbation_q = self._perturbation_gradient(low_s, generated)
+        flat["perturbation"].descend()
+        critic_loss, q_mean = self._critic_gradient(sa, y)
+        flat["critics"].descend()
 
         # every L steps: target ← η · online + (1 − η) · target
         self.step_count += 1
         if self.step_count % settings.target_interval == 0:
-            self.track(self.critics, self.target_critics, settings.target_rate)
-            self.track(self.perturbation, self.target_perturbation, settings.target_rate)
-        return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q.mean(), y.mean()]).detach()
+            for name in ("critics", "perturbation"):
+                flat[f"target_{name}"].track(flat[name], settings.target_rate)
+        return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q_mean, y.mean()])
+
+    def _generated(self, s: Tensor, z: Tensor) -> Tensor:
+        """D(s, z), each [M, ·], to actions [M, k] in the precision of the products."""
+        decoder = self.flat["generator"].passes[self.generator.decoder]
+        h = decoder.hidden(torch.cat([s, z.to(self.dtype)], dim=1))[-1]
+        return torch.tanh(decoder.rough_out(h))
+
+    def _generator_gradient(self, sa: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Of eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction and KL."""
+        passes = self.flat["generator"].passes
+        encoder, decoder = passes[self.generator.encoder], passes[self.generator.decoder]
+        d = sa.shape[1] - a.shape[1]
+        to_z = encoder.hidden(sa)
+        mean, raw = encoder.out(to_z[-1]).chunk(2, dim=1)
+        log_std = raw.clamp(*_LOG_STD)
+        std, noise = log_std.exp(), self.normal(*mean.shape)
+        variance = std.square()
+        z = torch.addcmul(mean, std, noise)
+        to_a = decoder.hidden(torch.cat([sa[:, :d], z.to(self.dtype)], dim=1))
+        rebuilt = torch.tanh(decoder.out(to_a[-1]))
+        error = rebuilt - a
+
+        d_rebuilt = error * (2.0 / error.numel())
+        d_z = decoder.back(d_rebuilt * (1.0 - rebuilt.square()), to_a, beside=d)
+        weight = self.settings.kl_weight / mean.numel()
+        d_mean = torch.add(d_z, mean, alpha=weight)
+        d_log_std = torch.addcmul(weight * (variance - 1.0), d_z, noise * std)
+        encoder.back(torch.cat([d_mean, d_log_std.masked_fill_(raw != log_std, 0.0)], dim=1), to_z)
+        return error.square().mean(), -0.5 * (1.0 + 2.0 * log_std - mean.square() - variance).mean()
+
+    def _perturbation_gradient(self, s: Tensor, a: Tensor) -> Tensor:
+        """Of eq. (5): maximise Q_1(s, â + P_ω(s, â)). The mean of that."""
+        net = self.flat["perturbation"].passes[self.perturbation.net]
+        critic = self.flat["critics"].passes[self.critics.q[0]]
+        to_xi = net.hidden(torch.cat([s, a], dim=1))
+        xi = torch.tanh(net.out(to_xi[-1]))
+        moved = torch.add(a.float(), xi, alpha=self.settings.rho)
+        within = moved.clamp(-1.0, 1.0)
+        to_q = critic.hidden(torch.cat([s, within.to(self.dtype)], dim=1))
+        q = critic.out(to_q[-1])
+
+        d_q = torch.full_like(q, -1.0 / len(q))
+        d_moved = critic.back(d_q, to_q, learn=False, beside=s.shape[1]).masked_fill_(moved != within, 0.0)
+        net.back(self.settings.rho * d_moved * (1.0 - xi.square()), to_xi)
+        return q.mean()
+
+    def _critic_gradient(self, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Of eq. (6): Σ_j mean (y − Q_j(s, a))². That, and the mean of both Q."""
+        losses, means = [], []
+        for net in self.critics.q:
+            critic = self.flat["critics"].passes[net]
+            to_q = critic.hidden(sa)
+            q = critic.out(to_q[-1])
+            error = q - y[:, None]
+            critic.back(error * (2.0 / len(y)), to_q)
+            losses.append(error.square().mean())
+            means.append(q.mean())
+        return losses[0] + losses[1], 0.5 * (means[0] + means[1])
 
     def serving_latents(self) -> Tensor:
         """Of the serving candidates [n, z]: from the seed alone, so every export has the same ones."""

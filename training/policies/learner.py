@@ -13,11 +13,13 @@ from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.contract.settings import LearnerSettings
 from training.policies.networks import STATE_CLIP, standardisation, standardise
+from training.policies.passes import Flat
 from training.policies.several_steps import over_steps
 from training.trajectories import Transitions
 
 Module = TypeVar("Module", bound=nn.Module)
 _INDEX_BLOCK = 1_000  # steps whose batches are drawn at once
+_GATHERED = 10  # steps, a divisor of these, whose batches are read at once
 
 
 class Batch(NamedTuple):
@@ -93,6 +95,14 @@ class Learner(ABC):
         self.modules[name] = target = copy.deepcopy(online).requires_grad_(False)
         return target
 
+    def flatten(self, name: str, dtype: torch.dtype) -> Flat:
+        """Lay out a registered network for explicit passes; its Adam, if any, is of the whole vector."""
+        optimiser = self.optimisers.get(name)
+        flat = Flat(self.modules[name], dtype, optimiser and optimiser.param_groups[0]["lr"])
+        if optimiser:
+            self.optimisers[name] = flat.optimiser
+        return flat
+
     # parts of a step
 
     def descend(self, name: str, loss: Tensor) -> None:
@@ -118,16 +128,18 @@ class Learner(ABC):
             generator = torch.Generator().manual_seed(self.seed + 7_919 * (block + 1))
             shape = (_INDEX_BLOCK, self.settings.batch_size)
             self._rows = torch.randint(len(self.data), shape, generator=generator).to(self.device)
-        rows = self._rows[place]
-        data = self.data
-        return Batch(
-            rows,
-            self.standardised(data.states[rows]),
-            data.actions[rows],
-            data.rewards[rows],
-            self.standardised(data.next_states[rows]),
-            data.dones[rows],
-        )
+        part, at = divmod(place, _GATHERED)
+        if at == 0 or not hasattr(self, "_gathered"):
+            rows, data = self._rows[part * _GATHERED : (part + 1) * _GATHERED], self.data
+            self._gathered = Batch(
+                rows,
+                self.standardised(data.states[rows]),
+                data.actions[rows],
+                data.rewards[rows],
+                self.standardised(data.next_states[rows]),
+                data.dones[rows],
+            )
+        return Batch(*(column[at] for column in self._gathered))
 
     def standardised(self, states: Tensor) -> Tensor:
         return standardise(states, self.state_mean, self.state_scale)
@@ -165,7 +177,6 @@ class Learner(ABC):
             optimiser.load_state_dict(described)
         self.noise.set_state(tensors["noise"].cpu())
         self.step_count = int(tensors["step_count"])
-        vars(self).pop("_rows", None)
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Networks, and the standardisation they were trained with, but no optimiser: a warm start."""
@@ -176,6 +187,8 @@ class Learner(ABC):
             )
         self.state_mean = tensors["state_mean"].clone().to(self.device)
         self.state_scale = tensors["state_scale"].clone().to(self.device)
+        for drawn in ("_rows", "_gathered"):
+            vars(self).pop(drawn, None)
 
     def exported(
         self, networks: Mapping[str, nn.Module], **more: Tensor

@@ -12,7 +12,7 @@ import torch
 
 from training.contract.settings import Settings
 from training.policies.learner import device
-from training.policies.products import target_dtype
+from training.policies.products import training_dtype
 from training.trajectories import Trajectories
 
 _SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
@@ -68,7 +68,7 @@ def describe(
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "target_precision": str(target_dtype(settings.learner, device(settings.learner))),
+        "precision": str(training_dtype(settings.learner, device(settings.learner))),
     }
 
 
@@ -83,6 +83,6 @@ def fingerprint(lineage: dict[str, Any]) -> str:
         "code_sha256",
         "torch",
         "threads",
-        "target_precision",
+        "precision",
     )
     return hashlib.sha256(json.dumps([lineage[key] for key in keys], sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.policies.products import mlp, product
+from training.policies.products import mlp
 
 # A state entry is clipped to this many training deviations, here and in the exported actor: a category
 # or a count never seen in training must not throw the networks far out of their data.
@@ -56,21 +56,6 @@ class StateMLP(nn.Module):
         of_state = F.linear(s, first.weight[:, : self.state_width], first.bias)
         h = F.linear(x, first.weight[:, self.state_width :]).add_(of_state[:, None, :])
         return mlp(h.relu_(), rest) if rest else h
-
-    @torch.no_grad()
-    def rough(self, s: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """s [B, d] and x [B, n, w] to float32[B, n, out]; the hidden layers' products in ``dtype``.
-
-        The last layer is float32's: bfloat16 would round a Q of 25 to eighths. Where bfloat16 is fast,
-        repeating the state costs less than adding its part apart.
-        """
-        if dtype == torch.float32:
-            return self(s, x)
-        *hidden, last = self.layers
-        h = torch.cat([s.to(dtype)[:, None].expand(-1, x.shape[1], -1), x.to(dtype)], dim=2)
-        for linear in hidden:
-            h = product(h, linear.weight.to(dtype), linear.bias.to(dtype), relu=True)
-        return product(h.float(), last.weight, last.bias)
 
 
 class MLP(nn.Module):

@@ -23,9 +23,9 @@ _LEAST_COLUMNS = 8  # of a result: for fewer, oneDNN's set-up costs more than it
 _TYPES = (torch.float32, torch.bfloat16)
 
 
-def target_dtype(settings: LearnerSettings, device: torch.device) -> torch.dtype:
-    """What ``learner.target_precision`` is on this device."""
-    chosen = settings.target_precision
+def training_dtype(settings: LearnerSettings, device: torch.device) -> torch.dtype:
+    """What ``learner.precision`` is on this device."""
+    chosen = settings.precision
     if chosen == "auto":
         chosen = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     return torch.bfloat16 if chosen == "bfloat16" else torch.float32
@@ -44,6 +44,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
         return _ONEDNN(x, weight, bias, "relu" if relu else "none", [], "")
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
+
+
+def times(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a [i, j] · b [j, k], into ``out`` where it is given; nothing for autograd is kept."""
+    if _ONEDNN is None or not a.is_cpu or a.dtype != torch.float32 or b.shape[1] < _LEAST_COLUMNS:
+        return torch.mm(a, b, out=out)  # of bfloat16 it is oneDNN's, too
+    result = _ONEDNN(a, b.t(), None, "none", [], "")
+    return result if out is None else out.copy_(result)
 
 
 class _MLP(torch.autograd.Function):

@@ -22,7 +22,7 @@ def test_bfloat16_candidates_bring_the_same_return(tmp_path: Path) -> None:
         "judge": {"sessions": 1_500, "curve_sessions": 20, "checkpoints": 1, "log": "mixed"},
         "columns": ["session_return"],
         "methods": [
-            {"name": name, "kind": "learner", "learner": {"target_precision": name}}
+            {"name": name, "kind": "learner", "learner": {"precision": name}}
             for name in ("float32", "bfloat16")
         ],
     }

@@ -56,7 +56,7 @@ def small() -> Callable[..., LearnerSettings]:
         "perturbation_hidden": (8,),
         "critic_hidden": (10, 12),
         "actor_hidden": (9, 8),
-        "target_precision": "float32",  # as the plain recomputations are
+        "precision": "float32",  # as the plain recomputations are
     }
     return lambda **values: LearnerSettings(**widths | values)
 

@@ -11,6 +11,7 @@ from training.contract.policy import BatchRLMTFActor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
+from training.policies.passes import Flat
 from training.trajectories import Transitions
 
 CURVES = BatchRLMTF.curves
@@ -48,7 +49,7 @@ def settings(**values) -> LearnerSettings:
         "generator_hidden": (11, 9),
         "perturbation_hidden": (8,),
         "critic_hidden": (10, 12),
-        "target_precision": "float32",
+        "precision": "float32",
     }
     return LearnerSettings(**small | values)
 
@@ -81,14 +82,48 @@ def test_gradients_are_autograds():
     assert all(gradient is None for gradient in of_fixed[1:])
 
 
-def test_candidates_in_bfloat16_differ_by_its_rounding():
-    net = StateMLP(D, K, (64, 64), 1)
-    s, x = torch.randn(50, D), torch.rand(50, 10, K) * 2.0 - 1.0
-    exact = net(s, x)
-    assert torch.equal(net.rough(s, x, torch.float32), exact)
-    rough = net.rough(s, x, torch.bfloat16)
-    assert rough.dtype == torch.float32
-    assert 0.0 < (rough - exact).abs().max() < 2.0**-6 * exact.std() * 5
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_explicit_passes_are_autograds_within_their_rounding(dtype):
+    net = StateMLP(D, K, (64, 48), 12)
+    x = torch.randn(50, D + K)
+    h = x.clone().requires_grad_()
+    expected = plain(net, h[:, :D], h[:, D:])
+    loss = expected.square().mean()
+    gradients = torch.autograd.grad(loss, [h, *net.parameters()])
+    flat = Flat(net, dtype, lr=1e-3)
+    one = flat.passes[net]
+    with torch.no_grad():
+        inputs = one.hidden(x.to(dtype))
+        out, rough = one.out(inputs[-1]), one.rough_out(inputs[-1])
+        d_x = one.back(2.0 * out / out.numel(), inputs, beside=D)
+    near = {"atol": 1e-6, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-3, "rtol": 2.0**-5}
+    assert out.dtype == d_x.dtype == torch.float32 and rough.dtype == dtype
+    for ours, theirs in zip(
+        [out, rough.float(), d_x, *one.gradients],
+        [expected, expected, gradients[0][:, D:], *gradients[1:]],
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.float(), theirs.detach(), **near)
+
+
+def test_a_flat_module_learns_as_adam_does_and_is_copied_whole():
+    flat = Flat(StateMLP(D, K, (16, 9), 2), torch.bfloat16, lr=1e-3)
+    before = copy.deepcopy(flat)
+    one, of_copy = flat.passes[flat.module], before.passes[before.module]
+    for gradient in one.gradients:
+        gradient.normal_()
+    reference = [p.detach().clone().requires_grad_() for p in flat.module.parameters()]
+    for parameter, gradient in zip(reference, one.gradients, strict=True):
+        parameter.grad = gradient.float()
+    torch.optim.Adam(reference, 1e-3).step()
+    flat.descend()
+    for parameter, expected in zip(flat.module.parameters(), reference, strict=True):
+        torch.testing.assert_close(parameter.data, expected.data)
+    assert torch.equal(one.weights[0], flat.module.layers[0].weight.bfloat16())
+    assert torch.equal(of_copy.weights[0], before.module.layers[0].weight.bfloat16())
+    assert not torch.equal(of_copy.weights[0], one.weights[0])
+    before.track(flat, 1.0)
+    assert torch.equal(before.module.layers[1].bias, flat.module.layers[1].bias)
 
 
 def test_an_ensemble_is_its_members():
@@ -236,7 +271,7 @@ def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("freeze", [None, 6, 20])
 def test_state_and_load_state_continue_bit_for_bit(freeze, precision):
-    config = settings(freeze_generator_after=freeze, target_precision=precision)
+    config = settings(freeze_generator_after=freeze, precision=precision)
     whole, half = (BatchRLMTF(config, transitions(), seed=5) for _ in range(2))
     for _ in range(13):
         half.step()
