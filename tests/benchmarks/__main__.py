@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-from tests.benchmarks import faults, learner, materialise, stages, start
+from tests.benchmarks import day, faults, learner, materialise, stages, start
 from training.contract.files import write_json_atomic
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "learner": learner,
     "faults": faults,
     "start": start,
+    "day": day,
 }
 
 

@@ -26,6 +26,7 @@ from training.contract.settings import (
     SignalSettings,
     StateSettings,
 )
+from training.model_properties import GENERATED, properties
 
 SOURCE = Path(transform.__file__).parents[1] / "dbt_project"
 
@@ -39,7 +40,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_the_committed_project_is_that_of_the_default_settings() -> None:
-    assert (SOURCE / transform.GENERATED).read_text() == transform.properties(Settings())
+    assert (SOURCE / GENERATED).read_text() == properties(Settings())
     variables = yaml.safe_load((SOURCE / "dbt_project.yml").read_text())["vars"]
     assert variables.pop("landed") == ["impressions", "decisions", "users"]
     assert variables == transform._model_variables(Settings())

@@ -1,0 +1,109 @@
+"""What a whole day of the demo takes, and how much of it is processes starting.
+
+The demo's world and one of its days by Airflow (`mtf demo --days 1`), then the same day again, each stage
+told to run: by `mtf day`, which is one process; with a process for each stage; and within a process that has
+imported and run everything once, which is what the stages themselves take. What a way takes beyond that is
+start: of interpreters, imports and, for Airflow, of tasks and their processes.
+
+python -m tests.benchmarks day
+"""
+
+import argparse
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dags import stages
+from serving.bento import free_port
+from training.contract.records import read_record
+from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
+
+DEMO = Path(__file__).parents[2] / "mtf.yaml"
+MTF = "from dags.command_line.main import run; run()"
+STAGE = (
+    "import sys; from datetime import date; from dags import stages; "
+    "from training.contract.settings import load_settings; "
+    "stages.run_stage(load_settings(), date.fromisoformat(sys.argv[1]), sys.argv[2], force=True)"
+)
+STAGES = (
+    "import sys, time; from datetime import date; from dags import stages; import dags.preload\n"
+    "from training.contract.settings import load_settings\n"
+    "settings, day = load_settings(), date.fromisoformat(sys.argv[1])\n"
+    "for _ in range(2): stages.run_day(settings, day, force=True)"
+)
+
+
+def wall(code: str, *arguments: str) -> float:
+    """Seconds of a new process of this Python that runs some code; what it said when it failed."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return time.perf_counter() - began
+
+
+def by_airflow(settings: Settings, day: date) -> dict[str, float]:
+    """From Airflow's database: from the first run's queueing to the last's end, and the tasks in between."""
+    with closing(sqlite3.connect(settings.layout.airflow / "airflow.db")) as connection:
+        runs = connection.execute(
+            "select dag_id, run_id, queued_at, end_date from dag_run where partition_key = ?"
+            " and dag_id <> 'mtf_traffic'",
+            [str(day)],
+        ).fetchall()
+        tasks = connection.execute(
+            "select dag_id, run_id, task_id, duration from task_instance where duration is not null"
+        ).fetchall()
+    known = {(dag, run) for dag, run, _, _ in runs}
+    ran = {task: duration for dag, run, task, duration in tasks if (dag, run) in known}
+    span = [[datetime.fromisoformat(run[n]) for run in runs] for n in (2, 3)]
+    return {
+        "wall_s": round((max(span[1]) - min(span[0])).total_seconds(), 1),
+        "tasks_s": round(sum(ran.values()), 1),
+        "stages_s": round(own(settings, day), 1),
+    }
+
+
+def own(settings: Settings, day: date, names: Sequence[str] = stages.DAY_STAGES) -> float:
+    """Seconds of the stages, as their newest records have them."""
+    return sum((read_record(settings.layout, day, name) or {})["seconds"] for name in names)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--past-days", type=int, default=3, help="simulated before the day (the demo: 8)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
+        values = yaml.safe_load(DEMO.read_text()) | {"data": str(Path(folder) / "data")}
+        values["world"] |= {"past_days": arguments.past_days}
+        values["serving"] |= {"port": free_port()}
+        ports = {"airflow_port": free_port(), "mlflow_port": free_port()}
+        values["orchestration"] = values.get("orchestration", {}) | ports
+        file = Path(folder) / "mtf.yaml"
+        file.write_text(yaml.safe_dump(values))
+        os.environ[SETTINGS_VARIABLE] = str(file)
+        settings = load_settings(file)
+        day = date.fromisoformat(settings.world.start_day)
+        wall(MTF, "demo", "--days", "1")
+        found: dict[str, Any] = {"airflow": by_airflow(settings, day)}
+        found["mtf day"] = {"wall_s": round(wall(MTF, "day", "--date", str(day), "--force"), 1)}
+        each = {name: round(wall(STAGE, str(day), name), 1) for name in stages.DAY_STAGES}
+        found["a process a stage"] = {"wall_s": round(sum(each.values()), 1), "by_stage": each}
+        wall(STAGES, str(day))
+        found["stages_s"] = round(own(settings, day), 1)
+        found["by_stage"] = {name: own(settings, day, [name]) for name in stages.DAY_STAGES}
+    for way in ("airflow", "mtf day", "a process a stage"):
+        took = found[way]["wall_s"]
+        found[way]["start_share"] = round(1 - found["stages_s"] / took, 3)
+        print(f"{way:20s} {took:7.1f} s, of which the stages {found['stages_s']:.1f} s", flush=True)
+    return found
