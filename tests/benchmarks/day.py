@@ -1,15 +1,16 @@
 """What a whole day of the demo takes, and how much of it is processes starting.
 
-The demo's world and one of its days by Airflow (`mtf demo --days 1`), then the same day again, each stage
-told to run: by `mtf day`, which is one process; with a process for each stage; and within a process that has
-imported and run everything once, which is what the stages themselves take. What a way takes beyond that is
-start: of interpreters, imports and, for Airflow, of tasks and their processes.
+The demo's world and one of its days by Airflow (`mtf demo --days 1`), then the same day again, its model,
+champion and Bento taken away: by `mtf day`, which is one process; with a process for each stage; and within a
+process that has imported and run everything once, which is what the stages themselves take. What a way takes
+beyond that is start: of interpreters, imports and, for Airflow, of tasks and their processes.
 
 python -m tests.benchmarks day
 """
 
 import argparse
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -36,10 +37,10 @@ STAGE = (
     "stages.run_stage(load_settings(), date.fromisoformat(sys.argv[1]), sys.argv[2], force=True)"
 )
 STAGES = (
-    "import sys, time; from datetime import date; from dags import stages; import dags.preload\n"
-    "from training.contract.settings import load_settings\n"
+    "import sys; from datetime import date; import dags.preload; from dags import stages\n"
+    "from tests.benchmarks.day import reset; from training.contract.settings import load_settings\n"
     "settings, day = load_settings(), date.fromisoformat(sys.argv[1])\n"
-    "for _ in range(2): stages.run_day(settings, day, force=True)"
+    "for _ in range(2): reset(settings, day); stages.run_day(settings, day, force=True)"
 )
 
 
@@ -50,6 +51,13 @@ def wall(code: str, *arguments: str) -> float:
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
     return time.perf_counter() - began
+
+
+def reset(settings: Settings, day: date) -> None:
+    """As before the day was learnt from: else it would not train, build or promote again."""
+    for folder in (settings.layout.model(day), settings.layout.bentos):
+        shutil.rmtree(folder, ignore_errors=True)
+    settings.layout.champion.unlink(missing_ok=True)
 
 
 def by_airflow(settings: Settings, day: date) -> dict[str, float]:
@@ -96,7 +104,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         day = date.fromisoformat(settings.world.start_day)
         wall(MTF, "demo", "--days", "1")
         found: dict[str, Any] = {"airflow": by_airflow(settings, day)}
+        reset(settings, day)
         found["mtf day"] = {"wall_s": round(wall(MTF, "day", "--date", str(day), "--force"), 1)}
+        reset(settings, day)
         each = {name: round(wall(STAGE, str(day), name), 1) for name in stages.DAY_STAGES}
         found["a process a stage"] = {"wall_s": round(sum(each.values()), 1), "by_stage": each}
         wall(STAGES, str(day))
