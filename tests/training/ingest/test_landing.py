@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.training.ingest.conftest import DAY, MIDNIGHT, impressions, partition_bytes, read
 from training.contract.errors import DataError
-from training.contract.files import read_json, replaced_folder
+from training.contract.files import read_json, replaced_folder, write_json_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.ingest import changed_days, land, landed, with_predictions
+from training.ingest import changed_days, land, landed, late_users, with_predictions
 from training.ingest import landing as landing_module
 
 ROW = st.fixed_dictionaries(
@@ -67,6 +67,30 @@ def test_rows_of_one_key_that_differ_are_left_for_validation(settings: Settings)
     rows = impressions([{"is_click": 0}, {"is_click": 1}, {"is_click": 1}], settings)
     note = land(settings, IMPRESSIONS, DAY, rows, "test")
     assert (note["rows"], note["duplicates_removed"]) == (2, 1)
+
+
+def test_whose_rows_changed_later_is_kept_with_how_far_the_online_store_was(settings: Settings) -> None:
+    def bring(**third) -> None:
+        rows = [{"user_id": 1}, {"user_id": 2, "request_id": "s"}, {"user_id": 3, "request_id": "t", **third}]
+        land(settings, IMPRESSIONS, DAY, impressions(rows, settings), "test")
+
+    def known() -> dict[int, str]:
+        found = late_users(settings, (IMPRESSIONS,), before=DAY + timedelta(days=1)).to_pylist()
+        assert late_users(settings, (IMPRESSIONS,), before=DAY).num_rows == 0  # the day's own are not late
+        return {row["user_id"]: row["until"].isoformat() for row in found}
+
+    bring()
+    bring(is_click=1)
+    assert known() == {}  # nothing was materialised: nothing can have been served without it
+    first, second = "2026-01-05T16:00:00+00:00", "2026-01-06T16:00:00+00:00"
+    write_json_atomic(settings.layout.materialised, {"until": first})
+    bring(is_click=0, p_click=0.5)
+    bring(is_click=0, p_click=0.75)  # predictions are no part of a state
+    assert known() == {3: first}
+    write_json_atomic(settings.layout.materialised, {"until": second})
+    bring(is_click=1, p_click=0.75)
+    bring(is_click=1, p_click=0.75)
+    assert known() == {3: second}
 
 
 def test_another_content_is_a_change_and_the_same_again_is_none(settings: Settings) -> None:
