@@ -6,7 +6,6 @@ from typing import Any
 
 from airflow.sdk import (
     DeadlineAlert,
-    DeadlineReference,
     ExceptionRetryPolicy,
     RetryAction,
     RetryRule,
@@ -17,6 +16,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import alerts, assets, stages
+from dags.deadlines import RunCreated
 from training import lineage_events
 from training.contract.settings import Settings, load_settings
 
@@ -135,7 +135,7 @@ def alert_failure(context: Any) -> None:
 def deadline(settings: Settings) -> DeadlineAlert:
     """Alerts when a run is not done in time, and leaves the run alone."""
     return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=RunCreated(),
         interval=timedelta(minutes=settings.orchestration.deadline_minutes),
         callback=SyncCallback("dags.tasks.missed_deadline"),
     )
