@@ -98,6 +98,7 @@ def test_late_rows_of_a_day_are_taken_up_by_its_next_run_and_by_later_days(setti
     assert reopened == ["validate_transitions", *stages.LEARNING_STAGES]
 
 
+@pytest.mark.timeout(2_400)  # six days, each task of two killed and run again
 def test_in_order_backfilled_and_killed_days_end_in_the_same_tables(tmp_path: Path):
     result = same_tables.compare(tmp_path, 2, told=lambda line: None)
     assert result["differ"] == {"backfill": [], "killed": []}
