@@ -266,10 +266,6 @@ class RequestIndex:
                 "SELECT user_id, session_id FROM requests WHERE request_id = ?", (request_id,)
             ).fetchone()
 
-    def session(self, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
-        """The session of one request: see :meth:`sessions`."""
-        return self.sessions([(user_id, session_id, event_ts)])[0]
-
     def sessions(self, requests: Sequence[tuple[int, str | None, datetime]]) -> list[Session]:
         """The sessions of requests, in their order: each its own, else the user's last within the gap, else
         a new one.

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving.request_index import ArmCounts, ArmReturns, Entry, Fed, Known, RequestIndex
+from serving.request_index import ArmCounts, ArmReturns, Entry, Fed, Known, RequestIndex, Session
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -13,8 +13,12 @@ def entry(request_id: str, user_id: int, session_id: str, event_s: float, arm: s
     return Entry(request_id, user_id, session_id, event_s, arm)
 
 
+def session_of(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
+    return index.sessions([(user_id, session_id, event_ts)])[0]
+
+
 def session(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> str:
-    return index.session(user_id, session_id, event_ts).session_id
+    return session_of(index, user_id, session_id, event_ts).session_id
 
 
 @pytest.fixture
@@ -85,14 +89,14 @@ def test_old_requests_are_forgotten(tmp_path):
 def test_a_session_keeps_its_arm_in_every_worker_and_a_new_one_has_none(tmp_path, named):
     path = tmp_path / "requests.sqlite"
     one, two = RequestIndex(path, 30), RequestIndex(path, 30)
-    assert one.session(5, "s1", NOON).arm is None
+    assert session_of(one, 5, "s1", NOON).arm is None
     one.hold(5, "s1", "noise")
-    assert one.session(5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    assert session_of(one, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
     one.add([entry("r1", 5, "s1", NOON.timestamp(), "noise")])
-    assert two.session(5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
-    assert two.session(5, "s2", NOON + timedelta(minutes=2)) == ("s2", None)
+    assert session_of(two, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=2)) == ("s2", None)
     two.hold(5, "s1", "static")  # of a session that is no longer the user's latest
-    assert two.session(5, "s2", NOON + timedelta(minutes=3)) == ("s2", None)
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=3)) == ("s2", None)
 
 
 def test_an_index_of_an_older_version_is_made_anew(tmp_path):

@@ -33,11 +33,6 @@ class Generator(nn.Module):
         self.encoder = StateMLP(state, action, hidden, 2 * latent)
         self.decoder = StateMLP(state, latent, hidden, action)
 
-    def encode(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of z, each [B, z]."""
-        mean, log_std = self.encoder(s, a).chunk(2, dim=-1)
-        return mean, log_std.clamp(*_LOG_STD)
-
     def decode(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.decoder(s, z))
 
