@@ -270,7 +270,7 @@ def write_settings(folder: Path) -> None:
             "mlflow_port": free_port(),
             "retries": 3,
             "retry_seconds": 5,
-            "schedule": "0 0 29 2 *",  # nights are begun by hand: the real one's run would be of a day without a log
+            "schedule": "0 0 29 2 *",  # nights are begun here: the real one would find no log of today
         },
         "alerts": {"webhook": f"http://127.0.0.1:{free_port()}"},
         "learner": {"window_days": 3},
