@@ -24,7 +24,16 @@ from serving.exploration import replay_generator
 from serving.features_age import FeaturesAge
 from serving.following import Following
 from serving.guardrail import Guardrail
-from serving.messages import JSON, Parser, RankRequest, RequestError, encode_answer, local_day, timestamp
+from serving.messages import (
+    JSON,
+    Parser,
+    RankRequest,
+    RequestError,
+    encode_answer,
+    local_day,
+    new_id,
+    timestamp,
+)
 from serving.ranker import Decision
 from serving.request_index import Entry, Fed, Known, RequestIndex, Session
 from serving.shadow import Ranked, Shadow
@@ -99,7 +108,7 @@ class Engine:
         self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._offset = settings.calendar.utc_offset_hours
         self._parser = Parser(settings)
-        self._generator, self._ids = np.random.default_rng(), np.random.default_rng()
+        self._generator = np.random.default_rng()
         self._index = RequestIndex(
             settings.layout.serving / "requests.sqlite",
             settings.session.gap_minutes,
@@ -168,7 +177,7 @@ class Engine:
         started = time.perf_counter()
         request = self._parser.rank(body, media_type)
         event_ts = request.event_ts or datetime.now(UTC)
-        request_id = request.request_id or self._new_id()
+        request_id = request.request_id or new_id()
         asked = _Asked(request, request_id, event_ts, accept, started, time.perf_counter())
         return await self._ranking.add(asked)
 
@@ -418,10 +427,6 @@ class Engine:
             return self._index.sessions(requests)
         except sqlite3.Error as error:
             raise LogError(f"cannot read the request index: {error}") from error
-
-    def _new_id(self) -> str:
-        """32 random hex digits; asking the system for them each time would cost more than a state."""
-        return self._ids.bytes(16).hex()
 
     def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
         """Replayed traffic draws the same action for the same request; real traffic never repeats."""

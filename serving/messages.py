@@ -20,6 +20,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -62,6 +63,7 @@ _PLACE = re.compile(r"^(?P<text>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _LONGEST_REASON = 300  # characters: a reason may quote a name that the caller made up
+_random = Random()
 _SCORE_TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
@@ -425,6 +427,11 @@ def decode_answer_binary(body: bytes) -> dict[str, Any]:
         }
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"not a binary answer: {error}") from error
+
+
+def new_id() -> str:
+    """32 random hex digits; asking the system for them each time would give up the interpreter's lock."""
+    return f"{_random.getrandbits(128):032x}"
 
 
 def timestamp(time: datetime) -> str:

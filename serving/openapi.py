@@ -163,7 +163,7 @@ def _operation(
             "200": {"description": "done", "headers": named, "content": answers},
             **{
                 status: {"description": text, "content": error}
-                | ({} if status == "504" else {"headers": named})  # BentoML's own answer
+                | ({} if status == "504" else {"headers": named})  # on other paths it is BentoML's own
                 for status, text in sorted(reasons.items())
             },
         },

@@ -18,7 +18,7 @@ import bentoml
 import structlog
 from bentoml._internal.context import server_context
 
-from serving.app import create_app
+from serving.app import REQUEST_SECONDS, RankFirst, create_app
 from serving.champion import Source
 from training.contract.errors import SettingsError
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
@@ -28,7 +28,6 @@ PACKED = Path(__file__).resolve().parent.parent / "packed"
 PACKED_SETTINGS = PACKED / "settings.yaml"
 PACKED_CHAMPION = PACKED / "champion.json"
 _PR_SET_PDEATHSIG = 1
-REQUEST_SECONDS = 10.0  # BentoML answers 504 after this
 # a thread that comes back from a native call waits this long for the one that holds the interpreter, not 5 ms
 _SWITCH_S = 0.0002
 # one policy is a few small products: threads inside of them only fight with the other workers
@@ -97,6 +96,9 @@ class RankService:
     @bentoml.on_shutdown
     def close(self) -> None:
         _app.state.engine.close()
+
+
+RankService.add_asgi_middleware(RankFirst, rank=_app.state.rank)
 
 
 def _end_with_supervisor() -> None:
