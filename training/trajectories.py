@@ -7,11 +7,17 @@ newest ``learner.replay_capacity`` transitions, as a FIFO replay buffer would ho
 """
 
 import hashlib
+import math
+import mmap
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from training.contract.errors import DataError
+from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
 
 MART = "fct_transitions"
@@ -49,6 +55,20 @@ OPTIONAL = {
     "item_scores": ("item_scores", "item_rewards"),
     "item_rewards": ("item_rewards",),
 }
+_SOURCES = {  # columns of the export, by the field of Transitions that they fill
+    "states": "state",
+    "actions": "action",
+    "rewards": "reward",
+    "next_states": "next_state",
+    "dones": "done",
+    "action_means": "action_mean",
+    "log_densities": "log_density",
+    "steps": "step",
+    "watch_rewards": "watch_reward",
+    "item_scores": "item_scores",
+    "item_rewards": "item_rewards",
+}
+_PART = 32_768  # rows that are read at once
 
 
 @dataclass(frozen=True)
@@ -130,9 +150,7 @@ class Trajectories:
         for split in (self.train, self.test):
             for f in fields(split):
                 column = getattr(split, f.name)
-                digest.update(
-                    column.numpy().tobytes() if isinstance(column, Tensor) else repr(column).encode()
-                )
+                digest.update(column.numpy() if isinstance(column, Tensor) else repr(column).encode())
         return digest.hexdigest()
 
 
@@ -142,7 +160,12 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
     ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too.
     Rows of another state specification are left out, and so are truncated ones (nothing is known of
     their s'). Raises :class:`DataError` when the day has no export, when nothing usable is left, or
-    naming file and request of a row whose state or action does not fit the settings.
+    naming file and request of a row whose state or action does not fit the settings; :class:`MtfError` when
+    a file is replaced meanwhile, or the disk has no room.
+
+    The window is read twice: its keys, which say which rows go where, then everything in parts, which are
+    checked and put in their places. Memory holds the keys, one part and the set; above
+    ``learner.map_above_bytes`` the set is in mapped files instead, with the same values.
     """
     window = [day - timedelta(days=back) for back in range(settings.learner.window_days - 1, -1, -1)]
     paths = {d: settings.layout.mart(MART) / f"dt={d.isoformat()}" / "part-0.parquet" for d in window}
@@ -150,85 +173,330 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
         raise DataError(
             f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
         )
-    days = {d: _read_day(settings, path, needs) for d, path in paths.items() if path.is_file()}
-    names = list(next(iter(days.values())))
-    page = max(d["item_rewards"].shape[1] for d in days.values()) if "item_rewards" in names else 0
-    rows = {name: np.concatenate([_widened(d, name, page) for d in days.values()]) for name in names}
-    # one order whatever the files' own: a rerun of the transform must not change the policy
-    order = np.lexsort((rows["request_id"], rows["event_ts"]))
-    rows = {name: column[order] for name, column in rows.items()}
-
+    paths = {d: path for d, path in paths.items() if path.is_file()}
+    columns = [*COLUMNS, *sorted({column for name in needs for column in OPTIONAL[name]})]
+    for path in paths.values():
+        _refuse_missing(settings, path, columns)
     version = settings.state_spec.version
-    known = {r: i for i, r in enumerate(rows["request_id"])}
-    following = np.array([known.get(r, -1) for r in rows["next_request_id"]], dtype=np.int64)
-    current = rows["state_spec"] == version
-    followed_by_other = (following >= 0) & ~current[following] & ~rows["done"]
-    ended = rows["truncated"] & ~rows["has_next"] & ~rows["done"]
+    files = {path: _file(path) for path in paths.values()}
+    index = _Index(list(paths.values()), version)
+
+    followed_by_other = (index.following >= 0) & ~index.current[index.following] & ~index.done
+    ended = index.truncated & ~index.done
     left_out = {
-        "other_state_spec": int((~current).sum()),
-        "truncated": int((current & ended).sum()),
-        "next_of_other_state_spec": int((current & ~ended & followed_by_other).sum()),
+        "other_state_spec": int((~index.current).sum()),
+        "truncated": int((index.current & ended).sum()),
+        "next_of_other_state_spec": int((index.current & ~ended & followed_by_other).sum()),
     }
-    for name in ("action", "action_mean"):
-        at_next = np.where((following >= 0)[:, None], rows[name][following], rows[name])
-        rows[f"next_{name}"] = np.where(rows["done"][:, None], 0.0, at_next)
-    keep = current & ~ended & ~followed_by_other
-    rows = {name: column[keep] for name, column in rows.items()}
-    if not keep.any():
+    usable = np.flatnonzero(index.current & ~ended & ~followed_by_other)
+    if not len(usable):
         raise DataError(
             f"no usable transition of state specification {version} from {window[0]} to {day} below "
             f"{settings.layout.mart(MART)} (left out: {left_out})"
         )
+    # numbered by their start
+    numbered = pa.array(index.sessions[usable]).dictionary_encode()
+    sessions, keys = numbered.indices.to_numpy().astype(np.int64), numbered.dictionary.to_numpy()
+    arms = index.arms[usable]
 
-    everything, session_names = _to_transitions(rows)
-    test_rows = _last_sessions(everything.sessions.numpy(), settings.evaluation.test_share)
-    train_rows, warnings = np.flatnonzero(~test_rows), []
+    in_test = _last_sessions(sessions, settings.evaluation.test_share)
+    train, test, warnings = np.flatnonzero(~in_test), np.flatnonzero(in_test), []
     if settings.learner.mixed_exploration:
-        train_rows, warnings = _mixed_exploration(everything, train_rows, session_names, settings.seed)
-    left_out["not_mixed_exploration"] = int((~test_rows).sum()) - len(train_rows)
+        mixed, warnings = _mixed_exploration(
+            sessions[train],
+            arms[train],
+            index.arm_names,
+            lambda session: index.session_name(keys[session]),
+            settings.seed,
+        )
+        train = train[mixed]
+    left_out["not_mixed_exploration"] = int((~in_test).sum()) - len(train)
     capacity = settings.learner.replay_capacity
-    left_out["over_replay_capacity"] = max(0, len(train_rows) - capacity)
-    if len(train_rows) == 0:
+    left_out["over_replay_capacity"] = max(0, len(train) - capacity)
+    if len(train) == 0:
         raise DataError(f"all transitions from {window[0]} to {day} are in the test split: too few sessions")
+
+    page = _largest_page(paths.values(), version) if "item_rewards" in columns else 0
+    kinds = _kinds(settings, columns, page)
+    kept = [rows[-capacity:] for rows in (train, test)]
+    size = sum(map(len, kept)) * sum(_row_bytes(shape, kind) for shape, kind in kinds.values())
+    room = Room(settings.layout.root if size > settings.learner.map_above_bytes else None)
+    splits = [_Split(usable[rows], sessions[rows], arms[rows], index, kinds, room) for rows in kept]
+    partitions: dict[str, dict[str, int | str]] = {}
+    for (d, path), places in zip(paths.items(), index.places, strict=True):
+        digest = _Digest()
+        for at, table in _parts(path, columns, places):
+            part = _checked(settings, path, table, columns, page)
+            digest.update(part)
+            for split in splits:
+                split.fill(at, part)
+            room.release()
+        if _file(path) != files[path]:
+            raise MtfError(f"{path} was written again while it was read: run this again")
+        partitions[d.isoformat()] = {"rows": len(places), "sha256": digest.hexdigest()}
     return Trajectories(
-        train=everything.take(torch.from_numpy(train_rows[-capacity:])),
-        test=everything.take(torch.from_numpy(np.flatnonzero(test_rows)[-capacity:])),
+        train=splits[0].transitions(),
+        test=splits[1].transitions(),
         state_spec=version,
-        partitions={d.isoformat(): _describe(columns) for d, columns in days.items()},
+        partitions=partitions,
         left_out=left_out,
         warnings=tuple(warnings),
     )
 
 
-def _widened(columns: dict[str, np.ndarray], name: str, page: int) -> np.ndarray:
-    """A day's column; those of the items padded to the longest page of all days."""
-    column = columns[name]
-    if name not in ("item_scores", "item_rewards"):
-        return column
-    padding = [(0, 0), (0, page - column.shape[1])] + [(0, 0)] * (column.ndim - 2)
-    return np.pad(column, padding, constant_values=np.nan if name == "item_rewards" else 0.0)
+class Room:
+    """Where the tensors of a set lie: in memory (``folder`` None), or in mapped files.
+
+    The files have no name, so they are gone when the last tensor is, or the process, however it ends. Their
+    pages are the kernel's to write out and to read again: the set may be larger than the memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._mappings: list[mmap.mmap] = []
+
+    def empty(self, shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+        """An array to be written to. Raises :class:`MtfError` where the disk has no room for it."""
+        size = math.prod(shape) * kind.itemsize
+        if self.folder is None or size == 0:
+            return np.empty(shape, kind)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)  # or a full disk would end the process by a signal
+            except OSError as error:
+                raise MtfError(
+                    f"no room for {size:,} bytes of the training set in {self.folder}: {error.strerror}. "
+                    "Free some, lower learner.replay_capacity, or raise learner.map_above_bytes to use memory"
+                ) from error
+            self._mappings.append(mmap.mmap(file.fileno(), size))
+        return np.frombuffer(self._mappings[-1], kind).reshape(shape)
+
+    def release(self) -> None:
+        """Take the pages touched so far out of this process's memory; what was written stays written."""
+        for mapping in self._mappings:
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[str, np.ndarray]:
-    """One day's export as numpy columns, checked, sorted by (event_ts, request_id)."""
-    more = sorted({column for name in needs for column in OPTIONAL[name]})
+class _Index:
+    """The keys of the window's R rows, in one order whatever the files' own: (event_ts, request_id).
+
+    Its place in that order names a row: a rerun of the transform must not change the policy. ``places``
+    has, for each file, the places of its rows. The other arrays are of all R rows: ``following`` is the
+    place of the next request (−1 where it is not in the window), ``current`` tells rows of this state
+    specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names``.
+    """
+
+    def __init__(self, paths: Sequence[Path], version: str) -> None:
+        self._paths = paths
+        stamps = self._column("event_ts", pa.timestamp("us", "UTC"))
+        keys = pa.table([stamps, self._column("request_id", pa.string())], ["ts", "id"])
+        self._order = pc.sort_indices(keys, [("ts", "ascending"), ("id", "ascending")]).to_numpy()
+        del stamps, keys
+        place = np.empty(len(self._order), dtype=np.int64)
+        place[self._order] = np.arange(len(place))
+        lengths = [pq.read_metadata(path).num_rows for path in paths]
+        self.places = np.split(place, np.cumsum(lengths)[:-1])
+        following = np.full(len(place), -1)
+        following_requests = self._column("next_request_id", pa.string(), nullable=True)
+        for path, places in zip(paths, self.places, strict=True):  # a table of all requests takes gigabytes
+            requests = _read(path, ["request_id"])["request_id"].cast(pa.string()).combine_chunks()
+            found = pc.index_in(following_requests, value_set=requests, skip_nulls=True)
+            found = pc.fill_null(found, -1).to_numpy()
+            following[found >= 0] = places[found[found >= 0]]
+        self.following = following[self._order]
+        del following_requests, requests, found
+
+        users, self._users = self._categories("user_id", pa.int64())
+        sessions, self._session_ids = self._categories("session_id", pa.string())
+        self.sessions = users * len(self._session_ids) + sessions
+        arms, names = self._categories("arm", pa.string())
+        self.arm_names = tuple(sorted(names.to_pylist()))
+        self.arms = np.array([self.arm_names.index(name) for name in names.to_pylist()], dtype=np.int64)[arms]
+        specs, versions = self._categories("state_spec", pa.string())
+        self.current = np.array([known == version for known in versions.to_pylist()], dtype=bool)[specs]
+        self.done = self._in_order(self._column("done", pa.bool_()))
+        self.truncated = self._in_order(self._column("truncated", pa.bool_()))
+        del self._order
+        pa.default_memory_pool().release_unused()
+
+    def session_name(self, key: int) -> str:
+        user, session = divmod(int(key), len(self._session_ids))
+        return f"{self._users[user]}/{self._session_ids[session]}"
+
+    def _column(self, name: str, kind: pa.DataType, nullable: bool = False) -> pa.ChunkedArray:
+        """One column of all files, as they lie."""
+        chunks = []
+        for path in self._paths:
+            table = _read(path, [name])
+            if not nullable:
+                _refuse_null(path, table, name)
+            chunks += table[name].cast(kind).chunks
+        return pa.chunked_array(chunks, kind)
+
+    def _in_order(self, column: pa.ChunkedArray) -> np.ndarray:
+        return column.to_numpy()[self._order]
+
+    def _categories(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, pa.Array]:
+        """Codes int64[R], and what each stands for."""
+        encoded = self._column(name, kind).dictionary_encode().combine_chunks()
+        return encoded.indices.to_numpy().astype(np.int64)[self._order], encoded.dictionary
+
+
+class _Split:
+    """The columns of one split, to be filled part by part in any order."""
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        sessions: np.ndarray,
+        arms: np.ndarray,
+        index: _Index,
+        kinds: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+        room: Room,
+    ) -> None:
+        """``rows`` int64[n] are places, ascending; ``kinds`` has a row's shape and dtype of every column."""
+        self.rows, self.sessions, self.arms, self.arm_names = rows, sessions, arms, index.arm_names
+        self.columns = {name: room.empty((len(rows), *shape), kind) for name, (shape, kind) in kinds.items()}
+        following = np.where(index.done[rows], -1, index.following[rows])
+        self.alone = following < 0  # nothing was served at s', or nothing that is known
+        by_next = np.argsort(following, kind="stable")
+        self.before = by_next[np.count_nonzero(self.alone) :]
+        self.following = following[self.before]
+
+    def fill(self, places: np.ndarray, part: Mapping[str, np.ndarray]) -> None:
+        """Put the rows of a part, which lie at ascending ``places``, wherever this split has them."""
+        own, source = _common(self.rows, places)
+        for name, column in self.columns.items():
+            if name in _SOURCES:
+                column[own] = part[_SOURCES[name]][source]
+        alone = self.alone[own]
+        before, served = _common(self.following, places)
+        for name in ("action", "action_mean"):
+            column = self.columns[f"next_{name}s"]
+            values = part[name][source[alone]]
+            column[own[alone]] = np.where(part["done"][source[alone], None], 0.0, values)
+            column[self.before[before]] = part[name][served]
+
+    def transitions(self) -> Transitions:
+        return Transitions(
+            **{name: torch.from_numpy(column) for name, column in self.columns.items()},
+            sessions=torch.from_numpy(self.sessions),
+            arms=torch.from_numpy(self.arms),
+            arm_names=self.arm_names,
+        )
+
+
+def _common(wanted: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into both, which are ascending, where they are equal; ``wanted`` may repeat itself."""
+    low, high = np.searchsorted(wanted, [places[0], places[-1] + 1])
+    at = np.searchsorted(places, wanted[low:high])
+    found = np.flatnonzero(places[at] == wanted[low:high])
+    return low + found, at[found]
+
+
+def _kinds(
+    settings: Settings, columns: Collection[str], page: int
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of a row and dtype of every column that is read from the exports."""
+    state, heads, single = (settings.state_spec.width,), (len(settings.heads),), np.dtype(np.float32)
+    kinds = {
+        "states": (state, single),
+        "actions": (heads, single),
+        "rewards": ((), single),
+        "next_states": (state, single),
+        "next_actions": (heads, single),
+        "dones": ((), single),
+        "action_means": (heads, single),
+        "next_action_means": (heads, single),
+        "log_densities": ((), np.dtype(np.float64)),
+        "steps": ((), np.dtype(np.int64)),
+        "watch_rewards": ((), single),
+        "item_scores": ((page, *heads), single),
+        "item_rewards": ((page,), single),
+    }
+    return {name: kind for name, kind in kinds.items() if _SOURCES.get(name, "action") in columns}
+
+
+def _row_bytes(shape: tuple[int, ...], kind: np.dtype) -> int:
+    return math.prod(shape) * kind.itemsize
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        present = pq.read_schema(path).names
-        missing = [name for name in COLUMNS if name not in present]
-        if missing:
-            raise DataError(f"{path} lacks the column {missing[0]} of {MART}")
-        missing = [name for name in more if name not in present]
-        if missing:
-            raise DataError(
-                f"{path} lacks the column {missing[0]} of {MART}, which learner.algorithm "
-                f"{settings.learner.algorithm} learns from: it was written by an older version; transform "
-                "that day again"
-            )
-        # partitioning=None: the folder's dt= is also a column of the file
-        table = pq.read_table(path, columns=[*COLUMNS, *more], partitioning=None)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable export of {MART}: {error}") from error
-    table = table.sort_by([("event_ts", "ascending"), ("request_id", "ascending")]).combine_chunks()
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    with _readable(path):
+        # partitioning=None: the folder's dt= is also a column of the file
+        return pq.read_table(path, columns=columns, partitioning=None)
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+    # otherwise all row groups would be read before the first batch comes
+    with _readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(_PART, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
+def _parts(path: Path, columns: list[str], places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """A file's rows in the order of their places, in parts: ascending places, and the rows there."""
+    if (np.diff(places) > 0).all():  # as the transform writes it
+        tables = _batches(path, columns)
+    else:
+        whole = _read(path, columns).take(np.argsort(places)).combine_chunks()
+        places = np.sort(places)
+        tables = (whole.slice(at, _PART) for at in range(0, len(whole), _PART))
+    at = 0
+    for table in tables:
+        yield places[at : at + len(table)], table
+        at += len(table)
+
+
+def _largest_page(paths: Iterable[Path], version: str) -> int:
+    """The most items that a request of the window showed, at least 1."""
+    page = 1
+    for path in paths:
+        for table in _batches(path, ["item_rewards", "state_spec"]):
+            shown = table.filter(pc.equal(table["state_spec"], version))["item_rewards"]
+            page = max(page, pc.max(pc.list_value_length(shown)).as_py() or 0)
+    return page
+
+
+def _file(path: Path) -> tuple[int, int, int]:
+    """Tells a file from one that took its place."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
+    with _readable(path):
+        present = pq.read_schema(path).names
+    missing = next((name for name in columns if name not in present), None)
+    if missing in COLUMNS:
+        raise DataError(f"{path} lacks the column {missing} of {MART}")
+    if missing:
+        raise DataError(
+            f"{path} lacks the column {missing} of {MART}, which learner.algorithm "
+            f"{settings.learner.algorithm} learns from: it was written by an older version; transform "
+            "that day again"
+        )
+
+
+def _refuse_null(path: Path, table: pa.Table, name: str) -> None:
+    if table[name].null_count:
+        row = int(np.argmax(table[name].is_null().to_numpy()))
+        requests = table if "request_id" in table.column_names else _read(path, ["request_id"])
+        raise DataError(f"{path}: request {requests['request_id'][row]}: {name} is null")
+
+
+def _checked(
+    settings: Settings, path: Path, table: pa.Table, columns: Collection[str], page: int
+) -> dict[str, np.ndarray]:
+    """A part of a day's export as numpy columns, checked; those of items are ``page`` wide."""
     # rows of another specification are left out by load; their state has another width
     current = pc.equal(table["state_spec"], settings.state_spec.version)
     requests = table["request_id"].to_numpy(zero_copy_only=False)
@@ -252,14 +520,13 @@ def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[st
         return out
 
     def plain(name: str, kind: type, default: object = None) -> np.ndarray:
+        if default is None:
+            _refuse_null(path, table, name)
         column = table[name] if default is None else pc.fill_null(table[name], default)
-        if column.null_count:
-            row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-            raise DataError(f"{path}: request {requests[row]}: {name} is null")
         return column.to_numpy(zero_copy_only=False).astype(kind)
 
     def pages(name: str, width: int) -> np.ndarray:
-        """A list column of the shown items' values as float32[n, page, width]; NaN beyond the shown ones."""
+        """A list column of the items' values as float32[n, page or more, width]; NaN beyond the shown."""
         column = table[name].combine_chunks().cast(pa.list_(pa.float32()))
         column = pc.if_else(current.combine_chunks(), column, pa.scalar(None, column.type))
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
@@ -269,7 +536,7 @@ def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[st
                 f"{path}: request {requests[row]}: {name} has {lengths[row]} entries, expected {width} each"
             )
         shown = lengths // width
-        out = np.full((len(column), max(shown.max(initial=0), 1), width), np.nan, dtype=np.float32)
+        out = np.full((len(column), max(shown.max(initial=0), page), width), np.nan, dtype=np.float32)
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
         if not np.isfinite(values).all():
             row = int(np.repeat(np.arange(len(column)), shown)[np.argmin(np.isfinite(values).all(axis=1))])
@@ -280,13 +547,13 @@ def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[st
     def items() -> dict[str, np.ndarray]:
         """The optional columns that are needed."""
         found: dict[str, np.ndarray] = {}
-        if "watch_reward" in more:
+        if "watch_reward" in columns:
             found["watch_reward"] = plain("watch_reward", np.float64)
-        if "item_rewards" in more:
+        if "item_rewards" in columns:
             found["item_rewards"] = pages("item_rewards", 1)[..., 0]
-        if "item_scores" in more:
+        if "item_scores" in columns:
             scores = pages("item_scores", len(settings.heads))
-            if (np.isnan(scores[..., 0]) != np.isnan(found["item_rewards"])).any():
+            if not np.array_equal(np.isnan(scores[..., 0]), np.isnan(found["item_rewards"])):
                 raise DataError(f"{path}: item_scores and item_rewards are of different numbers of items")
             found["item_scores"] = np.nan_to_num(scores)
         return found
@@ -310,13 +577,12 @@ def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[st
             f"{path}: request {requests[np.argmin(np.isfinite(rewards))]}: reward is not a number"
         )
     return {
-        "request_id": requests.astype(str),
-        "session": np.char.add(
-            np.char.add(plain("user_id", np.int64).astype(str), "/"), plain("session_id", str)
-        ),
+        "request_id": requests,
+        "session_id": plain("session_id", object),
+        "user_id": plain("user_id", np.int64),
         "event_ts": table["event_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         "step": plain("step", np.int64),
-        "arm": plain("arm", str),
+        "arm": plain("arm", object),
         "state": vectors("state", width, current),
         "action": action,
         "action_mean": vectors("action_mean", heads, current),
@@ -326,51 +592,31 @@ def _read_day(settings: Settings, path: Path, needs: Collection[str]) -> dict[st
         "has_next": has_next.to_numpy(zero_copy_only=False).astype(bool),
         "done": done,
         "truncated": truncated,
-        "next_request_id": plain("next_request_id", str, ""),
-        "state_spec": plain("state_spec", str),
+        "next_request_id": plain("next_request_id", object, ""),
+        "state_spec": plain("state_spec", object),
         **items(),
     }
 
 
-def _describe(columns: dict[str, np.ndarray]) -> dict[str, int | str]:
-    digest = hashlib.sha256()
-    for name in sorted(columns):
-        column = columns[name]
-        digest.update(name.encode())
-        digest.update("\0".join(column).encode() if column.dtype.kind == "U" else column.tobytes())
-    return {"rows": len(columns["request_id"]), "sha256": digest.hexdigest()}
+class _Digest:
+    """Of the content of a day's export, in the order of its rows, however it is cut into parts."""
 
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
 
-def _to_transitions(rows: dict[str, np.ndarray]) -> tuple[Transitions, np.ndarray]:
-    """Tensors, and the name of each session by its number (sessions are numbered by their start)."""
-    names, first, codes = np.unique(rows["session"], return_index=True, return_inverse=True)
-    by_start = np.argsort(first, kind="stable")
-    number = np.empty_like(by_start)
-    number[by_start] = np.arange(len(by_start))
-    arm_names, arms = np.unique(rows["arm"], return_inverse=True)
+    def update(self, part: Mapping[str, np.ndarray]) -> None:
+        if "item_rewards" in part:  # a page is as wide as the window's widest; only what was shown counts
+            shown = np.isfinite(part["item_rewards"])
+            items = {name: part[name][shown] for name in ("item_scores", "item_rewards") if name in part}
+            part = {**part, **items, "shown": shown.sum(axis=1)}
+        for name, column in part.items():
+            digest = self._columns.setdefault(name, hashlib.sha256())
+            is_text = column.dtype.kind == "O"
+            digest.update("".join(f"{text}\0" for text in column).encode() if is_text else column)
 
-    def optional(name: str) -> Tensor | None:
-        return torch.from_numpy(rows[name].astype(np.float32)) if name in rows else None
-
-    transitions = Transitions(
-        states=torch.from_numpy(rows["state"]),
-        actions=torch.from_numpy(rows["action"]),
-        rewards=torch.from_numpy(rows["reward"].astype(np.float32)),
-        next_states=torch.from_numpy(rows["next_state"]),
-        next_actions=torch.from_numpy(rows["next_action"].astype(np.float32)),
-        dones=torch.from_numpy(rows["done"].astype(np.float32)),
-        action_means=torch.from_numpy(rows["action_mean"]),
-        log_densities=torch.from_numpy(rows["log_density"]),
-        sessions=torch.from_numpy(number[codes]),
-        steps=torch.from_numpy(rows["step"]),
-        arms=torch.from_numpy(arms),
-        arm_names=tuple(str(name) for name in arm_names),
-        next_action_means=torch.from_numpy(rows["next_action_mean"].astype(np.float32)),
-        watch_rewards=optional("watch_reward"),
-        item_scores=optional("item_scores"),
-        item_rewards=optional("item_rewards"),
-    )
-    return transitions, names[by_start]
+    def hexdigest(self) -> str:
+        columns = "\n".join(f"{name} {digest.hexdigest()}" for name, digest in sorted(self._columns.items()))
+        return hashlib.sha256(columns.encode()).hexdigest()
 
 
 def _last_sessions(sessions: np.ndarray, share: float) -> np.ndarray:
@@ -381,21 +627,23 @@ def _last_sessions(sessions: np.ndarray, share: float) -> np.ndarray:
 
 
 def _mixed_exploration(
-    data: Transitions, rows: np.ndarray, session_names: np.ndarray, seed: int
+    sessions: np.ndarray, arms: np.ndarray, arm_names: Sequence[str], name: Callable[[int], str], seed: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Rows of as many random as noise trajectories (method §3), and what a person should know of it.
+    """bool[N]: rows of as many random as noise trajectories (method §3), and what a person should know of it.
 
-    The larger group is thinned by a hash of the session, so that a rerun takes the same ones. With
-    one group empty the other is used alone; with both empty, every arm.
+    ``sessions`` int64[N] and ``arms`` int64[N] are of the rows, ``name`` gives a session's. The larger group
+    is thinned by a hash of the session, so that a rerun takes the same ones. With one group empty the other
+    is used alone; with both empty, every arm.
     """
-    sessions = data.sessions.numpy()[rows]
-    arms = np.array(data.arm_names)[data.arms.numpy()[rows]]
     numbers, first = np.unique(sessions, return_index=True)
-    groups = {arm: numbers[arms[first] == arm] for arm in EXPLORATION_ARMS}
+    arm_of = np.array(arm_names)[arms[first]]
+    groups = {arm: numbers[arm_of == arm] for arm in EXPLORATION_ARMS}
     present = {arm: group for arm, group in groups.items() if len(group)}
     if not present:
-        found = dict(sorted(Counter(arms[first].tolist()).items()))
-        return rows, [f"no session of the random or the noise group: all arms are trained on ({found})"]
+        found = dict(sorted(Counter(arm_of.tolist()).items()))
+        return np.ones(len(sessions), dtype=bool), [
+            f"no session of the random or the noise group: all arms are trained on ({found})"
+        ]
     warnings = []
     if len(present) == 1:
         (only,) = present
@@ -404,7 +652,7 @@ def _mixed_exploration(
     count = min(len(group) for group in present.values())
 
     def rank(number: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{session_names[number]}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{name(number)}".encode()).digest()
 
     chosen = [number for group in present.values() for number in sorted(group, key=rank)[:count]]
-    return rows[np.isin(sessions, chosen)], warnings
+    return np.isin(sessions, chosen), warnings

@@ -8,13 +8,14 @@ import os
 import platform
 from pathlib import Path
 
-from tests.benchmarks import day, faults, learner, materialise, stages, start
+from tests.benchmarks import day, faults, learner, materialise, scale, stages, start
 from training.contract.files import write_json_atomic
 
 BENCHMARKS = {
     "stages": stages,
     "materialise": materialise,
     "learner": learner,
+    "scale": scale,
     "faults": faults,
     "start": start,
     "day": day,

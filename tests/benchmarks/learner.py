@@ -8,10 +8,8 @@ sampling included.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -142,14 +140,14 @@ def ours(widths: dict[str, tuple[int, ...]], threads: int, count: int, **more: A
     return result
 
 
-def child(function: str, *arguments: Any) -> Any:
-    """A function of this module in a process of its own; its JSON answer."""
+def child(module: str, function: str, *arguments: Any) -> Any:
+    """A function of a module in a process of its own; its JSON answer."""
     code = (
-        "import json,sys; from tests.benchmarks import learner; "
-        "f, a = json.loads(sys.argv[1]); print(json.dumps(getattr(learner, f)(*a)))"
+        "import importlib, json, sys; m, f, a = json.loads(sys.argv[1]); "
+        "print(json.dumps(getattr(importlib.import_module(m), f)(*a)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([function, arguments])],
+        [sys.executable, "-c", code, json.dumps([module, function, arguments])],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -206,43 +204,8 @@ def inference(threads: int) -> list[dict[str, float]]:
     return out
 
 
-def scale(count: int, threads: int) -> dict[str, float]:
-    """Steps a second and peak memory with ``count`` transitions."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder, reproducible(threads):
-        data = mapped(Path(folder), count)
-        learner = BatchRLMTF(learner_settings(WIDTHS["all nets 256-256"]), data, seed=0)
-        seconds = best_seconds(learner.step, 20, 3)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        size = sum(tensor.nbytes for tensor in vars(data).values() if isinstance(tensor, torch.Tensor))
-    return {
-        "transitions": count,
-        "steps_a_second": 1.0 / seconds,
-        "data_bytes": size,
-        "peak_bytes_over_start": (peak - before) * 1024,
-    }
-
-
-def mapped(folder: Path, count: int) -> Transitions:
-    """Random transitions in memory-mapped files."""
-    part = transitions(min(count, 100_000))
-    columns: dict[str, Any] = {}
-    for name, column in vars(part).items():
-        if not isinstance(column, torch.Tensor):
-            columns[name] = column
-            continue
-        shape = (count, *column.shape[1:])
-        size = int(np.prod(shape))
-        whole = torch.from_file(str(folder / name), shared=True, size=size, dtype=column.dtype).view(shape)
-        for at in range(0, count, len(column)):
-            whole[at : at + len(column)] = column[: count - at]
-        columns[name] = whole
-    return Transitions(**columns)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of ours and the peer, pair by pair")
-    parser.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--count", type=int, default=100_000, help="transitions of the comparison")
 
 
@@ -255,7 +218,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         turns = []
         for turn in range(arguments.rounds):
             timed = {
-                name: child("ours_named", widths, threads, arguments.count, more)
+                name: child(__name__, "ours_named", widths, threads, arguments.count, more)
                 for name, more in VARIANTS.items()
             }
             theirs = peer(widths, threads, arguments.count)
@@ -279,9 +242,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "turns": turns,
             "median": middle | {"d3rlpy_ms": float(np.median([t["d3rlpy_ms"] for t in turns]))},
         }
-    scaled = [child("scale", count, threads) for count in arguments.transitions]
-    acting = child("inference", threads)
-    print(json.dumps({"scale": scaled, "inference": acting}, indent=1))
+    acting = child(__name__, "inference", threads)
+    print(json.dumps({"inference": acting}, indent=1))
     return {
         "threads": threads,
         "state": STATE,
@@ -289,6 +251,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch": BATCH,
         "candidates": CANDIDATES,
         "training": compared,
-        "scale": scaled,
         "inference": acting,
     }

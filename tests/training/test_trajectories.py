@@ -1,5 +1,7 @@
 """What the learner and the judge read: which rows, in which order, in which split."""
 
+import resource
+import tracemalloc
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 import torch
 
 from training import trajectories
-from training.contract.errors import DataError
+from training.contract.errors import DataError, MtfError
+from training.contract.settings import ProfileFeature, StateSettings
 
 DAY = date(2026, 1, 7)
 NO_MIX = {"mixed_exploration": False}
+MAPPED = {"map_above_bytes": 0}
+COUNTED = pa.proxy_memory_pool(pa.default_memory_pool())  # must outlive what is allocated of it
 
 
 def half(states, rng):
@@ -297,3 +302,105 @@ def test_faulty_items_are_named(toy, change, says):
     rewrite(part(world), change)
     with pytest.raises(DataError, match=says):
         trajectories.load(world.settings, DAY, ("item_scores", "item_rewards"))
+
+
+def test_a_mapped_set_is_the_one_in_memory_and_leaves_no_file(toy):
+    world = toy()
+    world.log(30)
+    needs = ("watch_rewards", "item_scores", "item_rewards")
+    held = trajectories.load(world.settings, DAY, needs)
+    world = toy(learner=MAPPED)
+    before = sorted(world.settings.data.rglob("*"))
+    mapped = trajectories.load(world.settings, DAY, needs)
+    assert sorted(world.settings.data.rglob("*")) == before
+    assert mapped.sha256() == held.sha256()
+    assert mapped.partitions == held.partitions
+    mapped.train.rewards[0] = 7.0  # a mapping can be written to, and is nobody else's
+    assert trajectories.load(world.settings, DAY, needs).sha256() == held.sha256()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_parts_that_a_day_is_read_in_do_not_matter(toy, monkeypatch, reverse):
+    world = toy(learner=MAPPED)
+    world.log(30)
+    needs = ("item_scores",)
+    whole = trajectories.load(world.settings, DAY, needs)
+    if reverse:
+        rewrite(part(world), lambda rows: rows[::-1])
+    monkeypatch.setattr(trajectories, "_PART", 7)
+    parts = trajectories.load(world.settings, DAY, needs)
+    assert parts.sha256() == whole.sha256()
+    assert parts.partitions == whole.partitions
+
+
+def test_sessions_that_go_on_over_midnight_know_what_was_served_next(toy):
+    world = toy(learner=NO_MIX | MAPPED)
+    world.log(20)
+    whole = trajectories.load(world.settings, DAY)
+    yesterday = part(world, DAY - timedelta(days=1))
+    rows = pq.read_table(yesterday, partitioning=None).to_pylist()
+    schema = pq.read_schema(yesterday)
+    late = [row for row in rows if row["step"] >= 2]
+    rewrite(yesterday, lambda rows: [row for row in rows if row["step"] < 2])
+    today = pq.read_table(part(world), partitioning=None).to_pylist()
+    # rows of both days lie between each other in time: the order is that of the window, not of the files
+    pq.write_table(pa.Table.from_pylist(late + today, schema=schema), part(world))
+    assert trajectories.load(world.settings, DAY).sha256() == whole.sha256()
+
+
+def test_loading_a_mapped_set_takes_a_part_of_its_size_in_memory(toy, monkeypatch):
+    world = toy(learner=NO_MIX | MAPPED | {"window_days": 1})
+    wide = StateSettings(profile=[ProfileFeature(column=f"flag_{i}", kind="flag") for i in range(300)])
+    world.settings = world.settings.model_copy(update={"state": wide})
+    rows = world.rows(DAY, 200, {"random": half})
+    names = ("request_id", "session_id", "next_request_id")
+    world.write(
+        DAY,
+        [
+            row
+            | {name: row[name] and f"{copy:02d}{row[name]}" for name in names}
+            | {"event_ts": row["event_ts"] + timedelta(hours=copy)}
+            for copy in range(5)
+            for row in rows
+        ],
+    )
+    # as in a large export: many row groups, and many parts
+    pq.write_table(pq.read_table(part(world), partitioning=None), part(world), row_group_size=1_000)
+    monkeypatch.setattr(trajectories, "_PART", 250)
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(COUNTED)
+    tracemalloc.start()
+    try:
+        data = trajectories.load(world.settings, DAY)
+        most = tracemalloc.get_traced_memory()[1] + COUNTED.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    columns = [c for split in (data.train, data.test) for c in vars(split).values() if torch.is_tensor(c)]
+    assert most < 0.5 * sum(column.nbytes for column in columns)
+
+
+def test_a_set_that_the_disk_has_no_room_for_is_told(toy):
+    world = toy(learner=MAPPED)
+    world.log(30)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(MtfError, match=r"no room for [\d,]+ bytes .*learner.replay_capacity"):
+            trajectories.load(world.settings, DAY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_day_that_is_written_again_while_it_is_read_is_told(toy, monkeypatch):
+    world = toy()
+    world.log(30)
+    checked = trajectories._checked
+
+    def meanwhile(*arguments):
+        rewrite(part(world), lambda rows: rows[::-1])
+        return checked(*arguments)
+
+    monkeypatch.setattr(trajectories, "_checked", meanwhile)
+    with pytest.raises(MtfError, match=r"part-0.parquet was written again while it was read"):
+        trajectories.load(world.settings, DAY)

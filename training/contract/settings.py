@@ -198,6 +198,12 @@ class LearnerSettings(Section):
     replay_capacity: int = Field(
         100_000, ge=1, description="FIFO replay: only the newest transitions are kept (paper)"
     )
+    map_above_bytes: int = Field(
+        1024**3,
+        ge=0,
+        description="a larger training set lies in mapped files of the data folder, not in memory; what "
+        "is learnt is the same (ours)",
+    )
     candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
     serving_candidates: int = Field(
         100, ge=1, description="n of eq. (4) in the exported policy (BCQ's; paper silent)"

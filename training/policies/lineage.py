@@ -16,8 +16,8 @@ from training.policies.products import training_dtype
 from training.trajectories import Trajectories
 
 _SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
-# they change how long a run takes or how often it saves, and nothing of its result
-_WITHOUT_EFFECT = {"learner": {"checkpoint_every", "threads"}}
+# they change how long a run takes, how often it saves or where it keeps its data, and nothing of its result
+_WITHOUT_EFFECT = {"learner": {"checkpoint_every", "map_above_bytes", "threads"}}
 
 
 def settings_hash(settings: Settings) -> str:

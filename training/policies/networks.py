@@ -20,10 +20,11 @@ def standardisation(states: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale, each float32[d], of states [N, d]; a constant feature gets scale 1.
 
     The deviation has a floor, so that a flag that is set for one user in 100,000 does not become a
-    value of 300.
+    value of 300. In parts, as all states in double precision may be more than the memory.
     """
-    mean = states.double().mean(dim=0)
-    deviation = states.double().std(dim=0, unbiased=False)
+    parts = states.split(65_536)
+    mean = sum(part.double().sum(dim=0) for part in parts) / len(states)
+    deviation = (sum((part.double() - mean).square_().sum(dim=0) for part in parts) / len(states)).sqrt()
     scale = torch.where(deviation < 1e-6, 1.0, deviation.clamp(min=_LEAST_DEVIATION))
     return mean.float(), scale.float()
 

@@ -62,6 +62,12 @@ def test_equal_inputs_give_an_equal_file_and_other_ones_do_not(toy):
     assert other["version"] != first["version"] and other["sha256"] != first["sha256"]
 
 
+def test_a_set_in_mapped_files_gives_the_same_policy(toy):
+    held = train(logged(toy, folder="held"), DAY)
+    mapped = train(logged(toy, folder="mapped", learner={"map_above_bytes": 0}), DAY)
+    assert mapped == held
+
+
 @pytest.mark.parametrize("at", [10, 33, 59])
 def test_a_killed_run_ends_as_if_it_had_not_been(toy, at):
     whole = train(logged(toy, folder="whole"), DAY)
