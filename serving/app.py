@@ -171,6 +171,7 @@ def create_app(settings: Settings) -> Starlette:
     async def rank(call: Call) -> Content:
         admit(call)
         sent = _media_type(call, (JSON, BINARY))
+        state.engine.admit()
         wanted = BINARY if BINARY in call.header(b"accept") else JSON
         return await state.engine.rank(await call.body(limit), sent, wanted), wanted
 

@@ -43,6 +43,7 @@ class Batches(Generic[Item, Answer]):
         self._largest, self._capacity = largest, capacity
         self._pending: list[tuple[Item, _Waiter | None]] = []
         self._oldest = 0.0
+        self._usual = 0.0  # seconds of a batch, lately
         self._started: float | None = None
         self._condition = threading.Condition()
         self._closed = False
@@ -64,6 +65,13 @@ class Batches(Generic[Item, Answer]):
         """Seconds that the batch now being worked on has taken; 0 when there is none."""
         started = self._started
         return 0.0 if started is None else time.monotonic() - started
+
+    @property
+    def wait(self) -> float:
+        """Seconds that an item added now has to expect: those of the full batches before it, and not less
+        than the oldest has waited or the batch now being worked on has taken."""
+        before = len(self._pending) // self._largest if self._largest else 0
+        return max(before * self._usual, self.lag, self.running)
 
     def add(self, item: Item) -> "asyncio.Future[Any]":
         """The answer to come; cancelling it leaves the batch alone."""
@@ -104,13 +112,14 @@ class Batches(Generic[Item, Answer]):
                 self._pending = self._pending[len(batch) :]
             if not batch:
                 return
-            self._started = time.monotonic()
+            self._started = started = time.monotonic()
             waiters = [waiter for _, waiter in batch]
             try:
                 answers: Sequence[Any] = self._work([item for item, _ in batch]) or [None] * len(batch)
             except Exception as reason:  # whatever stopped the work, the waiters must hear of it
                 answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
             self._started = None
+            self._usual += 0.2 * (time.monotonic() - started - self._usual)
             settled = list(zip(answers, waiters, strict=True))
             if self._then is not None:
                 onward = [pair for pair in settled if not isinstance(pair[0], Exception)]

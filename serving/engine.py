@@ -48,6 +48,8 @@ _PULSE_S = 1.0
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
+# why a request is not ranked at all: what it would have waited for, or that it has waited
+SHED_RANKING, SHED_LOG, SHED_WAITED = "ranking", "log", "waited"
 # of a request; "wait" is for the thread that ranks, "queue" for the one that writes
 _STAGES = ("parse", "wait", "state", "policy", "fuse", "queue", "log")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -105,6 +107,7 @@ class Engine:
         self._serving = settings.serving
         self._fusion = settings.fusion
         self._spec_version = settings.state_spec.version
+        self._patience = settings.serving.queue_budget_ms / 1000.0
         self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._offset = settings.calendar.utc_offset_hours
         self._parser = Parser(settings)
@@ -172,6 +175,22 @@ class Engine:
         self._index.close()
         metrics.write()
 
+    def admit(self) -> None:
+        """Raises :class:`RequestError` when a request that comes now would wait for too long: a caller who is
+        refused at once can do something else meanwhile."""
+        for reason, lane in ((SHED_RANKING, self._ranking), (SHED_LOG, self._decisions)):
+            if lane.wait > self._patience:
+                raise self._too_late(reason)
+
+    def _too_late(self, reason: str) -> RequestError:
+        metrics.shed.labels(reason).inc()
+        return RequestError(
+            f"more is asked than can be answered within serving.queue_budget_ms, "
+            f"{self._serving.queue_budget_ms:g} ms ({reason})",
+            503,
+            {"retry-after": "1"},
+        )
+
     async def rank(self, body: bytes, media_type: str = JSON, accept: str = JSON) -> bytes:
         """``media_type`` of the body and ``accept`` of the answer: ``messages.JSON`` or ``BINARY``."""
         started = time.perf_counter()
@@ -182,8 +201,17 @@ class Engine:
         return await self._ranking.add(asked)
 
     def _rank(self, batch: list[_Asked]) -> list[_Decided | Exception]:
-        """Decide on the thread that ranks; a request that cannot be is an exception in its place."""
+        """Decide on the thread that ranks; a request that cannot be, or no longer need be, is an exception
+        in its place."""
         begun = time.perf_counter()
+        in_time = [one for one in batch if begun - one.started <= self._patience]
+        decided = iter(self._decide(in_time, begun) if in_time else ())
+        return [
+            next(decided) if begun - one.started <= self._patience else self._too_late(SHED_WAITED)
+            for one in batch
+        ]
+
+    def _decide(self, batch: list[_Asked], begun: float) -> list[_Decided | Exception]:
         sessions = self._sessions(
             [(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
         )

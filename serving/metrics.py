@@ -76,6 +76,11 @@ stage_seconds = Gathered(
 store_errors = Counter("mtf_store_errors", "Store calls that failed or came too late", ["operation"])
 store_up = Gauge("mtf_store_up", "1 when the store's latest answer was good", multiprocess_mode="livemin")
 log_errors = Counter("mtf_log_errors", "Requests refused because the log could not be written", ["log"])
+shed = Counter(
+    "mtf_shed",
+    "Requests refused because they would wait (for ranking, for the log), or had waited, too long",
+    ["reason"],
+)
 log_queue = Gauge("mtf_log_queue", "Lines waiting for the disk", ["log"], multiprocess_mode="livesum")
 log_lag = Gauge("mtf_log_lag_seconds", "Age of the oldest waiting line", ["log"], multiprocess_mode="livemax")
 swaps = Counter("mtf_policy_swaps", "Policies taken", ["role"])
@@ -131,6 +136,8 @@ session_reward = Gauge(
 for _endpoint in ("/rank", "/feedback"):
     log_errors.labels(_endpoint)
     http_requests.labels(_endpoint, 503)
+for _reason in ("ranking", "log", "waited"):
+    shed.labels(_reason)
 
 _served: dict[str, set[tuple[str, str]]] = {}  # label values are never removed from a shared file
 

@@ -86,7 +86,10 @@ def document(settings: Settings) -> dict[str, Any]:
                             "schema": {"type": "string", "format": "binary", "description": _BINARY_ANSWER}
                         },
                     },
-                    {"503": "the decision could not be made durable; nothing was served"},
+                    {
+                        "503": "the decision could not be made durable, or it would have waited longer than "
+                        "serving.queue_budget_ms; nothing was served, Retry-After says when to come back"
+                    },
                 )
             },
             "/feedback": {

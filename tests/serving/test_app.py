@@ -63,7 +63,7 @@ def test_neither_a_body_nor_an_answer_is_waited_for_without_end(monkeypatch, mor
     async def never(*arguments):
         await asyncio.Event().wait()
 
-    app.state.engine = SimpleNamespace(rank=never)
+    app.state.engine = SimpleNamespace(rank=never, admit=lambda: None)
     sent = []
     bodies = [{"type": "http.request", "body": b"{", "more_body": more}]
 

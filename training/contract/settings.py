@@ -450,6 +450,10 @@ class ServingSettings(Section):
     )
     follow_seconds: Positive = Field(1.0, description="how often the champion pointer is looked at")
     state_budget_ms: Positive = Field(50.0, description="longest wait for the online store")
+    queue_budget_ms: Positive = Field(
+        1_000.0,
+        description="longest wait of a request to be ranked or logged; beyond it the answer is 503 (ours)",
+    )
     policy_budget_ms: Positive = Field(
         50.0, description="longest time of a policy for one state; beyond it static weights serve (ours)"
     )
