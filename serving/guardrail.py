@@ -10,6 +10,9 @@ end of static's. Both ends are of asymptotic confidence sequences (Waudby-Smith,
 Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", 2021, arXiv 2103.06476,
 theorem 2.2), each at half of the error: they hold at every look at once, so looking often costs
 nothing, and two intervals that must not overlap are more careful than one of the difference.
+
+A clock that was set back leaves times of the future behind. Requests of then are not of the window, a policy
+that began then is judged by the window alone, and a canary's step of then begins anew.
 """
 
 import fcntl
@@ -175,6 +178,9 @@ class Guardrail:
         if not loaded or not steps:  # without steps a person decides: `mtf arms --challenger`
             return
         at = canary["step"]
+        if at >= 0 and canary["since"] > now:
+            write_json_atomic(settings.layout.canary, {**canary, "since": now})
+            return
         if at >= 0:
             counts = self._index.counted(canary["since"]).get(
                 (arms.CHALLENGER, challenger.sha256), ArmCounts()
@@ -198,15 +204,20 @@ class Guardrail:
         self, arm: str, pointer: ChampionPointer, began: float, seen: dict[str, Any]
     ) -> Verdict | None:
         rules, now = self._rules, self._clock()
-        counts = self._index.counted(max(began, now - rules.window_seconds))
+        window = now - rules.window_seconds
+        began = window if began > now else began
+        future = self._index.counted(int(now) + 1)  # first: what comes meanwhile is of the window
+        counts = self._index.counted(max(began, window))
         returns = self._index.returns(began, now - self._idle_s)
         error = (1.0 - rules.confidence) / 2.0
         intervals = {
             name: interval(returns.get(key, ArmReturns()), error, rules.min_sessions)
             for name, key in ((arm, (arm, pointer.sha256)), (arms.STATIC, (arms.STATIC, "")))
         }
-        mine = counts.get((arm, pointer.sha256), ArmCounts())
-        control = counts.get((arms.STATIC, ""), ArmCounts())
+        mine, control = (
+            _without(counts.get(key, ArmCounts()), future.get(key, ArmCounts()))
+            for key in ((arm, pointer.sha256), (arms.STATIC, ""))
+        )
         for name, one in intervals.items():
             if one.sessions >= 2:
                 self._on_seen(name, one)
@@ -240,6 +251,10 @@ class Guardrail:
             return False
         self._lock = file
         return True
+
+
+def _without(counts: ArmCounts, part: ArmCounts) -> ArmCounts:
+    return ArmCounts(*(a - b for a, b in zip(vars(counts).values(), vars(part).values(), strict=True)))
 
 
 def _read_canary(settings: Settings) -> dict[str, Any] | None:

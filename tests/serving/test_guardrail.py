@@ -12,6 +12,7 @@ from serving.guardrail import Guardrail, interval, judge
 from serving.request_index import ArmCounts, ArmReturns, Entry, Fed, RequestIndex
 from tests.serving.conftest import settings_file
 from training.contract import history, rollout
+from training.contract.files import read_json
 from training.contract.pointer import read_champion, write_champion
 from training.contract.settings import GuardrailSettings, load_settings
 from training.contract.shares import read_shares
@@ -209,6 +210,52 @@ def test_a_bad_challenger_is_taken_out_and_the_champion_stays(watch, rollout_of_
     assert event["from"] == two.sha256 and f"guardrail, {rule}" in event["reason"]
     watch.look()
     assert watch.rolled == [("challenger", rule)]  # once
+
+
+def test_requests_of_before_the_clock_was_set_back_are_not_of_the_window(watch, rollout_of_two):
+    _, two = rollout_of_two
+    watch.now = 2 * 3600.0
+    watch.serve("challenger", two.sha256, [1.0] * 30, failed=True)
+    watch.now = 0.0
+    watch.serve("challenger", two.sha256, [1.0] * 30)
+    watch.look()
+    assert watch.rolled == []
+    seen = read_json(watch.settings.layout.guardrail)["arms"]["challenger"]["window"]
+    assert (seen["requests"], seen["failed"]) == (30, 0)
+
+
+def test_policies_of_before_the_clock_was_set_back_are_still_judged(watch, constant):
+    one = constant(watch.settings, "v1", 0.1)
+    two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
+    with history.changing(watch.settings.layout):
+        first = replace(rollout.following(one, None), promoted_ts="2100-01-01T00:00:00+00:00")
+        rollout.make_champion(watch.settings, first, "the first")
+        rollout.begin_canary(watch.settings, rollout.following(two, first), "passed the gate")
+    watch.now = 2 * 3600.0
+    watch.look()
+    assert share(watch) == 0.1
+    watch.now = 0.0
+    watch.serve("challenger", two.sha256, [1.0] * 30, failed=True)
+    watch.serve("champion", one.sha256, [1.0] * 30, failed=True)
+    watch.look()
+    assert watch.rolled == [("challenger", "failed"), ("champion", "failed")]
+
+
+def test_a_canarys_step_begins_anew_when_the_clock_was_set_back(watch, constant):
+    two = constant(watch.settings, "v2", 0.2)
+    watch.now = 2 * 3600.0
+    with history.changing(watch.settings.layout):
+        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    watch.look()
+    watch.now = 0.0
+    watch.look()
+    watch.serve("challenger", two.sha256, [1.0] * 5)
+    watch.now = 9 * 60.0
+    watch.look()
+    assert share(watch) == 0.1
+    watch.now = 11 * 60.0
+    watch.look()
+    assert share(watch) == 0.5
 
 
 def test_a_challenger_below_statics_interval_is_taken_out(watch, rollout_of_two):
