@@ -63,7 +63,11 @@ class TD3(Learner):
 
     def actor_loss(self, batch: Batch) -> Tensor:
         """−mean Q_1(s, π(s))."""
-        return -self.critics(batch.s, torch.tanh(self.policy(batch.s)))[0].mean()
+        return -self.q1(batch.s, torch.tanh(self.policy(batch.s))).mean()
+
+    def q1(self, s: Tensor, a: Tensor) -> Tensor:
+        """Q_1(s, a), [B], for a loss of the actor's: gradients do not go to the critic's own parameters."""
+        return self.critics.q[0](s, a, fixed=True).squeeze(-1)
 
     def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return self.exported({"actor": self.policy})
@@ -77,7 +81,7 @@ class TD3BC(TD3):
     def actor_loss(self, batch: Batch) -> Tensor:
         """mean (π(s) − a)² − λ mean Q_1(s, π(s)), λ = α / mean |Q_1(s, π(s))|: eq. (3) and (5)."""
         a = torch.tanh(self.policy(batch.s))
-        q = self.critics(batch.s, a)[0]
+        q = self.q1(batch.s, a)
         scale = self.settings.td3_bc.alpha / q.detach().abs().mean()
         return F.mse_loss(a, batch.a) - scale * q.mean()
 
