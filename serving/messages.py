@@ -63,6 +63,8 @@ _PLACE = re.compile(r"^(?P<text>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _LONGEST_REASON = 300  # characters: a reason may quote a name that the caller made up
+_OPENING = ord("[")
+_NESTED = (simdjson.Object, simdjson.Array)
 _random = Random()
 _SCORE_TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
@@ -251,12 +253,12 @@ class Parser:
                 or len(set(names)) != len(names)
                 or len(set(given)) != len(given)
                 or not self._rows.keys() >= set(given)
-                or body.count(b"[") != 1 + len(given)
+                or np.count_nonzero(np.frombuffer(body, np.uint8) == _OPENING) != 1 + len(given)
                 or not 1 <= len(ids) <= self._serving.max_candidates
             ):
                 return None
             fields = {name: root[name] for name in names if name != "candidates"}
-            if any(isinstance(value, simdjson.Object | simdjson.Array) for value in fields.values()):
+            if any(isinstance(value, _NESTED) for value in fields.values()):
                 return None
             values = msgspec.convert(fields, self._fields_type)
             items = np.frombuffer(ids.as_buffer(of_type="i"), np.int64)
