@@ -1,14 +1,15 @@
-"""Batches: items of many coroutines, worked on together by one thread, and perhaps by a second after it.
+"""Batches: items of many coroutines, worked on together by one thread.
 
 While a batch is worked on, the next one gathers: what a disk or a policy takes for one call sets the
 size of a batch, and nobody waits on a timer. A hand-over between threads costs more than reading one
-state, so it is paid once a batch and not once an item, and the event loop is woken once, at the end.
+state, so it is paid once a batch and not once an item: what comes in one turn of the event loop goes to
+the thread together, and the loop is woken once, with all answers.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from training.contract.errors import MtfError
@@ -23,10 +24,10 @@ class Batches(Generic[Item, Answer]):
 
     ``work`` runs on one thread of its own and gets items in the order of :meth:`add`; it returns one
     answer an item, or None when there is nothing to say. An answer that is an exception is raised to its
-    waiter. With ``then`` the other answers are that lane's items, and the waiters get the answers of it.
-    When ``work`` raises, every waiter of that batch gets an ``error``: nothing is tried again, because a
-    caller that got no answer will itself ask again. ``error`` is also raised when ``capacity`` items wait
-    already, and after :meth:`close`; a lane before another is closed first.
+    waiter. When ``work`` raises, every waiter of that batch gets an ``error``: nothing is tried again,
+    because a caller that got no answer will itself ask again. ``error`` is also raised when ``capacity``
+    items wait already, and after :meth:`close`. ``add`` is for one event loop at a time, ``put`` for any
+    thread.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class Batches(Generic[Item, Answer]):
         work: Callable[[list[Item]], Sequence[Answer | Exception] | None],
         error: type[MtfError],
         *,
-        then: "Batches[Answer, Any] | None" = None,
         largest: int | None = None,
         capacity: int = 20_000,
     ) -> None:
-        self._name, self._work, self._error, self._then = name, work, error, then
+        self._name, self._work, self._error = name, work, error
         self._largest, self._capacity = largest, capacity
+        self._added: list[tuple[Item, _Waiter | None]] = []  # in this turn of the event loop
+        self._turn: asyncio.AbstractEventLoop | None = None  # which will hand them over
         self._pending: list[tuple[Item, _Waiter | None]] = []
         self._oldest = 0.0
         self._usual = 0.0  # seconds of a batch, lately
@@ -75,21 +77,32 @@ class Batches(Generic[Item, Answer]):
 
     def add(self, item: Item) -> "asyncio.Future[Any]":
         """The answer to come; cancelling it leaves the batch alone."""
+        self._refuse_if_full()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._take([(item, (loop, future))])
+        self._added.append((item, (loop, future)))
+        if self._turn is not loop:
+            self._turn = loop
+            loop.call_soon(self._hand_over)
         return future
 
     def put(self, item: Item) -> None:
-        """Add an item whose answer nobody waits for; from any thread."""
+        """Add an item whose answer nobody waits for."""
+        self._refuse_if_full()
         self._take([(item, None)])
+
+    def _refuse_if_full(self) -> None:
+        if self._closed:
+            raise self._error(f"the {self._name} is closed")
+        if len(self._pending) + len(self._added) >= self._capacity:
+            raise self._error(f"{self._capacity} items wait for the {self._name}")
+
+    def _hand_over(self) -> None:
+        self._turn, added, self._added = None, self._added, []
+        self._take(added)
 
     def _take(self, items: list[tuple[Item, _Waiter | None]]) -> None:
         with self._condition:
-            if self._closed:
-                raise self._error(f"the {self._name} is closed")
-            if len(self._pending) >= self._capacity:
-                raise self._error(f"{self._capacity} items wait for the {self._name}")
             if not self._pending:
                 self._oldest = time.monotonic()
             self._pending.extend(items)
@@ -99,6 +112,8 @@ class Batches(Generic[Item, Answer]):
         """Work on what is waiting, then stop; ``wait=False`` does not wait for that. Idempotent."""
         with self._condition:
             self._closed = True
+            self._pending.extend(self._added)
+            self._added = []
             self._condition.notify()
         if wait:
             self._thread.join()
@@ -120,18 +135,10 @@ class Batches(Generic[Item, Answer]):
                 answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
             self._started = None
             self._usual += 0.2 * (time.monotonic() - started - self._usual)
-            settled = list(zip(answers, waiters, strict=True))
-            if self._then is not None:
-                onward = [pair for pair in settled if not isinstance(pair[0], Exception)]
-                settled = [pair for pair in settled if isinstance(pair[0], Exception)]
-                try:
-                    self._then._take(onward)
-                except MtfError as full:
-                    settled += [(full, waiter) for _, waiter in onward]
-            _wake(settled)
+            _wake(zip(answers, waiters, strict=True))
 
 
-def _wake(settled: list[tuple[Any, _Waiter | None]]) -> None:
+def _wake(settled: Iterable[tuple[Any, _Waiter | None]]) -> None:
     """Give the answers to their loops, one call a loop."""
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
     for answer, waiter in settled:

@@ -67,7 +67,7 @@ class _Asked(NamedTuple):
 
 
 class _Decided(NamedTuple):
-    """A decision on its way to the disk, and what is to be done once it is there."""
+    """An order on its way to the disk, and what is to be done once it is there."""
 
     day: str
     line: bytes
@@ -88,14 +88,17 @@ class _Served(NamedTuple):
     until: datetime | None  # up to when its features are materialised
     missing: str | None  # why there is no state to act by
     acted: ranker.Acted | None
+    challenger: Champion | None  # for the shadow
+    times: list[float]  # as in _Decided, up to the order
 
 
 class Engine:
     """Answers requests of one worker process. ``worker`` names its log files.
 
-    The event loop parses and waits. What has been parsed meanwhile is ranked together on a thread (states,
-    then actions, then orders), and what was ranked meanwhile is written together on another; the loop is
-    woken with the answers.
+    What needs the interpreter is done on the event loop: to parse a request, and to order its candidates by
+    its action. What does not, and waits for something, is done on threads for all requests that came
+    meanwhile: states and actions on one, the disk on another. So the threads seldom wait for the
+    interpreter's lock, which a thread has to take again after each call that gave it up.
 
     :meth:`rank` and :meth:`feedback` take a body and give the answer's. They raise
     :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could not
@@ -149,8 +152,8 @@ class Engine:
         self._watching.start()
         self._shadow = Shadow(DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed)
         self._store = StateStore(settings, _store_failed)
-        self._ranking: Batches[_Asked, _Decided] = Batches(
-            "ranking", self._rank, LogError, then=self._decisions, largest=_TOGETHER
+        self._ranking: Batches[_Asked, _Served] = Batches(
+            "ranking", self._decide, LogError, largest=_TOGETHER
         )
         self._stages = [metrics.stage_seconds.labels(stage) for stage in _STAGES]
         self._actions: dict[str, list[metrics.Gathered]] = {}
@@ -198,20 +201,19 @@ class Engine:
         event_ts = request.event_ts or datetime.now(UTC)
         request_id = request.request_id or new_id()
         asked = _Asked(request, request_id, event_ts, accept, started, time.perf_counter())
-        return await self._ranking.add(asked)
+        return await self._decisions.add(self._order(asked, await self._ranking.add(asked)))
 
-    def _rank(self, batch: list[_Asked]) -> list[_Decided | Exception]:
-        """Decide on the thread that ranks; a request that cannot be, or no longer need be, is an exception
-        in its place."""
+    def _decide(self, batch: list[_Asked]) -> list[_Served | RequestError]:
+        """What each is served by, on the thread for it; one that has waited too long is refused."""
         begun = time.perf_counter()
         in_time = [one for one in batch if begun - one.started <= self._patience]
-        decided = iter(self._decide(in_time, begun) if in_time else ())
+        served = iter(self._serve(in_time, begun) if in_time else ())
         return [
-            next(decided) if begun - one.started <= self._patience else self._too_late(SHED_WAITED)
+            next(served) if begun - one.started <= self._patience else self._too_late(SHED_WAITED)
             for one in batch
         ]
 
-    def _decide(self, batch: list[_Asked], begun: float) -> list[_Decided | Exception]:
+    def _serve(self, batch: list[_Asked], begun: float) -> list[_Served]:
         sessions = self._sessions(
             [(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
         )
@@ -239,7 +241,10 @@ class Engine:
                 else None
             )
             acted = None if serving is None else ranker.Acted(serving.policy.version)
-            served.append(_Served(arm, session.session_id, serving, state, until, missing, acted))
+            times = [one.started, one.parsed, begun, read]
+            served.append(
+                _Served(arm, session.session_id, serving, state, until, missing, acted, challenger, times)
+            )
             if serving is not None and missing is None and ranker.asks(arm):
                 waiting.setdefault(serving.policy.sha256, []).append(place)
         for places in waiting.values():
@@ -248,72 +253,67 @@ class Engine:
             for place, acted in zip(places, answers, strict=True):
                 served[place] = served[place]._replace(acted=acted)
         decided = time.perf_counter()
-        return [
-            self._order(one, its, challenger, [one.started, one.parsed, begun, read, decided])
-            for one, its in zip(batch, served, strict=True)
-        ]
+        for one in served:
+            one.times.append(decided)
+        return served
 
-    def _order(
-        self, asked: _Asked, served: _Served, challenger: Champion | None, times: list[float]
-    ) -> _Decided | Exception:
+    def _order(self, asked: _Asked, served: _Served) -> _Decided:
         """The order of one request's candidates, as it is logged and answered."""
         request, request_id, arm = asked.request, asked.request_id, served.arm
         event_ts, session_id, serving, state = asked.event_ts, served.session_id, served.serving, served.state
-        try:
-            decision = ranker.decide(
-                arm,
-                served.acted,
-                served.missing,
-                self._fusion,
-                self._serving,
-                self._generator_for(arm, request_id),
-            )
-            decision, scores = ranker.score(
-                decision, serving.policy if serving else None, state, request.scores, self._fusion
-            )
-            weights = self._fusion.to_weights(decision.action)
-            shown = ranker.top(scores, request.k)
-            items = request.items[shown]
-            predictions = request.scores[shown].T.tolist()
-            written = timestamp(event_ts)
-            line = orjson.dumps(
-                {
-                    "v": LINE_VERSION,
-                    "request_id": request_id,
-                    "session_id": session_id,
-                    "user_id": request.user_id,
-                    "event_ts": written,
-                    "policy_version": decision.policy_version,
-                    "arm": arm,
-                    "state": state,
-                    "action": decision.action,
-                    "action_mean": decision.mean,
-                    "log_density": decision.log_density,
-                    "fallback": decision.fallback,
-                    "state_spec": self._spec_version,
-                    "features_until": None if served.until is None else timestamp(served.until),
-                    "items": items,
-                    "scores": {
-                        name: column
-                        for name, column in zip(self._fusion.names, predictions, strict=True)
-                        if name in request.given
-                    },
+        challenger = served.challenger
+        decision = ranker.decide(
+            arm,
+            served.acted,
+            served.missing,
+            self._fusion,
+            self._serving,
+            self._generator_for(arm, request_id),
+        )
+        decision, scores = ranker.score(
+            decision, serving.policy if serving else None, state, request.scores, self._fusion
+        )
+        weights = self._fusion.to_weights(decision.action)
+        shown = ranker.top(scores, request.k)
+        items = request.items[shown]
+        predictions = request.scores[shown].T.tolist()
+        written = timestamp(event_ts)
+        line = orjson.dumps(
+            {
+                "v": LINE_VERSION,
+                "request_id": request_id,
+                "session_id": session_id,
+                "user_id": request.user_id,
+                "event_ts": written,
+                "policy_version": decision.policy_version,
+                "arm": arm,
+                "state": state,
+                "action": decision.action,
+                "action_mean": decision.mean,
+                "log_density": decision.log_density,
+                "fallback": decision.fallback,
+                "state_spec": self._spec_version,
+                "features_until": None if served.until is None else timestamp(served.until),
+                "items": items,
+                "scores": {
+                    name: column
+                    for name, column in zip(self._fusion.names, predictions, strict=True)
+                    if name in request.given
                 },
-                option=_NUMPY,
-            )
-            answer = encode_answer(
-                {
-                    "request_id": request_id,
-                    "session_id": session_id,
-                    "items": items,
-                    "scores": scores[shown],
-                    "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
-                    "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
-                },
-                asked.accept,
-            )
-        except Exception as error:  # a fault of ours is this request's alone
-            return error
+            },
+            option=_NUMPY,
+        )
+        answer = encode_answer(
+            {
+                "request_id": request_id,
+                "session_id": session_id,
+                "items": items,
+                "scores": scores[shown],
+                "weights": dict(zip(self._fusion.names, weights.tolist(), strict=True)),
+                "policy": {"version": decision.policy_version, "arm": arm, "fallback": decision.fallback},
+            },
+            asked.accept,
+        )
         now = time.perf_counter()
         entry = Entry(
             request_id,
@@ -341,7 +341,7 @@ class Engine:
                 decision.action,
                 items,
             )
-        return _Decided(day, line, entry, decision, shadowed, answer, [*times, now])
+        return _Decided(day, line, entry, decision, shadowed, answer, [*served.times, now])
 
     async def feedback(self, body: bytes) -> bytes:
         """Log first, then move the state: a state that did not move is named in the answer."""
