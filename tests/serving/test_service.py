@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from serving import arms
 from serving.client import Client, ServiceError
 from serving.decision_log import cut_torn_tails
 from serving.exploration import TruncatedNormal, UniformBox
+from tests.benchmarks.load import Plan
+from tests.serving.conftest import Server
 from training.contract import history
 from training.contract.pointer import write_champion
 from training.contract.policy import load_policy
@@ -544,3 +546,45 @@ def test_the_service_refuses_to_start_without_a_token(server):
     )
     assert started.returncode != 0
     assert "export MTF_TOKEN=" in started.stderr + started.stdout
+
+
+@pytest.mark.slow
+def test_more_than_it_can_do_is_refused_and_what_is_answered_is_in_time_and_on_disk(tmp_path):
+    """An open loop beyond the peak, on hundreds of connections, so that it is the service that queues."""
+    from training import features
+
+    budget_ms = 100.0  # a bound of the histogram
+    server = Server(tmp_path, queue_budget_ms=budget_ms, state_budget_ms=5_000.0, policy_budget_ms=5_000.0)
+    features.apply(server.settings)
+    server.start()
+    try:
+        plan = Plan(
+            url=f"{server.url}/rank",
+            heads={head.name: head.maximum for head in server.settings.heads},
+            users=500,
+            candidates=500,
+            k=6,
+            clients=800,
+            seconds=4.0,
+            rate=3_000.0,
+        )
+        finished = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.load"],
+            input=json.dumps(asdict(plan)).encode(),
+            cwd=REPOSITORY,
+            capture_output=True,
+            check=True,
+        )
+        result = json.loads(finished.stdout)
+        assert set(result["failed"]) == {"status 503"} and result["requests"] > 100, result
+        assert len(logged(server, "decisions")) == result["requests"]
+        samples = httpx.get(f"{server.url}/metrics", timeout=20.0).text.splitlines()
+        waited = dict(line.rsplit(" ", 1) for line in samples if line.startswith("mtf_"))
+        shed = sum(float(count) for name, count in waited.items() if name.startswith("mtf_shed_total"))
+        assert shed == result["failed"]["status 503"]
+        in_time = waited[f'mtf_stage_seconds_bucket{{le="{budget_ms / 1000.0}",stage="wait"}}']
+        assert in_time == waited['mtf_stage_seconds_count{stage="wait"}']
+        with server.client() as client:  # and at rest it takes whatever comes
+            assert len(client.rank(1, [1, 2, 3], {}).items) == 3
+    finally:
+        server.stop()
