@@ -142,8 +142,12 @@ def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, A
             requests, events = fetch_row(connection, "select count(distinct request_id), count(*) from known")
             orphans -= events
             if back and events:
-                connection.register("landed", read_partition(partition))
+                late_requests += requests
                 told = ", ".join(log.told)
+                if not _is_news(log, partition):
+                    notes.append({**note, "changed": False})
+                    continue
+                connection.register("landed", read_partition(partition))
                 connection.execute(
                     "create or replace table all_feedback as from known union all by name "
                     f"select {', '.join(_KEY)}, feedback_ts, {told} "
@@ -154,8 +158,24 @@ def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, A
                 notes.append(
                     write_partition(settings, IMPRESSIONS, earlier, rows, SOURCE, note["deliveries"])
                 )
-                late_requests += requests
     return notes, late_requests, orphans
+
+
+def _is_news(log: "_Log", partition: Path) -> bool:
+    """Whether the table ``known`` holds feedback that beats what is landed.
+
+    A day that is landed some time after midnight has read what the next day's files held by then: mostly all
+    that there is of it, and then there is no need to join and write all of the day again.
+    """
+    fields = ("feedback_ts", *log.told)
+    log.connection.register("landed_feedback", read_partition(partition, (*_KEY, *fields)))
+    ours, theirs = (", ".join(f'{side}."{name}"' for name in fields) for side in ("known", "landed_feedback"))
+    (count,) = fetch_row(
+        log.connection,
+        f"select count(*) from known join landed_feedback using ({', '.join(_KEY)}) "
+        f"where landed_feedback.feedback_ts is null or row({ours}) > row({theirs})",
+    )
+    return count > 0
 
 
 def _refuse_other_source(settings: Settings, day: date, other: date) -> None:

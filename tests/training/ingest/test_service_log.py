@@ -2,7 +2,8 @@
 
 import os
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -23,7 +24,7 @@ from tests.training.ingest.conftest import (
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
-from training.ingest import has_service_log, land, land_service_log
+from training.ingest import has_service_log, land, land_service_log, service_log
 
 NEXT = DAY + timedelta(days=1)
 TABLES = (IMPRESSIONS, DECISIONS)
@@ -104,6 +105,33 @@ def test_feedback_after_midnight_changes_the_day_of_its_request(settings: Settin
     for day in (DAY, NEXT, DAY):  # landing either day again keeps what came late
         assert land_service_log(settings, day)["tables"][IMPRESSIONS]["changed_days"] == []
         assert lake_bytes(settings) == lake
+
+
+def test_feedback_that_a_day_was_landed_with_is_not_landed_again_by_the_next(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1", MINUTES - 1)])
+    write_log(settings, "decisions", NEXT, [decision("n1", MINUTES + 10)])
+    early = feedback("r1", MINUTES + 1, event(10, 4_000, is_click=1))
+    write_log(settings, "feedback", NEXT, [early])
+    land_service_log(settings, DAY)
+    written = []
+    write = service_log.write_partition
+
+    def seen(settings: Settings, table: str, day: date, *rest: Any) -> Any:
+        written.append((table, day))
+        return write(settings, table, day, *rest)
+
+    monkeypatch.setattr(service_log, "write_partition", seen)
+    landed = land_service_log(settings, NEXT)["tables"][IMPRESSIONS]
+    assert written == [(IMPRESSIONS, NEXT), (DECISIONS, NEXT)]
+    assert landed["days"] == [str(DAY), str(NEXT)] and landed["late_feedback"] == 1
+    # more of the same item, and the first of another
+    for extra in (event(10, 5_000, is_click=1), event(11, 1_000)):
+        written.clear()
+        write_log(settings, "feedback", NEXT, [early, feedback("r1", MINUTES + 2, extra)])
+        landed = land_service_log(settings, NEXT)["tables"][IMPRESSIONS]
+        assert (IMPRESSIONS, DAY) in written and landed["changed_days"] == [str(DAY)]
 
 
 def test_late_decisions_land_in_their_own_day_and_stay_there(settings: Settings) -> None:
