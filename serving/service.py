@@ -28,8 +28,6 @@ PACKED = Path(__file__).resolve().parent.parent / "packed"
 PACKED_SETTINGS = PACKED / "settings.yaml"
 PACKED_CHAMPION = PACKED / "champion.json"
 _PR_SET_PDEATHSIG = 1
-# a thread that comes back from a native call waits this long for the one that holds the interpreter, not 5 ms
-_SWITCH_S = 0.0002
 # one policy is a few small products: threads inside of them only fight with the other workers
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -78,7 +76,6 @@ class RankService:
         from serving import metrics
         from serving.engine import Engine
 
-        sys.setswitchinterval(_SWITCH_S)
         _configure_logs()
         _end_with_supervisor()
         metrics.forget_dead_workers()
