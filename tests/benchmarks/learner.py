@@ -134,7 +134,7 @@ def ours(widths: dict[str, tuple[int, ...]], threads: int, count: int, **more: A
         "bf16_matmul_gflops": 2e-9 * rates[torch.bfloat16],
         "torch_mm_gflops": 2e-9 * mkl,
     }
-    if not learner.frozen:  # whose steps have fewer products
+    if not learner.frozen(learner.step_count):  # whose steps have fewer products
         floor = products(widths) / rates[learner.dtype]
         result |= {"floor_ms": floor * 1e3, "share_of_matmul_rate": floor / seconds}
     return result

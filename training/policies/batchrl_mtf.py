@@ -6,23 +6,28 @@ perturbation, η and L rate and interval of the target update. What the paper le
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 
 A step is written as equations and their derivatives (``d_x`` is the loss's by x), on the explicit passes of
-:mod:`training.policies.passes`: it is what a retrain's hours are made of.
+:mod:`training.policies.passes`, and as halves that run beside each other (:mod:`training.policies.lanes`): it
+is what a retrain's hours are made of.
 """
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.policies.learner import Learner
+from training.policies.lanes import Lanes
+from training.policies.learner import Batch, Learner
 from training.policies.networks import StateMLP
-from training.policies.products import training_dtype
+from training.policies.passes import Net, back, by_input, hidden, out, rough_out
+from training.policies.products import compiled, training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
-_LOG_STD = (-4.0, 15.0)  # bounds of the encoder's log σ, the BCQ reference's
-_ROUNDED = 8  # a multiple of which is the number of s' with candidates: kernels are made for each number
+_ENCODER, _DECODER = 0, 1  # of the generator's nets
+_PART = 1280
+_NOISE = 15_485_863  # between the seeds of two steps
 
 
 class Generator(nn.Module):
@@ -62,11 +67,107 @@ class Critics(nn.Module):
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
 
-def _bootstrapped(done: Tensor) -> Tensor:
-    """Rows [M] of the transitions whose Q' counts, and of a few more to make up a multiple of 8."""
-    count = int((done < 1.0).sum())
-    count = min(len(done), max(_ROUNDED, -(-count // _ROUNDED) * _ROUNDED))
-    return torch.argsort(done, stable=True)[:count]
+# The parts of a step. s, a, sa = (s, a), z and x are [B, ·] in the precision of the products.
+
+
+@compiled
+def generated(decoder: Net, s: Tensor, z: Tensor) -> Tensor:
+    """D(s, z), an action [B, k] in the precision of the products."""
+    return torch.tanh(rough_out(decoder, hidden(decoder, torch.cat([s, z], dim=1))[-1]))
+
+
+@compiled
+def next_values(
+    decoder: Net | None, perturbation: Net, first: Net, second: Net, s: Tensor, x: Tensor, rho: float
+) -> Tensor:
+    """max_a' min_j Q'_j(s', a') of eq. (7), float32[B], for s' [B, d].
+
+    x [B, n, ·] holds n latents of each s', for the decoder, or without it n actions.
+    """
+    m, n = x.shape[0], x.shape[1]
+    s, a = s[:, None].expand(-1, n, -1).flatten(0, 1), x.flatten(0, 1)
+    if decoder is not None:
+        a = generated(decoder, s, a)
+    xi = torch.tanh(rough_out(perturbation, hidden(perturbation, torch.cat([s, a], dim=1))[-1]))
+    sa = torch.cat([s, torch.add(a, xi, alpha=rho).clamp_(-1.0, 1.0)], dim=1)
+    q = torch.minimum(out(first, hidden(first, sa)[-1]), out(second, hidden(second, sa)[-1]))
+    return q.view(m, n).amax(dim=1)
+
+
+@compiled
+def generator_gradient(
+    encoder: Net, decoder: Net, sa: Tensor, a: Tensor, noise: Tensor, kl_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Of eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction and KL.
+
+    a [B, k] and z's noise [B, z], a standard normal, are float32.
+    """
+    d = sa.shape[1] - a.shape[1]
+    to_z = hidden(encoder, sa)
+    mean, raw = out(encoder, to_z[-1]).chunk(2, dim=1)
+    log_std = raw.clamp(-4.0, 15.0)  # the BCQ reference's bounds
+    std = log_std.exp()
+    variance = std.square()
+    z = torch.addcmul(mean, std, noise)
+    to_a = hidden(decoder, torch.cat([sa[:, :d], z.to(sa.dtype)], dim=1))
+    rebuilt = torch.tanh(out(decoder, to_a[-1]))
+    error = rebuilt - a
+
+    d_rebuilt = error * (2.0 / error.numel())
+    d_z = by_input(decoder, back(decoder, d_rebuilt * (1.0 - rebuilt.square()), to_a), d)
+    weight = kl_weight / mean.numel()
+    d_mean = torch.add(d_z, mean, alpha=weight)
+    d_log_std = torch.addcmul(weight * (variance - 1.0), d_z, noise * std).masked_fill_(raw != log_std, 0.0)
+    back(encoder, torch.cat([d_mean, d_log_std], dim=1), to_z)
+    return error.square().mean(), -0.5 * (1.0 + 2.0 * log_std - mean.square() - variance).mean()
+
+
+@compiled
+def perturbation_gradient(perturbation: Net, critic: Net, s: Tensor, a: Tensor, rho: float) -> Tensor:
+    """Of eq. (5): maximise Q_1(s, â + P_ω(s, â)). The mean of that."""
+    to_xi = hidden(perturbation, torch.cat([s, a], dim=1))
+    xi = torch.tanh(out(perturbation, to_xi[-1]))
+    moved = torch.add(a.float(), xi, alpha=rho)
+    within = moved.clamp(-1.0, 1.0)
+    to_q = hidden(critic, torch.cat([s, within.to(s.dtype)], dim=1))
+    q = out(critic, to_q[-1])
+
+    d_q = torch.full_like(q, -1.0 / q.shape[0])
+    d_moved = by_input(critic, back(critic, d_q, to_q, learn=False), s.shape[1])
+    d_moved = d_moved.masked_fill_(moved != within, 0.0)
+    back(perturbation, rho * d_moved * (1.0 - xi.square()), to_xi)
+    return q.mean()
+
+
+@compiled
+def critic_gradient(critic: Net, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of eq. (6) for one critic: minimise (y − Q(s, a))². The mean of that, and of Q(s, a)."""
+    to_q = hidden(critic, sa)
+    q = out(critic, to_q[-1])
+    error = q - y[:, None]
+    back(critic, error * (2.0 / y.shape[0]), to_q)
+    return error.square().mean(), q.mean()
+
+
+class Drawn(NamedTuple):
+    """What a step takes from the data and its seed alone, in the precision of the products."""
+
+    step: int
+    batch: Batch
+    sa: Tensor  # [B, d + k]
+    on: Tensor  # int64[M]: the rows whose Q' counts, and few others
+    next_s: Tensor  # [M, d]
+    own: Tensor  # [B, z] for an action at s, eq. (5)
+    # not where the generator is frozen:
+    latents: Tensor | None  # [M, n, z] for candidates at s', eq. (7)
+    noise: Tensor | None  # float32[B, z] of the generator's z, eq. (3)
+
+
+class Ahead(NamedTuple):
+    """What was done for the steps to come while a lane would have waited."""
+
+    drawn: tuple[Drawn, ...]  # of the next steps
+    losses: tuple[Tensor, Tensor]  # of the generator in the next one, whose gradient lies in its place
 
 
 class BatchRLMTF(Learner):
@@ -79,7 +180,9 @@ class BatchRLMTF(Learner):
     def build(self, d: int, k: int) -> None:
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
+        self.lanes = Lanes(self.device)
         self._pool: Tensor | None = None
+        self._ahead: Ahead | None = None
         self.dtype = training_dtype(settings, self.device)
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
@@ -92,18 +195,45 @@ class BatchRLMTF(Learner):
         self.critics = self.add("critics", Critics(d, k, settings.critic_hidden), settings.critic_lr)
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
         self.target_critics = self.add_target("target_critics", self.critics)
-        self.flat = {name: self.flatten(name, self.dtype) for name in self.modules}
+        self.flatten(self.dtype)
 
-    def _latents(self, *shape: int) -> Tensor:
-        """z ~ N(0, I), clipped as when the policy generates actions."""
-        clip = self.settings.latent_clip
-        return self.normal(*shape, self.latent).clamp_(-clip, clip)
+    def __deepcopy__(self, memo: dict) -> "BatchRLMTF":
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        # not what was done ahead: its gradient lies in the generator, whose copy has none
+        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None}, memo))
+        return other
+
+    def noise_of(self, step: int) -> torch.Generator:
+        """The noise of a step depends on seed and step number alone: the next one can be prepared early."""
+        return torch.Generator(self.device).manual_seed(self.seed + _NOISE * (step + 1))
+
+    def frozen(self, step: int) -> bool:
+        """Whether the generator is not trained in this step."""
+        after = self.settings.freeze_generator_after
+        return after is not None and step >= after
 
     @property
-    def frozen(self) -> bool:
-        """Whether the generator is trained no more."""
-        after = self.settings.freeze_generator_after
-        return after is not None and self.step_count >= after
+    def parts(self) -> int:
+        """Of a batch's candidates: as many in either lane."""
+        return 2 * max(1, -(-self.settings.batch_size * self.settings.candidates // (2 * _PART)))
+
+    def bootstrapped(self, done: Tensor) -> Tensor:
+        """Rows [M] of the transitions whose Q' counts, and of a few more for parts of equal and even size.
+
+        Kernels are made for each size: there should be few.
+        """
+        parts = self.parts
+        count = 2 * parts * max(1, -(-int((done < 1.0).sum()) // (2 * parts)))
+        return torch.argsort(done, stable=True)[: min(len(done), count)]
+
+    def _normal(self, noise: torch.Generator, *shape: int) -> Tensor:
+        return torch.randn(*shape, self.latent, generator=noise, device=self.device)
+
+    def _latents(self, noise: torch.Generator, *shape: int) -> Tensor:
+        """z ~ N(0, I), clipped as when the policy generates actions."""
+        clip = self.settings.latent_clip
+        return self._normal(noise, *shape).clamp_(-clip, clip)
 
     @torch.no_grad()
     def _candidates(self) -> Tensor:
@@ -123,117 +253,96 @@ class BatchRLMTF(Learner):
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_weights(tensors)
-        self._pool = None
-        for flat in self.flat.values():
-            flat.refresh()
+        self._pool = self._ahead = None
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """One gradient step of each net, in the paper's order."""
-        settings, flat, low = self.settings, self.flat, self.dtype
-        rows, s, a, r, next_s, done = self.batch()
-        B, n = len(s), settings.candidates
-        low_s = s.to(low)
-        sa = torch.cat([low_s, a.to(low)], dim=1)
+        """One gradient step of each net, in the paper's order: generator, perturbation net, critics.
 
-        if self.frozen:
-            reconstruction = kl = torch.zeros((), device=self.device)
-        else:
-            reconstruction, kl = self._generator_gradient(sa, a)
-            flat["generator"].descend()
+        The generator's gradient depends on nothing that the rest of a step changes: that of the next step is
+        taken beside it.
+        """
+        settings, flat, rho = self.settings, self.flat, self.settings.rho
+        _, decoder = flat["generator"].nets
+        (perturbation,), critics = flat["perturbation"].nets, flat["critics"].nets
+        targets = *flat["target_perturbation"].nets, *flat["target_critics"].nets
+        with self.lanes as lanes:
+            (now, following), losses = self._ahead or self._look_ahead()
+            frozen, sa, r = now.noise is None, now.sa, now.batch.r
+            s = sa[:, : now.next_s.shape[1]]
+            if not frozen:
+                flat["generator"].descend(_DECODER)
 
-        # â ~ G(s) for eq. (5), and n of them at each s' for eq. (7), where it counts
-        on = _bootstrapped(done)
-        next_s = next_s.to(low)[on, None].expand(-1, n, -1).flatten(0, 1)
-        if self.frozen:
-            next_a = self._candidates()[rows[on]].flatten(0, 1).to(low)
-            generated = self._generated(low_s, self._latents(B))
-        else:
-            latents = torch.cat([self._latents(B, n)[on].flatten(0, 1), self._latents(B)])
-            both = self._generated(torch.cat([next_s, low_s]), latents)
-            next_a, generated = both[:-B], both[-B:]
+            # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
+            pool = self._candidates() if frozen else None
+            per = -(-len(now.on) // self.parts)
+            parts = [slice(at, at + per) for at in range(0, len(now.on), per)]
 
-        # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and the target perturbation net, eq. (7)
-        moves = flat["target_perturbation"].passes[self.target_perturbation.net]
-        xi = torch.tanh(moves.rough_out(moves.hidden(torch.cat([next_s, next_a], dim=1))[-1]))
-        next_a = torch.add(next_a, xi, alpha=settings.rho).clamp_(-1.0, 1.0)
-        next_sa = torch.cat([next_s, next_a], dim=1)
-        values = (flat["target_critics"].passes[q] for q in self.target_critics.q)
-        first, second = (q.out(q.hidden(next_sa)[-1]) for q in values)
-        next_q = torch.zeros_like(r)
-        next_q[on] = torch.minimum(first, second).view(-1, n).amax(dim=1)
-        y = r + settings.gamma * (1.0 - done) * next_q
+            def values(parts: list[slice]) -> list[Tensor]:
+                if frozen:
+                    some = (
+                        pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype) for part in parts
+                    )
+                else:
+                    some = (now.latents[part] for part in parts)
+                nets = None if frozen else decoder, *targets
+                return [
+                    next_values(*nets, now.next_s[part], x, rho) for part, x in zip(parts, some, strict=True)
+                ]
 
-        # P, then Q: both gradients are of the weights before
-        perturbation_q = self._perturbation_gradient(low_s, generated)
-        flat["perturbation"].descend()
-        critic_loss, q_mean = self._critic_gradient(sa, y)
-        flat["critics"].descend()
+            half = (len(parts) + 1) // 2
+            one, other = lanes.both(lambda: values(parts[:half]), lambda: values(parts[half:]))
+            next_q = torch.zeros_like(r)
+            next_q[now.on] = torch.cat([*one, *other])
+            y = r + settings.gamma * (1.0 - now.batch.done) * next_q
 
-        # every L steps: target ← η · online + (1 − η) · target
-        self.step_count += 1
-        if self.step_count % settings.target_interval == 0:
-            for name in ("critics", "perturbation"):
-                flat[f"target_{name}"].track(flat[name], settings.target_rate)
-        return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q_mean, y.mean()])
+            # P, then Q: both gradients are of the weights before
+            def first_lane() -> tuple[Drawn, Tensor, Tensor, Tensor]:
+                q = perturbation_gradient(perturbation, critics[0], s, generated(decoder, s, now.own), rho)
+                flat["perturbation"].descend()
+                points = critic_gradient(critics[0], sa, y)
+                flat["critics"].descend(0)
+                return self._draw(following.step + 1), q, *points
 
-    def _generated(self, s: Tensor, z: Tensor) -> Tensor:
-        """D(s, z), each [M, ·], to actions [M, k] in the precision of the products."""
-        decoder = self.flat["generator"].passes[self.generator.decoder]
-        h = decoder.hidden(torch.cat([s, z.to(self.dtype)], dim=1))[-1]
-        return torch.tanh(decoder.rough_out(h))
+            def second_lane() -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+                points = critic_gradient(critics[1], sa, y)
+                flat["critics"].descend(1)
+                if not frozen:
+                    flat["generator"].descend(_ENCODER)
+                return self._generator_gradient(following), *points
 
-    def _generator_gradient(self, sa: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Of eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction and KL."""
-        passes = self.flat["generator"].passes
-        encoder, decoder = passes[self.generator.encoder], passes[self.generator.decoder]
-        d = sa.shape[1] - a.shape[1]
-        to_z = encoder.hidden(sa)
-        mean, raw = encoder.out(to_z[-1]).chunk(2, dim=1)
-        log_std = raw.clamp(*_LOG_STD)
-        std, noise = log_std.exp(), self.normal(*mean.shape)
-        variance = std.square()
-        z = torch.addcmul(mean, std, noise)
-        to_a = decoder.hidden(torch.cat([sa[:, :d], z.to(self.dtype)], dim=1))
-        rebuilt = torch.tanh(decoder.out(to_a[-1]))
-        error = rebuilt - a
+            (after, perturbation_q, *first), (next_losses, *second) = lanes.both(first_lane, second_lane)
+            self._ahead = Ahead((following, after), next_losses)
 
-        d_rebuilt = error * (2.0 / error.numel())
-        d_z = decoder.back(d_rebuilt * (1.0 - rebuilt.square()), to_a, beside=d)
-        weight = self.settings.kl_weight / mean.numel()
-        d_mean = torch.add(d_z, mean, alpha=weight)
-        d_log_std = torch.addcmul(weight * (variance - 1.0), d_z, noise * std)
-        encoder.back(torch.cat([d_mean, d_log_std.masked_fill_(raw != log_std, 0.0)], dim=1), to_z)
-        return error.square().mean(), -0.5 * (1.0 + 2.0 * log_std - mean.square() - variance).mean()
+            # every L steps: target ← η · online + (1 − η) · target
+            self.step_count += 1
+            if self.step_count % settings.target_interval == 0:
+                for name in ("critics", "perturbation"):
+                    flat[f"target_{name}"].track(flat[name], settings.target_rate)
+        loss, q = first[0] + second[0], 0.5 * (first[1] + second[1])
+        return torch.stack([*losses, perturbation_q, loss, q, y.mean()])
 
-    def _perturbation_gradient(self, s: Tensor, a: Tensor) -> Tensor:
-        """Of eq. (5): maximise Q_1(s, â + P_ω(s, â)). The mean of that."""
-        net = self.flat["perturbation"].passes[self.perturbation.net]
-        critic = self.flat["critics"].passes[self.critics.q[0]]
-        to_xi = net.hidden(torch.cat([s, a], dim=1))
-        xi = torch.tanh(net.out(to_xi[-1]))
-        moved = torch.add(a.float(), xi, alpha=self.settings.rho)
-        within = moved.clamp(-1.0, 1.0)
-        to_q = critic.hidden(torch.cat([s, within.to(self.dtype)], dim=1))
-        q = critic.out(to_q[-1])
+    def _look_ahead(self) -> Ahead:
+        now = self._draw(self.step_count)
+        return Ahead((now, self._draw(now.step + 1)), self._generator_gradient(now))
 
-        d_q = torch.full_like(q, -1.0 / len(q))
-        d_moved = critic.back(d_q, to_q, learn=False, beside=s.shape[1]).masked_fill_(moved != within, 0.0)
-        net.back(self.settings.rho * d_moved * (1.0 - xi.square()), to_xi)
-        return q.mean()
+    def _generator_gradient(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Left in its place; returns reconstruction and KL."""
+        if drawn.noise is None:
+            return (torch.zeros((), device=self.device),) * 2
+        nets, weight = self.flat["generator"].nets, self.settings.kl_weight
+        return generator_gradient(*nets, drawn.sa, drawn.batch.a, drawn.noise, weight)
 
-    def _critic_gradient(self, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Of eq. (6): Σ_j mean (y − Q_j(s, a))². That, and the mean of both Q."""
-        losses, means = [], []
-        for net in self.critics.q:
-            critic = self.flat["critics"].passes[net]
-            to_q = critic.hidden(sa)
-            q = critic.out(to_q[-1])
-            error = q - y[:, None]
-            critic.back(error * (2.0 / len(y)), to_q)
-            losses.append(error.square().mean())
-            means.append(q.mean())
-        return losses[0] + losses[1], 0.5 * (means[0] + means[1])
+    def _draw(self, step: int) -> Drawn:
+        batch, noise, low = self.batch(step), self.noise_of(step), self.dtype
+        sa = torch.cat([batch.s.to(low), batch.a.to(low)], dim=1)
+        on = self.bootstrapped(batch.done)
+        trains = latents = None
+        if not self.frozen(step):
+            trains = self._normal(noise, len(sa))
+            latents = self._latents(noise, len(on), self.settings.candidates).to(low)
+        own = self._latents(noise, len(sa)).to(low)
+        return Drawn(step, batch, sa, on, batch.next_s.index_select(0, on).to(low), own, latents, trains)
 
     def serving_latents(self) -> Tensor:
         """Of the serving candidates [n, z]: from the seed alone, so every export has the same ones."""

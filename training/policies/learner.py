@@ -19,7 +19,6 @@ from training.trajectories import Transitions
 
 Module = TypeVar("Module", bound=nn.Module)
 _INDEX_BLOCK = 1_000  # steps whose batches are drawn at once
-_GATHERED = 10  # steps, a divisor of these, whose batches are read at once
 
 
 class Batch(NamedTuple):
@@ -58,6 +57,7 @@ class Learner(ABC):
         if absent:
             raise DataError(f"{self.kind} learns from {absent[0]}, which these transitions do not have")
         self.settings, self.seed, self.step_count = settings, seed, 0
+        self._rows: tuple[int, Tensor] | None = None  # a block's number and batches
         self.fusion = fusion
         self.device = device(settings)
         self.data = over_steps(data, settings.target_steps, settings.gamma).to(self.device)
@@ -66,6 +66,7 @@ class Learner(ABC):
         self.state_mean, self.state_scale = mean, scale
         self.modules: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.flat: dict[str, Flat] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.build(self.data.states.shape[1], self.data.actions.shape[1])
@@ -95,13 +96,11 @@ class Learner(ABC):
         self.modules[name] = target = copy.deepcopy(online).requires_grad_(False)
         return target
 
-    def flatten(self, name: str, dtype: torch.dtype) -> Flat:
-        """Lay out a registered network for explicit passes; its Adam, if any, is of the whole vector."""
-        optimiser = self.optimisers.get(name)
-        flat = Flat(self.modules[name], dtype, optimiser and optimiser.param_groups[0]["lr"])
-        if optimiser:
-            self.optimisers[name] = flat.optimiser
-        return flat
+    def flatten(self, dtype: torch.dtype) -> None:
+        """Lay out all registered networks for explicit passes, with Adam by :class:`Flat`: ``self.flat``."""
+        for name, module in self.modules.items():
+            optimiser = self.optimisers.pop(name, None)
+            self.flat[name] = Flat(module, dtype, optimiser and optimiser.param_groups[0]["lr"])
 
     # parts of a step
 
@@ -118,28 +117,25 @@ class Learner(ABC):
         """target ← rate · online + (1 − rate) · target."""
         torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
-    def batch(self) -> Batch:
-        """M ~ the replay: ``batch_size`` transitions, uniform with replacement.
+    def batch(self, step: int | None = None) -> Batch:
+        """M ~ the replay: ``batch_size`` transitions, uniform with replacement, of a step or of this one.
 
-        A block's rows depend on seed and block number alone, so a resumed run draws the same ones.
+        Its rows depend on seed and step number alone, so a resumed run draws the same ones.
         """
-        block, place = divmod(self.step_count, _INDEX_BLOCK)
-        if place == 0 or not hasattr(self, "_rows"):
+        block, at = divmod(self.step_count if step is None else step, _INDEX_BLOCK)
+        if self._rows is None or self._rows[0] != block:
             generator = torch.Generator().manual_seed(self.seed + 7_919 * (block + 1))
             shape = (_INDEX_BLOCK, self.settings.batch_size)
-            self._rows = torch.randint(len(self.data), shape, generator=generator).to(self.device)
-        part, at = divmod(place, _GATHERED)
-        if at == 0 or not hasattr(self, "_gathered"):
-            rows, data = self._rows[part * _GATHERED : (part + 1) * _GATHERED], self.data
-            self._gathered = Batch(
-                rows,
-                self.standardised(data.states[rows]),
-                data.actions[rows],
-                data.rewards[rows],
-                self.standardised(data.next_states[rows]),
-                data.dones[rows],
-            )
-        return Batch(*(column[at] for column in self._gathered))
+            self._rows = block, torch.randint(len(self.data), shape, generator=generator).to(self.device)
+        rows, data = self._rows[1][at], self.data
+        return Batch(
+            rows,
+            self.standardised(data.states.index_select(0, rows)),
+            data.actions.index_select(0, rows),
+            data.rewards.index_select(0, rows),
+            self.standardised(data.next_states.index_select(0, rows)),
+            data.dones.index_select(0, rows),
+        )
 
     def standardised(self, states: Tensor) -> Tensor:
         return standardise(states, self.state_mean, self.state_scale)
@@ -158,6 +154,8 @@ class Learner(ABC):
         for name, optimiser in self.optimisers.items():
             for index, moments in optimiser.state_dict()["state"].items():
                 tensors |= {f"adam.{name}.{index}.{key}": value for key, value in moments.items()}
+        for name, flat in self.flat.items():
+            tensors |= {f"adam.{name}.{key}": value for key, value in flat.state().items()}
         tensors["noise"] = self.noise.get_state()
         tensors["step_count"] = torch.tensor(self.step_count)
         return tensors
@@ -175,6 +173,8 @@ class Learner(ABC):
                 if moments:
                     described["state"][index] = moments
             optimiser.load_state_dict(described)
+        for name, flat in self.flat.items():
+            flat.load_state({key: tensors[f"adam.{name}.{key}"] for key in flat.state()})
         self.noise.set_state(tensors["noise"].cpu())
         self.step_count = int(tensors["step_count"])
 
@@ -187,8 +187,8 @@ class Learner(ABC):
             )
         self.state_mean = tensors["state_mean"].clone().to(self.device)
         self.state_scale = tensors["state_scale"].clone().to(self.device)
-        for drawn in ("_rows", "_gathered"):
-            vars(self).pop(drawn, None)
+        for flat in self.flat.values():
+            flat.refresh()
 
     def exported(
         self, networks: Mapping[str, nn.Module], **more: Tensor

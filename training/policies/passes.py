@@ -4,11 +4,13 @@ A step of BatchRL-MTF is some forty products of a few tens of microseconds. Besi
 gradient tensor and an optimiser's turn for every parameter would take as long again. So the step is written
 as its equations and their derivatives: :class:`Flat` holds all parameters of a module in one vector, with
 their gradient, their copy in the precision of the products, and an Adam that is one call;
-:class:`Pass` runs one of the module's MLPs forward and back on views of these.
+:class:`Net` is one of the module's MLPs as views of these, for the functions that run it forward and back.
+They keep to what :func:`training.policies.products.compiled` takes. Autograd sees nothing of it.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,65 +18,72 @@ from torch import Tensor, nn
 from training.policies.products import product, times
 
 _ALIGNED = 32  # entries between the starts of two parameters, so that none straddles a cache line
+_ADAM = {  # of torch.optim.Adam
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "weight_decay": 0.0,
+    "eps": 1e-8,
+    "amsgrad": False,
+    "maximize": False,
+    "grad_scale": None,
+    "found_inf": None,
+}
 
 
-class Pass:
-    """One ReLU MLP; its last layer is linear. Nothing here is seen by autograd.
+class Net(NamedTuple):
+    """One ReLU MLP, its last layer linear: W [o, i] and b [o] of each layer, in the products' precision."""
 
-    ``dtype`` is that of the products. Weights, biases and the gradients' places are views of a :class:`Flat`.
+    weights: list[Tensor]
+    biases: list[Tensor]
+    exact_weight: Tensor  # of the last layer, in float32
+    exact_bias: Tensor
+    gradients: list[Tensor]  # where those of W, b, W, b, … belong; empty where nothing is learnt
+
+
+def hidden(net: Net, x: Tensor) -> list[Tensor]:
+    """The input of every layer: x [B, i] and what each hidden layer makes of it."""
+    inputs = [x]
+    for at in range(len(net.weights) - 1):
+        inputs.append(product(inputs[-1], net.weights[at], net.biases[at], relu=True))
+    return inputs
+
+
+def out(net: Net, h: Tensor) -> Tensor:
+    """The last layer [B, o] of the last input, in float32: bfloat16 would round a Q of 25 to eighths."""
+    return product(h.float(), net.exact_weight, net.exact_bias)
+
+
+def rough_out(net: Net, h: Tensor) -> Tensor:
+    """The same in the products' precision: for the many candidates, which are drawn at random anyhow."""
+    return product(h, net.weights[-1], net.biases[-1])
+
+
+def back(net: Net, gradient: Tensor, inputs: list[Tensor], learn: bool = True) -> Tensor:
+    """From the loss's gradient float32[B, o] by the output, to that by the first layer before its ReLU.
+
+    ``inputs`` are :func:`hidden`'s. With ``learn`` every parameter's gradient is written where it belongs.
     """
+    gradient = gradient.to(inputs[0].dtype)
+    for layer in range(len(net.weights)):
+        at = len(net.weights) - 1 - layer
+        if learn:
+            if gradient.dtype == torch.float32:
+                net.gradients[2 * at].copy_(times(gradient.t(), inputs[at]))
+            else:
+                torch.mm(gradient.t(), inputs[at], out=net.gradients[2 * at])
+            torch.sum(gradient, [0], out=net.gradients[2 * at + 1])
+        if at > 0:
+            weight = net.weights[at]
+            gradient = gradient * weight if weight.shape[0] == 1 else times(gradient, weight)
+            # the input is what a ReLU let through
+            gradient = torch.ops.aten.threshold_backward(gradient, inputs[at], 0.0)
+    return gradient
 
-    def __init__(
-        self, low: Sequence[Tensor], exact: Sequence[Tensor], gradients: Sequence[Tensor] | None
-    ) -> None:
-        """Each: W [o, i], b [o], W, b, … in ``dtype``, in float32, and of the gradients in ``dtype``."""
-        self.weights, self.biases = low[::2], low[1::2]
-        self.exact_weight, self.exact_bias = exact[-2:]
-        self.gradients = gradients
-        self.dtype = low[0].dtype
-        self._wide: Tensor | None = None  # where many h in float32 lie: new memory costs more than rounding
 
-    def hidden(self, x: Tensor) -> list[Tensor]:
-        """The input of every layer: x [B, i] in ``dtype`` and what each hidden layer makes of it."""
-        inputs = [x]
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            inputs.append(product(inputs[-1], weight, bias, relu=True))
-        return inputs
-
-    def out(self, h: Tensor) -> Tensor:
-        """The last layer [B, o] of the last input, in float32: bfloat16 would round a Q of 25 to eighths."""
-        if h.dtype != torch.float32:
-            if self._wide is None or len(self._wide) < len(h):
-                self._wide = torch.empty(h.shape, device=h.device)
-            h = self._wide[: len(h)].copy_(h)
-        return product(h, self.exact_weight, self.exact_bias)
-
-    def rough_out(self, h: Tensor) -> Tensor:
-        """The same in ``dtype``: for the many candidates, which are drawn at random anyhow."""
-        return product(h, self.weights[-1], self.biases[-1])
-
-    def back(
-        self, gradient: Tensor, inputs: Sequence[Tensor], learn: bool = True, beside: int | None = None
-    ) -> Tensor | None:
-        """From the loss's gradient [B, o] by the output: that of every parameter is written where it belongs.
-
-        ``inputs`` are :meth:`hidden`'s; without ``learn`` the parameters are passed over. Returns the
-        gradient float32[B, i − beside] by the entries of x from ``beside`` on, where that is given.
-        """
-        gradient = gradient.to(self.dtype)
-        for at in reversed(range(len(self.weights))):
-            weight = self.weights[at]
-            if learn:
-                times(gradient.t(), inputs[at], out=self.gradients[2 * at])
-                torch.sum(gradient, 0, out=self.gradients[2 * at + 1])
-            if at > 0:
-                gradient = gradient * weight if len(weight) == 1 else times(gradient, weight)
-                # the input is what a ReLU let through
-                gradient = torch.ops.aten.threshold_backward(gradient, inputs[at], 0.0)
-        if beside is None:
-            return None
-        # a copy: oneDNN takes weights with gaps by a kernel that is a hundred times slower
-        return times(gradient, self.weights[0][:, beside:].contiguous()).float()
+def by_input(net: Net, gradient: Tensor, beside: int) -> Tensor:
+    """From what :func:`back` returns, to the gradient float32[B, i − beside] by x from ``beside`` on."""
+    # a copy: oneDNN takes weights with gaps by a kernel that is a hundred times slower
+    return times(gradient, net.weights[0][:, beside:].contiguous()).float()
 
 
 class Flat:
@@ -84,72 +93,86 @@ class Flat:
     rounded gradients; ``values``, and Adam's moments, are float32 and gather what rounding would lose.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        dtype: torch.dtype,
-        lr: float | None = None,
-        values: nn.Parameter | None = None,
-        optimiser: torch.optim.Optimizer | None = None,
-    ) -> None:
-        """Without ``lr`` nothing is learnt (a target network)."""
+    def __init__(self, module: nn.Module, dtype: torch.dtype, lr: float | None = None) -> None:
+        """The module's parameters must be those of its MLPs. Without ``lr`` nothing is learnt (a target)."""
         self.module, self.dtype, self.lr = module, dtype, lr
-        parameters = list(module.parameters())
-        starts, end = [], 0
-        for parameter in parameters:
-            starts.append(end)
-            end += -(-parameter.numel() // _ALIGNED) * _ALIGNED
-        if values is None:
-            values = nn.Parameter(torch.zeros(end, device=parameters[0].device), requires_grad=False)
-            for parameter, view in zip(parameters, _views(values, parameters, starts), strict=True):
-                view.copy_(parameter.detach())
-        self.values = values
+        nets = [net for net in module.modules() if isinstance(getattr(net, "layers", None), nn.ModuleList)]
+        parameters = [[p for layer in net.layers for p in (layer.weight, layer.bias)] for net in nets]
+        places, end = [], 0
+        for own in parameters:
+            places.append([])
+            for parameter in own:
+                places[-1].append((end, parameter.shape))
+                end += -(-parameter.numel() // _ALIGNED) * _ALIGNED
+        self.values = torch.zeros(end, device=parameters[0][0].device)
         rounded = dtype != torch.float32
-        self.low = torch.empty_like(values.data, dtype=dtype) if rounded else values.data
-        self.optimiser, self.gradient = None, None
-        exact, low, gradients = _views(values.data, parameters, starts), None, None
-        for parameter, view in zip(parameters, exact, strict=True):
-            parameter.data = view
-        low = _views(self.low, parameters, starts)
+        self.low = torch.empty_like(self.values, dtype=dtype) if rounded else self.values
         if lr is not None:
-            values.grad = torch.zeros_like(values.data)
-            self.gradient = torch.zeros_like(self.low) if rounded else values.grad
-            self.optimiser = optimiser or torch.optim.Adam([values], lr, fused=True)
-            gradients = _views(self.gradient, parameters, starts)
-        places = {parameter: i for i, parameter in enumerate(parameters)}
-        self.passes: Mapping[nn.Module, Pass] = {}
-        for net in module.modules():
-            if isinstance(getattr(net, "layers", None), nn.ModuleList):
-                at = [places[p] for layer in net.layers for p in (layer.weight, layer.bias)]
-                of = [[views[i] for i in at] for views in (low, exact)]
-                self.passes[net] = Pass(*of, gradients and [gradients[i] for i in at])
+            self.gradient = torch.zeros_like(self.low)
+            self.exact_gradient = torch.zeros_like(self.values) if rounded else self.gradient
+            self.moments = {name: torch.zeros_like(self.values) for name in ("mean", "square")}
+            self.steps = torch.zeros(len(nets), device=self.values.device)  # of Adam, for each MLP
+        self.nets: list[Net] = []  # in the module's order
+        self._spans: list[slice] = []  # of their parameters
+        for own, at in zip(parameters, places, strict=True):
+            exact = _views(self.values, at)
+            for parameter, view in zip(own, exact, strict=True):
+                view.copy_(parameter.detach())
+                parameter.data = view
+            low = _views(self.low, at)
+            gradients = [] if lr is None else _views(self.gradient, at)
+            self.nets.append(Net(low[::2], low[1::2], *exact[-2:], gradients))
+            last, shape = at[-1]
+            self._spans.append(slice(at[0][0], last + shape.numel()))
         self.refresh()
 
     def __deepcopy__(self, memo: dict) -> "Flat":
-        """A copy whose module's parameters are views of its own vector again."""
-        module, values = copy.deepcopy(self.module, memo), copy.deepcopy(self.values, memo)
-        return Flat(module, self.dtype, self.lr, values, copy.deepcopy(self.optimiser, memo))
+        """A copy whose module's parameters are views of its own vector."""
+        other = Flat(copy.deepcopy(self.module, memo), self.dtype, self.lr)
+        other.load_state(self.state())
+        return other
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Round anew: the values have changed."""
-        if self.low.dtype != torch.float32:
+        if self.low is not self.values:
             self.low.copy_(self.values)
 
-    @torch.no_grad()
-    def descend(self) -> None:
-        """One step of Adam on the gradient that the passes left."""
-        if self.gradient is not self.values.grad:
-            self.values.grad.copy_(self.gradient)
-        self.optimiser.step()
-        self.refresh()
+    def descend(self, *which: int) -> None:
+        """One step of Adam on the gradient that the passes left: of these nets, or of all."""
+        which = which or tuple(range(len(self.nets)))
+        spans = [self._spans[i] for i in which]
+        for i, span in zip(which, spans, strict=True):
+            self.steps[i] += 1.0
+            if self.exact_gradient is not self.gradient:
+                self.exact_gradient[span].copy_(self.gradient[span])
+        # what torch.optim.Adam(fused=True) calls, without the optimiser's bookkeeping around it
+        torch._fused_adam_(
+            [self.values[span] for span in spans],
+            [self.exact_gradient[span] for span in spans],
+            [self.moments["mean"][span] for span in spans],
+            [self.moments["square"][span] for span in spans],
+            [],
+            [self.steps[i] for i in which],
+            lr=self.lr,
+            **_ADAM,
+        )
+        if self.low is not self.values:
+            for span in spans:
+                self.low[span].copy_(self.values[span])
 
-    @torch.no_grad()
     def track(self, online: "Flat", rate: float) -> None:
         """values ← rate · online's + (1 − rate) · values."""
         self.values.lerp_(online.values, rate)
         self.refresh()
 
+    def state(self) -> dict[str, Tensor]:
+        """Adam's, beside the module's own parameters; nothing of a target."""
+        return {} if self.lr is None else {**self.moments, "steps": self.steps}
 
-def _views(vector: Tensor, parameters: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
-    return [vector[at : at + p.numel()].view(p.shape) for p, at in zip(parameters, starts, strict=True)]
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, own in self.state().items():
+            own.copy_(tensors[name])
+
+
+def _views(vector: Tensor, places: Sequence[tuple[int, torch.Size]]) -> list[Tensor]:
+    return [vector[at : at + shape.numel()].view(shape) for at, shape in places]

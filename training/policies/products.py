@@ -6,7 +6,9 @@ the products of a training step in half the time, and those in bfloat16 in a qua
 (``tests/benchmarks/learner.py`` measures both). It also applies the ReLU while the result is in registers.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import List, Optional, TypeVar, Union  # noqa: UP035
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +16,9 @@ from torch import Tensor, nn
 
 from training.contract.settings import LearnerSettings
 
-_ONEDNN = (
-    torch.ops.mkldnn._linear_pointwise.default
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    else None
-)
-_LEAST_COLUMNS = 8  # of a result: for fewer, oneDNN's set-up costs more than it saves
-_TYPES = (torch.float32, torch.bfloat16)
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_Number = Union[int, float, complex]  # noqa: UP007
+Function = TypeVar("Function", bound=Callable)
 
 
 def training_dtype(settings: LearnerSettings, device: torch.device) -> torch.dtype:
@@ -35,23 +33,55 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether it does so in hardware, and so faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _ONEDNN is not None and torch.cpu._is_avx512_bf16_supported()
+    return _ONEDNN and torch.cpu._is_avx512_bf16_supported()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+def compiled(function: Function) -> Function:
+    """A function of tensors that runs without the interpreter, and so without its lock.
+
+    Two lanes of a step (:mod:`training.policies.lanes`) would otherwise wait for each other between any two
+    operations. It must be what ``torch.jit`` understands of Python. PyTorch names ``torch.compile`` as its
+    successor, which needs a C++ compiler on the machine; without ``torch.jit`` the function runs as it is.
+    """
+    if not _ONEDNN or not hasattr(torch.jit, "script"):
+        return function
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, relu: bool = False) -> Tensor:  # noqa: UP045
     """x [..., i] · weightᵀ [i, o] + bias [o], then ReLU where asked for; nothing for autograd is kept."""
-    if _ONEDNN is not None and x.is_cpu and x.dtype in _TYPES and weight.shape[0] >= _LEAST_COLUMNS:
-        return _ONEDNN(x, weight, bias, "relu" if relu else "none", [], "")
+    # for fewer columns, oneDNN's set-up costs more than it saves
+    if _by_onednn(x) and weight.shape[0] >= 8:
+        return _onednn(x, weight, bias, relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
 
 
-def times(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a [i, j] · b [j, k], into ``out`` where it is given; nothing for autograd is kept."""
-    if _ONEDNN is None or not a.is_cpu or a.dtype != torch.float32 or b.shape[1] < _LEAST_COLUMNS:
-        return torch.mm(a, b, out=out)  # of bfloat16 it is oneDNN's, too
-    result = _ONEDNN(a, b.t(), None, "none", [], "")
-    return result if out is None else out.copy_(result)
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a [i, j] · b [j, k]; nothing for autograd is kept."""
+    if a.dtype == torch.float32 and _by_onednn(a) and b.shape[1] >= 8:
+        return _onednn(a, b.t(), None, False)
+    return torch.mm(a, b)  # of bfloat16 it is oneDNN's, too
+
+
+if _ONEDNN:
+
+    def _by_onednn(x: Tensor) -> bool:
+        return x.is_cpu and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
+
+    def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
+        none = torch.jit.annotate(List[Optional[_Number]], [])  # noqa: UP006, UP045
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", none, "")
+
+else:
+
+    def _by_onednn(x: Tensor) -> bool:
+        return False
+
+    def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
+        raise NotImplementedError
 
 
 class _MLP(torch.autograd.Function):

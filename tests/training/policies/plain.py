@@ -26,7 +26,7 @@ def q_of(critics: nn.Module, s: Tensor, a: Tensor) -> list[Tensor]:
 
 def batch_of(learner: Learner, data: Transitions) -> tuple[Tensor, ...]:
     """s, a, r, s' and done of the learner's latest step, standardised again."""
-    rows = learner._rows[learner.step_count - 1]
+    rows = learner.batch(learner.step_count - 1).rows
     of_states = standardisation(data.states)
     s, next_s = (standardise(x, *of_states)[rows] for x in (data.states, data.next_states))
     return s, data.actions[rows], data.rewards[rows], next_s, data.dones[rows]

@@ -16,7 +16,7 @@ def test_its_target_is_the_reward(random_transitions, small):
     data = random_transitions(dones=0.0)
     learner = Bandit(small(), data, seed=0)
     target = learner.step()[Bandit.curves.index("target")]
-    assert target == pytest.approx(float(data.rewards[learner._rows[0]].mean()), rel=1e-5)
+    assert target == pytest.approx(float(data.rewards[learner.batch(0).rows].mean()), rel=1e-5)
 
 
 def test_it_is_greedy(toy):

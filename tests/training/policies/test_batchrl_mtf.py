@@ -11,7 +11,7 @@ from training.contract.policy import BatchRLMTFActor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
-from training.policies.passes import Flat
+from training.policies.passes import Flat, back, by_input, hidden, out, rough_out
 from training.trajectories import Transitions
 
 CURVES = BatchRLMTF.curves
@@ -91,15 +91,15 @@ def test_explicit_passes_are_autograds_within_their_rounding(dtype):
     loss = expected.square().mean()
     gradients = torch.autograd.grad(loss, [h, *net.parameters()])
     flat = Flat(net, dtype, lr=1e-3)
-    one = flat.passes[net]
+    (one,) = flat.nets
     with torch.no_grad():
-        inputs = one.hidden(x.to(dtype))
-        out, rough = one.out(inputs[-1]), one.rough_out(inputs[-1])
-        d_x = one.back(2.0 * out / out.numel(), inputs, beside=D)
+        inputs = hidden(one, x.to(dtype))
+        last, rough = out(one, inputs[-1]), rough_out(one, inputs[-1])
+        d_x = by_input(one, back(one, 2.0 * last / last.numel(), inputs), D)
     near = {"atol": 1e-6, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 2e-3, "rtol": 2.0**-5}
-    assert out.dtype == d_x.dtype == torch.float32 and rough.dtype == dtype
+    assert last.dtype == d_x.dtype == torch.float32 and rough.dtype == dtype
     for ours, theirs in zip(
-        [out, rough.float(), d_x, *one.gradients],
+        [last, rough.float(), d_x, *one.gradients],
         [expected, expected, gradients[0][:, D:], *gradients[1:]],
         strict=True,
     ):
@@ -109,7 +109,7 @@ def test_explicit_passes_are_autograds_within_their_rounding(dtype):
 def test_a_flat_module_learns_as_adam_does_and_is_copied_whole():
     flat = Flat(StateMLP(D, K, (16, 9), 2), torch.bfloat16, lr=1e-3)
     before = copy.deepcopy(flat)
-    one, of_copy = flat.passes[flat.module], before.passes[before.module]
+    (one,), (of_copy,) = flat.nets, before.nets
     for gradient in one.gradients:
         gradient.normal_()
     reference = [p.detach().clone().requires_grad_() for p in flat.module.parameters()]
@@ -131,11 +131,11 @@ def test_an_ensemble_is_its_members():
     s, x, other = torch.randn(3, 4, D), torch.randn(3, 4, K), torch.randn(3, 4, K)
     both = ensemble(s, x, other)
     for member in range(3):
-        for out, beside in zip(both, (x, other), strict=True):
+        for whole, beside in zip(both, (x, other), strict=True):
             h = torch.cat([s[member], beside[member]], dim=1)
             for i, (w, b) in enumerate(zip(ensemble.weights, ensemble.biases, strict=True)):
                 h = (F.relu(h) if i else h) @ w[member] + b[member]
-            torch.testing.assert_close(out[member], h)
+            torch.testing.assert_close(whole[member], h)
 
 
 def test_one_step_is_the_papers():
@@ -143,10 +143,10 @@ def test_one_step_is_the_papers():
     data, config = transitions(), settings()
     learner = BatchRLMTF(config, data, seed=3)
     before = copy.deepcopy(learner)
-    noise = torch.Generator().manual_seed(3)
+    noise = learner.noise_of(0)
     curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
 
-    i = learner._rows[0]
+    i = learner.batch(0).rows
     s = standardise(data.states, *standardisation(data.states))[i]
     next_s = standardise(data.next_states, *standardisation(data.states))[i]
     a, r, done, z_width = data.actions[i], data.rewards[i], data.dones[i], 2 * K
@@ -164,13 +164,16 @@ def test_one_step_is_the_papers():
     def perturbed(net, state, action):
         return (action + 0.15 * torch.tanh(plain(net, state, action))).clamp(-1, 1)
 
-    repeated = next_s.repeat_interleave(4, dim=0)
-    z = torch.randn(16, 4, z_width, generator=noise).clamp(-0.5, 0.5).flatten(0, 1)
+    on = learner.bootstrapped(done)  # where a session ends, no candidates are drawn
+    repeated = next_s[on].repeat_interleave(4, dim=0)
+    z = torch.randn(len(on), 4, z_width, generator=noise).clamp(-0.5, 0.5).flatten(0, 1)
     candidates = perturbed(
         before.target_perturbation.net, repeated, torch.tanh(plain(learner.generator.decoder, repeated, z))
     )
-    q1, q2 = (plain(q, repeated, candidates).view(16, 4) for q in before.target_critics.q)
-    y = r + 0.95 * (1 - done) * torch.minimum(q1, q2).max(dim=1).values
+    q1, q2 = (plain(q, repeated, candidates).view(-1, 4) for q in before.target_critics.q)
+    next_q = torch.zeros(16).index_put((on,), torch.minimum(q1, q2).max(dim=1).values)
+    assert set(torch.nonzero(done < 1.0).flatten().tolist()) <= set(on.tolist())
+    y = r + 0.95 * (1 - done) * next_q
     assert curves["target"] == pytest.approx(y.mean().item(), rel=1e-5)
     # P, eq. (5)
     z = torch.randn(16, z_width, generator=noise).clamp(-0.5, 0.5)
@@ -204,7 +207,7 @@ def test_a_session_end_masks_the_bootstrap():
     data = transitions(dones=1.1)
     learner = BatchRLMTF(settings(), data, seed=0)
     target = learner.step()[CURVES.index("target")]
-    assert target == pytest.approx(float(data.rewards[learner._rows[0]].mean()), rel=1e-5)
+    assert target == pytest.approx(float(data.rewards[learner.batch(0).rows].mean()), rel=1e-5)
 
 
 def test_actions_stay_within_rho_of_the_generators_and_within_bounds():
@@ -252,7 +255,7 @@ def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
     assert curves["reconstruction"] == curves["kl"] == 0.0
     for name, value in learner.generator.state_dict().items():
         assert torch.equal(value, frozen[name])
-    rows = learner._rows[4]
+    rows = learner.batch(4).rows
     pool = learner._candidates()
     assert pool.shape == (N, 4, K)
     next_s = standardise(data.next_states, *standardisation(data.states))

@@ -19,6 +19,7 @@ from tests.training.policies.plain import batch_of
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.cql_sac import CQLSAC
 from training.policies.iql import IQL
+from training.policies.learner import Learner
 from training.policies.td3 import TD3, TD3BC
 
 pytestmark = pytest.mark.peers
@@ -79,19 +80,23 @@ def of_bcq(learner) -> dict[str, Tensor]:
     )
 
 
-def td3_noise(g: torch.Generator) -> list[Tensor]:
+def td3_noise(g: torch.Generator, learner: Learner) -> list[Tensor]:
     return [torch.randn(B, K, generator=g)]
 
 
-def cql_noise(g: torch.Generator) -> list[Tensor]:
+def cql_noise(g: torch.Generator, learner: Learner) -> list[Tensor]:
     here, there = (torch.randn(B, N, K, generator=g).transpose(0, 1) for _ in range(2))
     uniform = torch.rand(B, N, K, generator=g).flatten(0, 1) * 2 - 1
     return [here, there, uniform, torch.randn(B, K, generator=g)]
 
 
-def bcq_noise(g: torch.Generator) -> list[Tensor]:
-    encoder, at_next, at_s = (torch.randn(*shape, 2 * K, generator=g) for shape in ((B,), (B, N), (B,)))
-    return [encoder, at_s, at_next.flatten(0, 1)]
+def bcq_noise(_: torch.Generator, learner: BatchRLMTF) -> list[Tensor]:
+    step = learner.step_count - 1
+    g, on = learner.noise_of(step), learner.bootstrapped(learner.batch(step).done)
+    encoder, at_next, at_s = (torch.randn(*shape, 2 * K, generator=g) for shape in ((B,), (len(on), N), (B,)))
+    of_all = torch.zeros(B, N, 2 * K)  # where a session ends, ours draws no candidates: theirs do not count
+    of_all[on] = at_next
+    return [encoder, at_s, of_all.flatten(0, 1)]
 
 
 OURS = {
@@ -137,7 +142,7 @@ PAIRS = {
         IQL,
         {},
         of_iql,
-        lambda g: [],
+        lambda g, learner: [],
         {},
         {"value_loss": "v_loss", "critic_loss": "q_loss", "actor_loss": "actor_loss"},
     ),
@@ -192,7 +197,7 @@ def test_three_steps_are_d3rlpys(algorithm, random_transitions, small, tmp_path)
             "terminals": done[:, None],
         }
         given |= {f"batch.{step}.{name}": column for name, column in batch.items()}
-        noises += noise(generator)
+        noises += noise(generator, learner)
     given |= {f"noise.{i}": values for i, values in enumerate(noises)}
     save_file({name: tensor.contiguous() for name, tensor in given.items()}, tmp_path / "in.safetensors")
     about = {

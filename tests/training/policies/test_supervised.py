@@ -29,7 +29,7 @@ def test_one_step_is_bpr_on_the_fusion_score(random_transitions, small, three_he
     before = copy.deepcopy(learner)
     curves = dict(zip(Supervised.curves, learner.step().tolist(), strict=True))
 
-    rows = learner._rows[0]
+    rows = learner.batch(0).rows
     s = standardise(data.states, *standardisation(data.states))[rows]
     action = torch.tanh(mlp(before.policy.layers, s))
     terms, right = [], 0

@@ -106,4 +106,4 @@ def test_a_session_end_masks_the_bootstrap(random_transitions, small):
         data = random_transitions(dones=1.1)
         learner = algorithm(small(), data, seed=0)
         target = learner.step()[algorithm.curves.index("target")]
-        assert target == pytest.approx(float(data.rewards[learner._rows[0]].mean()), rel=1e-5)
+        assert target == pytest.approx(float(data.rewards[learner.batch(0).rows].mean()), rel=1e-5)

@@ -66,7 +66,7 @@ def test_one_step_is_its_formulas(arm):
     curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
     after = copy.deepcopy(learner.critics)  # the actor's loss uses the critics of after their step
 
-    i = learner._rows[0]
+    i = learner.batch(0).rows
     s = standardise(data.states, *standardisation(data.states))[i]
     next_s = standardise(data.next_states, *standardisation(data.states))[i]
     rewards = (data.watch_rewards[i], (data.rewards - data.watch_rewards)[i])
