@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.peers, pytest.mark.timeout(1_800)]
 
 ROOT = Path(__file__).parents[3]
 PEER = ROOT / "build/peers/d3rlpy/bin/python"
-SEEDS, STEPS, BATCH, WIDTHS, N = range(5), 2_000, 64, (64, 64), 10
+SEEDS, STEPS, BATCH, WIDTHS, N = range(5), 3_000, 64, (64, 64), 10
 RATE, GAMMA, RHO, TARGET_RATE = 1e-3, 0.95, 0.05, 0.01
 
 
