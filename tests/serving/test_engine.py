@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
+# an engine imports it on a thread, where CPython 3.11 may fail while pytest rewrites modules beside it
+import serving.online_state  # noqa: F401
 from serving.engine import Engine
 from serving.messages import RequestError
 from tests.serving.conftest import settings_file
