@@ -270,10 +270,9 @@ class Engine:
             self._serving,
             self._generator_for(arm, request_id),
         )
-        decision, scores = ranker.score(
+        decision, weights, scores = ranker.score(
             decision, serving.policy if serving else None, state, request.scores, self._fusion
         )
-        weights = self._fusion.to_weights(decision.action)
         shown = ranker.top(scores, request.k)
         items = request.items[shown]
         predictions = request.scores[shown].T.tolist()
@@ -392,6 +391,11 @@ class Engine:
                 "state_moved": moved,
             }
         )
+
+    def wait_for_store(self, seconds: float) -> None:
+        """Return once the store was reached or has refused, or after ``seconds``: until then, as long as its
+        SDK takes to import, every answer would be by static weights."""
+        self._store.wait_tried(seconds)
 
     @property
     def ready(self) -> bool:

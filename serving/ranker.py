@@ -112,8 +112,8 @@ def score(
     state: np.ndarray | None,
     predictions: np.ndarray,
     fusion: Fusion,
-) -> tuple[Decision, np.ndarray]:
-    """Scores float64[n] of predictions [n, k], and the decision that they come from.
+) -> tuple[Decision, np.ndarray, np.ndarray]:
+    """The decision that is served, its weights float64[k], and scores float64[n] of predictions [n, k].
 
     A policy that ranks by itself does so where it serves as it is (champion and challenger); every other
     action is fused by the formula. A policy that cannot rank falls back to static weights.
@@ -121,11 +121,13 @@ def score(
     itself = decision.arm in (arms.CHAMPION, arms.CHALLENGER) and decision.fallback is None
     if policy is not None and policy.ranks and itself:
         try:
-            return decision, policy.scores(predictions, state, decision.action)
+            scores = policy.scores(predictions, state, decision.action)
+            return decision, fusion.to_weights(decision.action), scores
         except PolicyError:
             static = fusion.static_action
             decision = Decision(decision.arm, STATIC_VERSION, static, static, fallback=POLICY)
-    return decision, fusion.score(predictions, fusion.to_weights(decision.action))
+    weights = fusion.to_weights(decision.action)
+    return decision, weights, fusion.score(predictions, weights)
 
 
 def _drawn(

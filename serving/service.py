@@ -28,6 +28,7 @@ PACKED = Path(__file__).resolve().parent.parent / "packed"
 PACKED_SETTINGS = PACKED / "settings.yaml"
 PACKED_CHAMPION = PACKED / "champion.json"
 _PR_SET_PDEATHSIG = 1
+STORE_SECONDS = 60.0  # longest wait of a starting worker for the store, while others serve
 # one policy is a few small products: threads inside of them only fight with the other workers
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -86,6 +87,8 @@ class RankService:
         ]
         _app.state.token = token()
         _app.state.engine = Engine(_settings, worker, sources)
+        if _settings.serving.workers > 1:  # the port is the others', too: they take what comes meanwhile
+            _app.state.engine.wait_for_store(STORE_SECONDS)
 
     async def __is_ready__(self) -> bool:
         return _app.state.engine.ready

@@ -104,9 +104,13 @@ class StateStore:
         self._feedback: Batches[Feedback, None] = Batches(
             "online store", lambda batch: self._reached_store.feedback(batch), _Unavailable, largest=_LARGEST
         )
-        self._stop = threading.Event()
+        self._tried, self._stop = threading.Event(), threading.Event()
         self._connector = threading.Thread(target=self._connect, name="store-connect", daemon=True)
         self._connector.start()
+
+    def wait_tried(self, seconds: float) -> None:
+        """Return once the store was reached or has failed for the first time, or after ``seconds``."""
+        self._tried.wait(seconds)
 
     @property
     def reached(self) -> bool:
@@ -191,12 +195,14 @@ class StateStore:
                 if type(error).__name__ != reason:
                     reason = type(error).__name__
                     _log.warning("store not reached", reason=str(error)[:500])
+                self._tried.set()
                 self._stop.wait(_RECONNECT_S)
                 continue
             # what was imported until here stays: a full collection would walk it all, 0.2 s of every request
             gc.collect()
             gc.freeze()
             self._store, self._healthy = store, True
+            self._tried.set()
             _log.info("store reached", online=self._settings.store.online)
             return
 

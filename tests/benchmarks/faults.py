@@ -213,7 +213,7 @@ def _redis() -> Iterator[tuple[int, "Callable[[bool], None]"]]:
 def _workers(server: Server) -> list[psutil.Process]:
     """The processes that answer requests, as they name themselves in /status."""
     pids: set[int] = set()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(pids) < server.settings.serving.workers:
         if time.monotonic() > deadline:
             raise RuntimeError(f"only workers {pids} answer: see {server.log}")

@@ -87,3 +87,8 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path,
 
     assert orjson.loads(asyncio.run(run()))["request_id"] == "r0"
     assert logged(tmp_path) == ["r0"]
+
+
+def test_a_starting_worker_waits_for_a_store_that_refuses_no_longer_than_that(engine):
+    engine.wait_for_store(120.0)  # no day has written a feature store
+    assert not engine.ready

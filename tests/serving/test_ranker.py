@@ -145,7 +145,9 @@ PREDICTIONS = np.random.default_rng(0).random((30, K))
 
 def scored(arm, policy, state=STATE):
     decision = decide(arm, policy, state)
-    return decision, *ranker.score(decision, policy, state, PREDICTIONS, FUSION)
+    served, weights, scores = ranker.score(decision, policy, state, PREDICTIONS, FUSION)
+    np.testing.assert_array_equal(weights, FUSION.to_weights(served.action))
+    return decision, served, scores
 
 
 @pytest.mark.parametrize("arm", ["champion", "challenger"])
