@@ -17,6 +17,7 @@ from training.contract.errors import MtfError
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+_Waiting = tuple[Item, _Waiter | None, float]  # since when, by the monotonic clock
 
 
 class Batches(Generic[Item, Answer]):
@@ -41,10 +42,9 @@ class Batches(Generic[Item, Answer]):
     ) -> None:
         self._name, self._work, self._error = name, work, error
         self._largest, self._capacity = largest, capacity
-        self._added: list[tuple[Item, _Waiter | None]] = []  # in this turn of the event loop
+        self._added: list[_Waiting[Item]] = []  # in this turn of the event loop
         self._turn: asyncio.AbstractEventLoop | None = None  # which will hand them over
-        self._pending: list[tuple[Item, _Waiter | None]] = []
-        self._oldest = 0.0
+        self._pending: list[_Waiting[Item]] = []
         self._usual = 0.0  # seconds of a batch, lately
         self._started: float | None = None
         self._condition = threading.Condition()
@@ -60,7 +60,8 @@ class Batches(Generic[Item, Answer]):
     @property
     def lag(self) -> float:
         """Seconds that the oldest waiting item has waited."""
-        return time.monotonic() - self._oldest if self._pending else 0.0
+        pending = self._pending  # another thread puts the rest of it in its place
+        return time.monotonic() - pending[0][2] if pending else 0.0
 
     @property
     def running(self) -> float:
@@ -80,7 +81,7 @@ class Batches(Generic[Item, Answer]):
         self._refuse_if_full()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._added.append((item, (loop, future)))
+        self._added.append((item, (loop, future), time.monotonic()))
         if self._turn is not loop:
             self._turn = loop
             loop.call_soon(self._hand_over)
@@ -89,7 +90,7 @@ class Batches(Generic[Item, Answer]):
     def put(self, item: Item) -> None:
         """Add an item whose answer nobody waits for."""
         self._refuse_if_full()
-        self._take([(item, None)])
+        self._take([(item, None, time.monotonic())])
 
     def _refuse_if_full(self) -> None:
         if self._closed:
@@ -101,10 +102,8 @@ class Batches(Generic[Item, Answer]):
         self._turn, added, self._added = None, self._added, []
         self._take(added)
 
-    def _take(self, items: list[tuple[Item, _Waiter | None]]) -> None:
+    def _take(self, items: list[_Waiting[Item]]) -> None:
         with self._condition:
-            if not self._pending:
-                self._oldest = time.monotonic()
             self._pending.extend(items)
             self._condition.notify()
 
@@ -128,9 +127,9 @@ class Batches(Generic[Item, Answer]):
             if not batch:
                 return
             self._started = started = time.monotonic()
-            waiters = [waiter for _, waiter in batch]
+            waiters = [waiter for _, waiter, _ in batch]
             try:
-                answers: Sequence[Any] = self._work([item for item, _ in batch]) or [None] * len(batch)
+                answers: Sequence[Any] = self._work([item for item, _, _ in batch]) or [None] * len(batch)
             except Exception as reason:  # whatever stopped the work, the waiters must hear of it
                 answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
             self._started = None

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,26 @@ def test_one_commit_serves_many_waiters():
 
     asyncio.run(run())
     assert batches == [[0], list(range(1, 100))]
+
+
+def test_a_queue_that_never_empties_is_as_old_as_its_oldest_item():
+    async def run():
+        log = Batches("test log", lambda batch: time.sleep(0.01), LogError, largest=1)
+        waiting = [asyncio.ensure_future(log.add(number)) for number in range(5)]
+        seen = []
+        for _ in range(60):
+            await waiting.pop(0)
+            waiting.append(asyncio.ensure_future(log.add(0)))
+            await asyncio.sleep(0)
+            seen.append((log.lag, log.wait))
+        await asyncio.gather(*waiting)
+        log.close()
+        return seen
+
+    began = time.monotonic()
+    seen = asyncio.run(run())
+    whole = time.monotonic() - began
+    assert max(max(one) for one in seen) < whole / 2, (whole, seen)
 
 
 def test_a_failed_commit_reaches_every_waiter_of_its_batch_and_no_other():
