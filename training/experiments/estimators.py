@@ -30,6 +30,7 @@ import matplotlib
 import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
+from scipy.stats import t as student_t
 
 from training import exploration
 from training.contract.files import read_json, write_atomic, write_json_atomic, write_text_atomic
@@ -40,7 +41,7 @@ from training.contract.policy import (
     load_policy,
     save_policy,
 )
-from training.contract.settings import Estimator, LearnerSettings, Settings
+from training.contract.settings import Estimator, EvaluationSettings, LearnerSettings, Settings
 from training.evaluation import acting, stability
 from training.evaluation.estimators import estimate
 from training.experiments.unit import sources_sha256
@@ -312,7 +313,7 @@ def run(
         "truth": truth,
         "rank": _rank(truth, [judged[f"rank_{i}"] for i in range(len(groups))]),
         "coverage": _coverage(
-            truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.tolerance
+            truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.tolerance, measured
         ),
         "seed_spread": _seed_spread(settings_json, how, folder, algorithms),
     }
@@ -404,19 +405,27 @@ def _rank(truth: Mapping[str, Any], parts: list[dict[str, Any]]) -> dict[str, An
 
 
 def _coverage(
-    truth: Mapping[str, Any], names: tuple[str, ...], draws: list[dict[str, Any]], tolerance: float
+    truth: Mapping[str, Any],
+    names: tuple[str, ...],
+    draws: list[dict[str, Any]],
+    tolerance: float,
+    how: EvaluationSettings,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for estimator in draws[0]["estimates"] if draws else ():
         target, own = _target(estimator), {}
         rival = [d["estimates"][estimator][names[0]]["value"] for d in draws]
+        # half an interval of 95 % is so many times half of one of the settings' confidence
+        freedom = (how.bootstraps if estimator == "pdis" else how.replicates) - 1
+        of_95 = float(np.divide(*student_t.ppf([0.975, 0.5 + how.confidence / 2.0], freedom)))
         for name in names:
-            own[name] = _covered([d["estimates"][estimator][name] for d in draws], truth[name][target])
+            found = [d["estimates"][estimator][name] for d in draws]
+            own[name] = _covered(found, truth[name][target], of_95)
         for name in names[1:]:
             difference = truth[name][target] - truth[names[0]][target]
             found = [d["differences"][estimator][name] for d in draws]
             own[f"{name} - {names[0]}"] = {
-                **_covered(found, difference),
+                **_covered(found, difference, of_95),
                 "better": float(np.mean([i["lower"] > 0 for i in found])),
                 "worse": float(np.mean([i["upper"] < 0 for i in found])),
                 "passed": float(
@@ -427,16 +436,18 @@ def _coverage(
     return result
 
 
-def _covered(intervals: list[dict[str, float]], truth: float) -> dict[str, float]:
+def _covered(intervals: list[dict[str, float]], truth: float, of_95: float) -> dict[str, float]:
     values = np.array([i["value"] for i in intervals])
-    held = np.array([i["lower"] <= truth <= i["upper"] for i in intervals])
+    halves = np.array([i["upper"] - i["value"] for i in intervals])
+    error = np.abs(values - truth)
     return {
         "truth": truth,
-        "coverage": float(held.mean()),
-        "draws": len(held),
+        "coverage": float((error <= halves).mean()),
+        "coverage_95": float((error <= of_95 * halves).mean()),
+        "draws": len(values),
         "bias": float(values.mean() - truth),
         "deviation": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "mean_half_width": float(np.mean([i["upper"] - i["value"] for i in intervals])),
+        "mean_half_width": float(halves.mean()),
         "mean_lower": float(np.mean([i["lower"] for i in intervals])),
     }
 
@@ -480,15 +491,17 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"interval of the difference lies above or below 0; *passed*: on which its lower bound is above "
         f"-{result['gate']['tolerance']:.0%} of the value of {STATIC}, the gate's bar.",
         "",
-        "| estimator | of | truth | bias | deviation | half width | coverage | better | worse | passed |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| estimator | of | truth | bias | deviation | half width | coverage | of 95 % |"
+        " better | worse | passed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, own in result["coverage"].items():
         for of, c in own.items():
             said = [f"{c[key]:.0%}" if key in c else "" for key in ("better", "worse", "passed")]
             lines.append(
                 f"| {name} | {of} | {c['truth']:.2f} | {c['bias']:+.2f} | {c['deviation']:.2f} | "
-                f"{c['mean_half_width']:.2f} | {c['coverage']:.0%} | {' | '.join(said)} |"
+                f"{c['mean_half_width']:.2f} | {c['coverage']:.0%} | {c['coverage_95']:.0%} | "
+                f"{' | '.join(said)} |"
             )
     if result["seed_spread"]:
         lines += ["", "| learner | deviation over seeds in a state | of the worst head |", "|---|---|---|"]
