@@ -1,8 +1,10 @@
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -100,3 +102,27 @@ def test_the_smoke_tells_a_bento_that_does_not_start(built, tmp_path):
     settings, *_ = built
     record = bento.smoke(settings, "mtf_rank:none")
     assert not record["ok"] and "bentoml serve ended" in record["reason"]
+
+
+@pytest.mark.slow
+def test_the_smokes_server_ends_with_a_killed_caller(built, tmp_path):
+    settings, _, tag, _ = built
+    path = tmp_path / "mtf.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    code = (
+        "from pathlib import Path; from serving import bento; "
+        "from training.contract.settings import load_settings; "
+        f"bento.smoke(load_settings(Path({str(path)!r})), {tag!r})"
+    )
+    caller = psutil.Popen([sys.executable, "-c", code])
+    servers: list[psutil.Process] = []
+    while len(servers) < 2 and caller.poll() is None:  # the supervisor and a worker
+        servers = caller.children(recursive=True)
+        time.sleep(0.1)
+    assert len(servers) >= 2
+    caller.kill()
+    caller.wait()
+    _, alive = psutil.wait_procs(servers, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
