@@ -26,7 +26,7 @@ from training.policies.products import compiled, training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 _ENCODER, _DECODER = 0, 1  # of the generator's nets
-_PART = 1280
+_ROUNDED = 8  # a multiple of which is the number of s' with candidates
 _NOISE = 15_485_863  # between the seeds of two steps
 
 
@@ -213,18 +213,10 @@ class BatchRLMTF(Learner):
         after = self.settings.freeze_generator_after
         return after is not None and step >= after
 
-    @property
-    def parts(self) -> int:
-        """Of a batch's candidates: as many in either lane."""
-        return 2 * max(1, -(-self.settings.batch_size * self.settings.candidates // (2 * _PART)))
-
-    def bootstrapped(self, done: Tensor) -> Tensor:
-        """Rows [M] of the transitions whose Q' counts, and of a few more for parts of equal and even size.
-
-        Kernels are made for each size: there should be few.
-        """
-        parts = self.parts
-        count = 2 * parts * max(1, -(-int((done < 1.0).sum()) // (2 * parts)))
+    @staticmethod
+    def bootstrapped(done: Tensor) -> Tensor:
+        """Rows [M] of the transitions whose Q' counts, and of a few more: kernels are made for each M."""
+        count = _ROUNDED * max(1, -(-int((done < 1.0).sum()) // _ROUNDED))
         return torch.argsort(done, stable=True)[: min(len(done), count)]
 
     def _normal(self, noise: torch.Generator, *shape: int) -> Tensor:
@@ -274,26 +266,18 @@ class BatchRLMTF(Learner):
                 flat["generator"].descend(_DECODER)
 
             # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
-            pool = self._candidates() if frozen else None
-            per = -(-len(now.on) // self.parts)
-            parts = [slice(at, at + per) for at in range(0, len(now.on), per)]
+            pool, half = self._candidates() if frozen else None, len(now.on) // 2
 
-            def values(parts: list[slice]) -> list[Tensor]:
+            def values(part: slice) -> Tensor:
                 if frozen:
-                    some = (
-                        pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype) for part in parts
-                    )
+                    x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
                 else:
-                    some = (now.latents[part] for part in parts)
-                nets = None if frozen else decoder, *targets
-                return [
-                    next_values(*nets, now.next_s[part], x, rho) for part, x in zip(parts, some, strict=True)
-                ]
+                    x = now.latents[part]
+                return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho)
 
-            half = (len(parts) + 1) // 2
-            one, other = lanes.both(lambda: values(parts[:half]), lambda: values(parts[half:]))
+            halves = lanes.both(lambda: values(slice(half)), lambda: values(slice(half, None)))
             next_q = torch.zeros_like(r)
-            next_q[now.on] = torch.cat([*one, *other])
+            next_q[now.on] = torch.cat(halves)
             y = r + settings.gamma * (1.0 - now.batch.done) * next_q
 
             # P, then Q: both gradients are of the weights before

@@ -45,7 +45,7 @@ def test_either_lanes_error_is_raised_when_both_have_ended(threads):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_learner_learns_the_same_in_one_lane_and_in_two(precision, random_transitions, small):
     data, learnt = random_transitions(), []
-    settings = small(precision=precision, freeze_generator_after=7, batch_size=40, candidates=80)
+    settings = small(precision=precision, freeze_generator_after=7, batch_size=40)
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -55,6 +55,5 @@ def test_a_learner_learns_the_same_in_one_lane_and_in_two(precision, random_tran
         points += [learner.step() for _ in range(5)]
         learnt.append({"points": torch.stack(points), **learner.state()})
     torch.set_num_threads(before)
-    assert learner.parts > 2
     for name, tensor in learnt[0].items():
         assert torch.equal(tensor, learnt[1][name]), name
