@@ -57,14 +57,6 @@ _PACKAGES = (
 )
 
 
-# a program that another runs in its place, ended (SIGTERM) with the thread that started it: also when that
-# is killed, as a task of Airflow's may be. 1 is PR_SET_PDEATHSIG; it outlives the exec
-_END_WITH_PARENT = (
-    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
 class BentoError(MtfError):
     """A Bento could not be built."""
 
@@ -131,9 +123,8 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
         }
         built = _built(settings, tag.removeprefix(f"{NAME}:")).parent
         address = ["--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, "-m", "bentoml", "serve", str(built.resolve()), *address]
-        if sys.platform == "linux":
-            command = [sys.executable, "-c", _END_WITH_PARENT, *command]
+        served = [sys.executable, "-m", "bentoml", "serve", str(built.resolve()), *address]
+        command = [sys.executable, "-m", "serving.ending", *served]  # this task may be killed
         log = Path(folder) / "serve.log"
         try:
             with (

@@ -48,8 +48,6 @@ _PULSE_S = 1.0
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
-# why a request is not ranked at all: what it would have waited for, or that it has waited
-SHED_RANKING, SHED_LOG, SHED_WAITED = "ranking", "log", "waited"
 # of a request; "wait" is for the thread that ranks, "queue" for the one that writes
 _STAGES = ("parse", "wait", "state", "policy", "fuse", "queue", "log")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -181,7 +179,7 @@ class Engine:
     def admit(self) -> None:
         """Raises :class:`RequestError` when a request that comes now would wait for too long: a caller who is
         refused at once can do something else meanwhile."""
-        for reason, lane in ((SHED_RANKING, self._ranking), (SHED_LOG, self._decisions)):
+        for reason, lane in ((metrics.SHED_RANKING, self._ranking), (metrics.SHED_LOG, self._decisions)):
             if lane.wait > self._patience:
                 raise self._too_late(reason)
 
@@ -206,12 +204,10 @@ class Engine:
     def _decide(self, batch: list[_Asked]) -> list[_Served | RequestError]:
         """What each is served by, on the thread for it; one that has waited too long is refused."""
         begun = time.perf_counter()
-        in_time = [one for one in batch if begun - one.started <= self._patience]
+        late = [begun - one.started > self._patience for one in batch]
+        in_time = [one for one, is_late in zip(batch, late, strict=True) if not is_late]
         served = iter(self._serve(in_time, begun) if in_time else ())
-        return [
-            next(served) if begun - one.started <= self._patience else self._too_late(SHED_WAITED)
-            for one in batch
-        ]
+        return [self._too_late(metrics.SHED_WAITED) if is_late else next(served) for is_late in late]
 
     def _serve(self, batch: list[_Asked], begun: float) -> list[_Served]:
         sessions = self._sessions(

@@ -182,7 +182,7 @@ class Guardrail:
             write_json_atomic(settings.layout.canary, {**canary, "since": now})
             return
         if at >= 0:
-            counts = self._index.counted(canary["since"]).get(
+            counts = self._index.counted(canary["since"], now).get(
                 (arms.CHALLENGER, challenger.sha256), ArmCounts()
             )
             step = steps[min(at, len(steps) - 1)]
@@ -206,18 +206,14 @@ class Guardrail:
         rules, now = self._rules, self._clock()
         window = now - rules.window_seconds
         began = window if began > now else began
-        future = self._index.counted(int(now) + 1)  # first: what comes meanwhile is of the window
-        counts = self._index.counted(max(began, window))
+        counts = self._index.counted(max(began, window), now)
         returns = self._index.returns(began, now - self._idle_s)
         error = (1.0 - rules.confidence) / 2.0
         intervals = {
             name: interval(returns.get(key, ArmReturns()), error, rules.min_sessions)
             for name, key in ((arm, (arm, pointer.sha256)), (arms.STATIC, (arms.STATIC, "")))
         }
-        mine, control = (
-            _without(counts.get(key, ArmCounts()), future.get(key, ArmCounts()))
-            for key in ((arm, pointer.sha256), (arms.STATIC, ""))
-        )
+        mine, control = (counts.get(key, ArmCounts()) for key in ((arm, pointer.sha256), (arms.STATIC, "")))
         for name, one in intervals.items():
             if one.sessions >= 2:
                 self._on_seen(name, one)
@@ -251,10 +247,6 @@ class Guardrail:
             return False
         self._lock = file
         return True
-
-
-def _without(counts: ArmCounts, part: ArmCounts) -> ArmCounts:
-    return ArmCounts(*(a - b for a, b in zip(vars(counts).values(), vars(part).values(), strict=True)))
 
 
 def _read_canary(settings: Settings) -> dict[str, Any] | None:

@@ -76,6 +76,7 @@ stage_seconds = Gathered(
 store_errors = Counter("mtf_store_errors", "Store calls that failed or came too late", ["operation"])
 store_up = Gauge("mtf_store_up", "1 when the store's latest answer was good", multiprocess_mode="livemin")
 log_errors = Counter("mtf_log_errors", "Requests refused because the log could not be written", ["log"])
+SHED_RANKING, SHED_LOG, SHED_WAITED = "ranking", "log", "waited"
 shed = Counter(
     "mtf_shed",
     "Requests refused because they would wait (for ranking, for the log), or had waited, too long",
@@ -136,7 +137,7 @@ session_reward = Gauge(
 for _endpoint in ("/rank", "/feedback"):
     log_errors.labels(_endpoint)
     http_requests.labels(_endpoint, 503)
-for _reason in ("ranking", "log", "waited"):
+for _reason in (SHED_RANKING, SHED_LOG, SHED_WAITED):
     shed.labels(_reason)
 
 _served: dict[str, set[tuple[str, str]]] = {}  # label values are never removed from a shared file

@@ -238,12 +238,12 @@ class RequestIndex:
                 [(request_id, item) for item in items],
             )
 
-    def counted(self, since: float) -> dict[tuple[str, str], ArmCounts]:
-        """Requests since an epoch second, by (arm, policy). Raises sqlite3.Error."""
+    def counted(self, since: float, until: float) -> dict[tuple[str, str], ArmCounts]:
+        """Requests from one epoch second to another, both with it, by (arm, policy). Raises sqlite3.Error."""
         rows = self._counter.execute(
             "SELECT arm, policy, sum(requests), sum(failed), sum(slow), sum(bounded), sum(entries) "
-            "FROM counts WHERE slot >= ? GROUP BY arm, policy",
-            (int(since),),
+            "FROM counts WHERE slot BETWEEN ? AND ? GROUP BY arm, policy",
+            (int(since), int(until)),
         )
         return {(arm, policy): ArmCounts(*numbers) for arm, policy, *numbers in rows}
 

@@ -6,10 +6,8 @@ columns; start-up, workers, liveness, readiness and the Bento are BentoML's. Set
 """
 
 import contextlib
-import ctypes
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TextIO, cast
@@ -20,6 +18,7 @@ from bentoml._internal.context import server_context
 
 from serving.app import REQUEST_SECONDS, RankFirst, create_app
 from serving.champion import Source
+from serving.ending import end_with_parent
 from training.contract.errors import SettingsError
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 
@@ -27,7 +26,6 @@ TOKEN_VARIABLE = "MTF_TOKEN"  # noqa: S105
 PACKED = Path(__file__).resolve().parent.parent / "packed"
 PACKED_SETTINGS = PACKED / "settings.yaml"
 PACKED_CHAMPION = PACKED / "champion.json"
-_PR_SET_PDEATHSIG = 1
 STORE_SECONDS = 60.0  # longest wait of a starting worker for the store, while others serve
 # one policy is a few small products: threads inside of them only fight with the other workers
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -78,7 +76,7 @@ class RankService:
         from serving.engine import Engine
 
         _configure_logs()
-        _end_with_supervisor()
+        end_with_parent()  # a worker whose supervisor was killed would keep the port from the next one
         metrics.forget_dead_workers()
         worker = f"w{server_context.worker_index or 0}"
         sources = [
@@ -99,12 +97,6 @@ class RankService:
 
 
 RankService.add_asgi_middleware(RankFirst, rank=_app.state.rank)
-
-
-def _end_with_supervisor() -> None:
-    """A worker whose supervisor was killed would keep the port from the next one: end with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _configure_logs() -> None:

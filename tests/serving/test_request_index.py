@@ -149,8 +149,10 @@ def test_requests_are_counted_by_arm_and_policy_over_all_workers(tmp_path):
                 Entry(f"{id(index)}c", 2, "t", 0.0, "static"),
             ]
         )
-    assert index.counted(time.time() - 60) == {
+    now = time.time()
+    assert index.counted(now - 60, now) == {
         ("champion", "p"): ArmCounts(4, 2, 2, 6, 32),
         ("static", ""): ArmCounts(2),
     }
-    assert index.counted(time.time() + 60) == {}
+    assert index.counted(now + 60, now + 120) == {}
+    assert index.counted(now - 120, now - 60) == {}

@@ -95,8 +95,10 @@ def _unknown(spec: TableSpec, names: Sequence[str]) -> str:
 def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArray:
     try:
         return _cast(values, column.type)
-    # Arrow's words for a value, or a type, that cannot be cast: both become the error that names the row
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+    ) as error:  # Arrow's for a value, or type, not castable
         row = _first_bad(values, column.type)
         value = values[row].as_py()
         raise DataError(
@@ -126,7 +128,10 @@ def _first_bad(values: pa.ChunkedArray, target: pa.DataType) -> int:
         middle = (low + high) // 2
         try:
             _cast(values.slice(low, middle - low), target)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # the bad value is in this half
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+        ):  # Arrow's, as above: the bad one is in this half
             high = middle
         else:
             low = middle

@@ -234,12 +234,11 @@ class BatchRLMTF(Learner):
         They depend on the generator and the seed alone, so a resumed run draws the same ones.
         """
         if self._pool is None:
-            clip, n = self.settings.latent_clip, self.settings.candidates
             noise = torch.Generator(self.device).manual_seed(self.seed + 2)
             pools = []
             for states in self.data.next_states.split(_POOL_PART):
-                z = torch.randn(len(states), n, self.latent, generator=noise, device=self.device)
-                pools.append(self.generator.decode(self.standardised(states), z.clamp_(-clip, clip)))
+                z = self._latents(noise, len(states), self.settings.candidates)
+                pools.append(self.generator.decode(self.standardised(states), z))
             self._pool = torch.cat(pools)
         return self._pool
 

@@ -132,15 +132,19 @@ class Flat:
         other.load_state(self.state())
         return other
 
-    def refresh(self) -> None:
-        """Round anew: the values have changed."""
+    def refresh(self, *which: int) -> None:
+        """Round anew: the values of these nets, or of all, have changed."""
         if self.low is not self.values:
-            self.low.copy_(self.values)
+            for span in self._of(which):
+                self.low[span].copy_(self.values[span])
+
+    def _of(self, which: Sequence[int]) -> list[slice]:
+        return [self._spans[i] for i in which] if which else self._spans
 
     def descend(self, *which: int) -> None:
         """One step of Adam on the gradient that the passes left: of these nets, or of all."""
         which = which or tuple(range(len(self.nets)))
-        spans = [self._spans[i] for i in which]
+        spans = self._of(which)
         for i, span in zip(which, spans, strict=True):
             self.steps[i] += 1.0
             if self.exact_gradient is not self.gradient:
@@ -156,9 +160,7 @@ class Flat:
             lr=self.lr,
             **_ADAM,
         )
-        if self.low is not self.values:
-            for span in spans:
-                self.low[span].copy_(self.values[span])
+        self.refresh(*which)
 
     def track(self, online: "Flat", rate: float) -> None:
         """values ← rate · online's + (1 − rate) · values."""

@@ -52,36 +52,30 @@ def compiled(function: Function) -> Function:
 
 def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, relu: bool = False) -> Tensor:  # noqa: UP045
     """x [..., i] · weightᵀ [i, o] + bias [o], then ReLU where asked for; nothing for autograd is kept."""
-    # for fewer columns, oneDNN's set-up costs more than it saves
-    if _by_onednn(x) and weight.shape[0] >= 8:
-        return _onednn(x, weight, bias, relu)
-    y = F.linear(x, weight, bias)
-    return y.relu_() if relu else y
+    return _product(x, weight, bias, relu)
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
     """a [i, j] · b [j, k]; nothing for autograd is kept."""
-    if a.dtype == torch.float32 and _by_onednn(a) and b.shape[1] >= 8:
-        return _onednn(a, b.t(), None, False)
+    if a.dtype == torch.float32:
+        return _product(a, b.t(), None, False)
     return torch.mm(a, b)  # of bfloat16 it is oneDNN's, too
 
 
-if _ONEDNN:
+def _by_pytorch(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
+    y = F.linear(x, weight, bias)
+    return y.relu_() if relu else y
 
-    def _by_onednn(x: Tensor) -> bool:
-        return x.is_cpu and (x.dtype == torch.float32 or x.dtype == torch.bfloat16)
 
-    def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
-        none = torch.jit.annotate(List[Optional[_Number]], [])  # noqa: UP006, UP045
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", none, "")
+def _by_onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
+    # for fewer columns, oneDNN's set-up costs more than it saves
+    if not x.is_cpu or weight.shape[0] < 8 or not (x.dtype == torch.float32 or x.dtype == torch.bfloat16):
+        return _by_pytorch(x, weight, bias, relu)
+    none = torch.jit.annotate(List[Optional[_Number]], [])  # noqa: UP006, UP045
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", none, "")
 
-else:
 
-    def _by_onednn(x: Tensor) -> bool:
-        return False
-
-    def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
-        raise NotImplementedError
+_product = _by_onednn if _ONEDNN else _by_pytorch
 
 
 class _MLP(torch.autograd.Function):
