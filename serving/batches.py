@@ -1,23 +1,24 @@
-"""Batches: items of many coroutines, worked on together by one thread.
+"""Batches: items of many coroutines, worked on together.
 
 While a batch is worked on, the next one gathers: what a disk or a policy takes for one call sets the
-size of a batch, and nobody waits on a timer. A hand-over between threads costs more than reading one
-state, so it is paid once a batch and not once an item: what comes in one turn of the event loop goes to
-the thread together, and the loop is woken once, with all answers.
+size of a batch, and nobody waits on a timer. What waits for something is done on a thread; a hand-over
+costs more than reading one state, so it is paid once a batch and not once an item: what comes in one turn
+of the event loop goes to the thread together, and the loop is woken once, with all answers.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from training.contract.errors import MtfError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
-_Waiting = tuple[Item, _Waiter | None, float]  # since when, by the monotonic clock
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+Worked = tuple[Any, Any, Waiter]  # an item, its answer, and who waits for that
+_Waiting = tuple[Item, Waiter | None, float]  # since when, by the monotonic clock
 
 
 class Batches(Generic[Item, Answer]):
@@ -29,6 +30,11 @@ class Batches(Generic[Item, Answer]):
     because a caller that got no answer will itself ask again. ``error`` is also raised when ``capacity``
     items wait already, and after :meth:`close`. ``add`` is for one event loop at a time, ``put`` for any
     thread.
+
+    With ``then`` the waiters get nothing yet: it is called with the whole batch on their event loop, where
+    it settles or hands on every one of them, and the next batch gathers until it has returned.
+    ``on_loop`` does without the thread: ``work``, which then must not wait for anything, runs on the event
+    loop as well, one batch a turn.
     """
 
     def __init__(
@@ -39,18 +45,22 @@ class Batches(Generic[Item, Answer]):
         *,
         largest: int | None = None,
         capacity: int = 20_000,
+        then: Callable[[list[Worked]], None] | None = None,
+        on_loop: bool = False,
     ) -> None:
-        self._name, self._work, self._error = name, work, error
+        self._name, self._work, self._error, self._then = name, work, error, then
         self._largest, self._capacity = largest, capacity
         self._added: list[_Waiting[Item]] = []  # in this turn of the event loop
         self._turn: asyncio.AbstractEventLoop | None = None  # which will hand them over
         self._pending: list[_Waiting[Item]] = []
         self._usual = 0.0  # seconds of a batch, lately
         self._started: float | None = None
+        self._following = 0  # event loops that have yet to do the rest of a batch
         self._condition = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = None if on_loop else threading.Thread(target=self._run, name=name, daemon=True)
+        if self._thread:
+            self._thread.start()
 
     @property
     def queue(self) -> int:
@@ -92,6 +102,12 @@ class Batches(Generic[Item, Answer]):
         self._refuse_if_full()
         self._take([(item, None, time.monotonic())])
 
+    def hand_on(self, items: list[tuple[Item, Waiter]]) -> None:
+        """Add items of those who wait already: they get this batch's answers."""
+        self._refuse_if_full()
+        now = time.monotonic()
+        self._take([(item, waiter, now) for item, waiter in items])
+
     def _refuse_if_full(self) -> None:
         if self._closed:
             raise self._error(f"the {self._name} is closed")
@@ -99,8 +115,16 @@ class Batches(Generic[Item, Answer]):
             raise self._error(f"{self._capacity} items wait for the {self._name}")
 
     def _hand_over(self) -> None:
-        self._turn, added, self._added = None, self._added, []
-        self._take(added)
+        """At the end of a turn."""
+        loop, self._turn = self._turn, None
+        added, self._added = self._added, []
+        if self._thread:
+            return self._take(added)
+        self._pending.extend(added)
+        self._work_on(self._next())
+        if self._pending and loop:
+            self._turn = loop
+            loop.call_soon(self._hand_over)
 
     def _take(self, items: list[_Waiting[Item]]) -> None:
         with self._condition:
@@ -114,44 +138,74 @@ class Batches(Generic[Item, Answer]):
             self._pending.extend(self._added)
             self._added = []
             self._condition.notify()
-        if wait:
+        if self._thread and wait:
             self._thread.join()
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._pending and not self._closed:
+                while (self._following or not self._pending) and not self._closed:
                     self._condition.wait()
-                batch = self._pending[: self._largest]
-                self._pending = self._pending[len(batch) :]
+                batch = self._next()
             if not batch:
                 return
-            self._started = started = time.monotonic()
-            waiters = [waiter for _, waiter, _ in batch]
-            try:
-                answers: Sequence[Any] = self._work([item for item, _, _ in batch]) or [None] * len(batch)
-            except Exception as reason:  # whatever stopped the work, the waiters must hear of it
-                answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
-            self._started = None
-            self._usual += 0.2 * (time.monotonic() - started - self._usual)
-            _wake(zip(answers, waiters, strict=True))
+            self._work_on(batch)
 
+    def _next(self) -> list[_Waiting[Item]]:
+        batch = self._pending[: self._largest]
+        self._pending = self._pending[len(batch) :]
+        return batch
 
-def _wake(settled: Iterable[tuple[Any, _Waiter | None]]) -> None:
-    """Give the answers to their loops, one call a loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for answer, waiter in settled:
-        if waiter is not None:
-            loops.setdefault(waiter[0], []).append((waiter[1], answer))
-    for loop, answers in loops.items():
+    def _work_on(self, batch: list[_Waiting[Item]]) -> None:
+        self._started = time.monotonic()
         try:
-            loop.call_soon_threadsafe(_settle, answers)
-        except RuntimeError:  # the loop was closed: nobody is left to wake
-            continue
+            answers: Sequence[Any] = self._work([item for item, _, _ in batch]) or [None] * len(batch)
+        except Exception as reason:  # whatever stopped the work, the waiters must hear of it
+            answers = [self._error(f"the {self._name} failed: {reason}")] * len(batch)
+        loops: dict[asyncio.AbstractEventLoop, list[Worked]] = {}
+        for (item, waiter, _), answer in zip(batch, answers, strict=True):
+            if waiter is not None:
+                loops.setdefault(waiter[0], []).append((item, answer, waiter))
+        if self._then is None or not loops:
+            self._ended()
+        else:
+            self._following = len(loops)
+        end = _settle if self._then is None else self._follow
+        for loop, worked in loops.items():  # one call a loop
+            if self._thread is None:
+                end(worked)
+                continue
+            try:
+                loop.call_soon_threadsafe(end, worked)
+            except RuntimeError:  # the loop was closed: nobody is left to wake
+                self._followed()
+
+    def _follow(self, worked: list[Worked]) -> None:
+        """The rest of a batch's work, on the event loop."""
+        try:
+            self._then(worked)
+        except Exception as reason:  # as above
+            error = self._error(f"the {self._name} failed: {reason}")
+            _settle([(item, error, waiter) for item, _, waiter in worked])
+        finally:
+            self._followed()
+
+    def _followed(self) -> None:
+        with self._condition:
+            if self._following:
+                self._following -= 1
+                self._ended()
+                self._condition.notify()
+
+    def _ended(self) -> None:
+        started, self._started = self._started, None
+        if started is not None:
+            self._usual += 0.2 * (time.monotonic() - started - self._usual)
 
 
-def _settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
-    for future, answer in answers:
+def _settle(worked: list[Worked]) -> None:
+    """Give the answers to those who wait."""
+    for _, answer, (_, future) in worked:
         if future.done():  # its request was cancelled
             continue
         if isinstance(answer, Exception):

@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from serving import arms, metrics, ranker
-from serving.batches import Batches
+from serving.batches import Batches, Worked
 from serving.champion import Champion, ChampionFollower, Source
 from serving.decision_log import DayFiles, LogError
 from serving.exploration import replay_generator
@@ -48,7 +48,7 @@ _PULSE_S = 1.0
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
-# of a request; "wait" is for the thread that ranks, "queue" for the one that writes
+# of a request; "wait" is for its turn to be ranked, "queue" for the thread that writes
 _STAGES = ("parse", "wait", "state", "policy", "fuse", "queue", "log")
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
@@ -76,6 +76,16 @@ class _Decided(NamedTuple):
     times: list[float]  # of ``perf_counter``: when each stage of _STAGES up to the log began
 
 
+class _Found(NamedTuple):
+    """What is known of a request's user and session, on its way to be ranked."""
+
+    session: Session
+    state: np.ndarray | None
+    until: datetime | None  # up to when its features are materialised
+    begun: float  # of ``perf_counter``: when the reading began and ended
+    read: float
+
+
 class _Served(NamedTuple):
     """What a request is served by."""
 
@@ -93,10 +103,11 @@ class _Served(NamedTuple):
 class Engine:
     """Answers requests of one worker process. ``worker`` names its log files.
 
-    What needs the interpreter is done on the event loop: to parse a request, and to order its candidates by
-    its action. What does not, and waits for something, is done on threads for all requests that came
-    meanwhile: states and actions on one, the disk on another. So the threads seldom wait for the
-    interpreter's lock, which a thread has to take again after each call that gave it up.
+    What needs the interpreter or the processor is done on the event loop, actions for all requests that
+    came meanwhile. What waits for something is done on threads, likewise for all: the disk on one, a store
+    behind a network on another (one in a local file takes less to read than a thread to wake). With more
+    threads each would spend its time on the interpreter's lock, which it has to take again after every call
+    that gave it up; a machine's other cores are for other workers.
 
     :meth:`rank` and :meth:`feedback` take a body and give the answer's. They raise
     :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could not
@@ -150,8 +161,13 @@ class Engine:
         self._watching.start()
         self._shadow = Shadow(DayFiles(settings.layout.serving_log / "shadow", worker), _shadowed)
         self._store = StateStore(settings, _store_failed)
-        self._ranking: Batches[_Asked, _Served] = Batches(
-            "ranking", self._decide, LogError, largest=_TOGETHER
+        self._ranking: Batches[_Asked, _Found] = Batches(
+            "ranking",
+            self._find,
+            LogError,
+            largest=_TOGETHER,
+            then=self._rank,
+            on_loop=self._store.local,
         )
         self._stages = [metrics.stage_seconds.labels(stage) for stage in _STAGES]
         self._actions: dict[str, list[metrics.Gathered]] = {}
@@ -199,17 +215,17 @@ class Engine:
         event_ts = request.event_ts or datetime.now(UTC)
         request_id = request.request_id or new_id()
         asked = _Asked(request, request_id, event_ts, accept, started, time.perf_counter())
-        return await self._decisions.add(self._order(asked, await self._ranking.add(asked)))
+        return await self._ranking.add(asked)
 
-    def _decide(self, batch: list[_Asked]) -> list[_Served | RequestError]:
-        """What each is served by, on the thread for it; one that has waited too long is refused."""
+    def _find(self, batch: list[_Asked]) -> list[_Found | RequestError]:
+        """Sessions and states; a request that has waited too long is refused."""
         begun = time.perf_counter()
         late = [begun - one.started > self._patience for one in batch]
         in_time = [one for one, is_late in zip(batch, late, strict=True) if not is_late]
-        served = iter(self._serve(in_time, begun) if in_time else ())
-        return [self._too_late(metrics.SHED_WAITED) if is_late else next(served) for is_late in late]
+        found = iter(self._read(in_time, begun) if in_time else ())
+        return [self._too_late(metrics.SHED_WAITED) if is_late else next(found) for is_late in late]
 
-    def _serve(self, batch: list[_Asked], begun: float) -> list[_Served]:
+    def _read(self, batch: list[_Asked], begun: float) -> list[_Found]:
         sessions = self._sessions(
             [(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
         )
@@ -221,10 +237,31 @@ class Engine:
             ]
         )
         read = time.perf_counter()
+        return [
+            _Found(session, state, until, begun, read)
+            for session, state in zip(sessions, states, strict=True)
+        ]
+
+    def _rank(self, batch: list[Worked]) -> None:
+        """On the event loop: actions for the whole batch, and each one's order, which goes to the disk."""
+        found, waiters = [], []
+        for asked, answer, waiter in batch:
+            if waiter[1].done():  # its request was cancelled
+                continue
+            if isinstance(answer, Exception):
+                waiter[1].set_exception(answer)
+            else:
+                found.append((asked, answer))
+                waiters.append(waiter)
+        served = self._serve(found)
+        decided = [self._order(asked, one) for (asked, _), one in zip(found, served, strict=True)]
+        self._decisions.hand_on(list(zip(decided, waiters, strict=True)))
+
+    def _serve(self, batch: list[tuple[_Asked, _Found]]) -> list[_Served]:
         challenger, champion = self._challenger.current, self._champion.current
         served = []
         waiting: dict[str, list[int]] = {}  # places in the batch, by the arm whose policy they ask
-        for place, (one, session, state) in enumerate(zip(batch, sessions, states, strict=True)):
+        for place, (one, (session, state, until, begun, read)) in enumerate(batch):
             user_id = one.request.user_id
             arm = self._assignment.arm(user_id, session.arm, state, challenger is not None)
             self._index.hold(user_id, session.session_id, arm)
@@ -245,7 +282,7 @@ class Engine:
                 waiting.setdefault(serving.policy.sha256, []).append(place)
         for places in waiting.values():
             policy = served[places[0]].serving.timed
-            answers = ranker.act(policy, np.array([states[place] for place in places]))
+            answers = ranker.act(policy, np.array([served[place].state for place in places]))
             for place, acted in zip(places, answers, strict=True):
                 served[place] = served[place]._replace(acted=acted)
         decided = time.perf_counter()

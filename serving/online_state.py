@@ -5,16 +5,18 @@ configuration and the registry that ``training.features.apply`` wrote, once, whe
 
 It reads and writes through the provider's ``online_read`` and ``online_write_batch``, which take many
 users at once and hand over protobuf values: what the SDK's calls for data frames and responses add to
-them is most of their time (28 ms a row of a push, 1 ms of a read).
+them is most of their time (28 ms a row of a push, 1 ms of a read). Our own store also reads without
+those values (``WideSqliteOnlineStore.reader``), which take longer than the query.
 """
 
 import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from feast.type_map import feast_value_type_to_python_type
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feature_repo.online_store import WideSqliteOnlineStore
 from serving.state_store import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.session import add_feedback, is_current
@@ -35,11 +38,25 @@ from training.contract.settings import Settings
 from training.contract.state import Source, context_values, days_since, session_columns
 
 SESSION_VIEW = "user_session"
+_Row = tuple[Any, ...]
+_Read = Callable[[Sequence[int]], Sequence[_Row | None]]  # a view's values of users; None for one without
 WRITE_SECONDS = 1.0  # longest wait of feedback for Redis, or for another worker's hold on the user
 
 
 class StoreError(MtfError):
     """The online store gave no state, or took none: missing, failing, or too slow."""
+
+
+class _Reader:
+    """Reads what the store has of users: ``names`` are the features in every row, null where unknown."""
+
+    def __init__(self, views: Sequence[tuple[list[str], _Read]]) -> None:
+        self.names = [name for names, _ in views for name in names]
+        self._views = [(read, (None,) * len(names)) for names, read in views]
+
+    def __call__(self, users: Sequence[int]) -> list[_Row]:
+        parts = [[row or unknown for row in read(users)] for read, unknown in self._views]
+        return [tuple(chain.from_iterable(rows)) for rows in zip(*parts, strict=True)]
 
 
 class OnlineState:
@@ -57,9 +74,10 @@ class OnlineState:
         sources: tuple[Source, ...] = ("profile", "history", "session", "context")
         inputs = [name for source in sources for name in self._spec.inputs(source)]
         self._numbers = [name for name in inputs if name not in self._categories]
+        self._context = self._spec.inputs("context")
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._reader: tuple[FeatureStore, list[tuple[FeatureView, list[str]]]] | None = None
+        self._reader: _Reader | None = None
         self._writer: tuple[FeatureStore, FeatureView] | None = None
         # but one registry: Feast keeps resolved features for one registry a process, and with two of
         # them each call would throw away what the other resolved, 5 ms a read
@@ -80,15 +98,9 @@ class OnlineState:
             with self._failures():
                 if self._reader is None:
                     self._reader = self._open_reader()
-                store, views = self._reader
+                reader = self._reader
                 started = time.perf_counter()
-                keys = [_key(request.user_id) for request in requests]
-                found: list[dict[str, Any]] = [{} for _ in keys]
-                for view, names in views:
-                    for values, (_, row) in zip(
-                        found, store.provider.online_read(store.config, view, keys, names), strict=True
-                    ):
-                        values.update(_python(row))
+                found = reader([request.user_id for request in requests])
                 elapsed = time.perf_counter() - started
         finally:
             self._read_lock.release()
@@ -96,7 +108,7 @@ class OnlineState:
             raise StoreError(
                 f"the online store took {elapsed * 1000:.0f} ms, more than serving.state_budget_ms"
             )
-        return self._assemble(requests, found)
+        return self._assemble(requests, reader.names, found)
 
     def feedback(self, batch: Sequence[Feedback]) -> None:
         """Add what users did to their sessions, in order; their next states hold it.
@@ -134,30 +146,49 @@ class OnlineState:
                     ]
                     store.provider.online_write_batch(store.config, view, data, None)
 
-    def _assemble(self, requests: Sequence[StateRequest], found: list[dict[str, Any]]) -> np.ndarray:
+    def _assemble(
+        self, requests: Sequence[StateRequest], names: Sequence[str], found: Sequence[_Row]
+    ) -> np.ndarray:
         offset = self._settings.calendar.utc_offset_hours
-        for values, request in zip(found, requests, strict=True):
-            if not is_current(values, request.session_id, request.event_ts, self._gap):
-                values.update(dict.fromkeys(self._sums, 0.0))
-            values["hist_days_since_last"] = days_since(values.get("hist_last_ts"), request.event_ts, offset)
-            values.update(context_values(request.event_ts, offset))
-        raw: dict[str, Any] = {name: [v.get(name) for v in found] for name in self._categories}
-        for name in self._numbers:
-            # null and unknown alike are NaN, which the specification takes for 0
-            raw[name] = np.array([v.get(name) for v in found], dtype=np.float64)
+        place = {name: at for at, name in enumerate(names)}
+        stored = [name for name in self._numbers if name in place]
+        places = [place[name] for name in stored]
+        # null and unknown alike are NaN, which the specification takes for 0
+        numbers = np.array([[row[at] for at in places] for row in found], dtype=np.float64)
+        raw: dict[str, Any] = dict(zip(stored, numbers.T, strict=True))
+        raw |= {name: [row[place[name]] for row in found] for name in self._categories}
+        session_id, session_ts = place["sess_session_id"], place["sess_last_ts"]
+        ended = [
+            not is_current(
+                {"sess_session_id": row[session_id], "sess_last_ts": row[session_ts]},
+                request.session_id,
+                request.event_ts,
+                self._gap,
+            )
+            for row, request in zip(found, requests, strict=True)
+        ]
+        numbers[np.ix_(ended, [name in self._sums for name in stored])] = 0.0
+        last = place["hist_last_ts"]
+        raw["hist_days_since_last"] = np.array(
+            [days_since(row[last], r.event_ts, offset) for row, r in zip(found, requests, strict=True)]
+        )
+        contexts = [context_values(request.event_ts, offset) for request in requests]
+        raw |= {name: np.array([values[name] for values in contexts]) for name in self._context}
         return self._spec.assemble(raw)
 
-    def _open_reader(self) -> tuple[FeatureStore, list[tuple[FeatureView, list[str]]]]:
-        """The store, and the views of the feature service with the features that it takes of each."""
+    def _open_reader(self) -> _Reader:
+        """Of the features that the feature service takes."""
         store = self._open(self._budget)
         service = store.get_feature_service(f"state_{self._spec.version}")
-        views = [
-            (store.get_feature_view(part.name), [feature.name for feature in part.features])
-            for part in service.feature_view_projections
-        ]
-        for view, names in views:  # the first read opens the connection: not what the budget is about
-            store.provider.online_read(store.config, view, [_key(-1)], names)
-        return store, views
+        views = []
+        for part in service.feature_view_projections:
+            view, names = store.get_feature_view(part.name), [feature.name for feature in part.features]
+            views.append((names, _view_reader(store, view, names)))
+        reader = _Reader(views)
+        reader([-1])  # the first read opens the connection: not what the budget is about
+        if self._settings.store.online == "sqlite":
+            store.provider.online_store.wait_at_most(store.config, self._budget)
+        return reader
 
     def _open_writer(self) -> tuple[FeatureStore, FeatureView]:
         store = self._open(WRITE_SECONDS)
@@ -241,6 +272,19 @@ def _redis(store: FeatureStore) -> Any:
 
 def _key(user_id: int) -> EntityKey:
     return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
+
+
+def _view_reader(store: FeatureStore, view: FeatureView, names: list[str]) -> _Read:
+    if isinstance(store.provider.online_store, WideSqliteOnlineStore):
+        return store.provider.online_store.reader(store.config, view, names)
+
+    def read(users: Sequence[int]) -> list[_Row | None]:
+        keys = [_key(user) for user in users]
+        # a list of its own: Feast's Redis store adds a name to it at every read
+        rows = store.provider.online_read(store.config, view, keys, list(names))
+        return [None if row is None else tuple(map(_python(row).get, names)) for _, row in rows]
+
+    return read
 
 
 def _python(row: Mapping[str, Value] | None) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 Feast's SDK blocks, so it runs on threads of its own, one for reads and one for feedback, each with
 what is waiting as one batch; no batch waits longer than the budget. One that overruns marks its thread as
-stuck: until it returns nobody else waits behind it. The connection is made in the background, so a
-service may start before the store does and recovers by itself.
+stuck: until it returns nobody else waits behind it. A store that is a local file is read on the calling
+thread instead: no lock makes such a read wait for longer than the budget, and after one that was too late
+it rests for a second. The connection is made in the background, so a service may start before the store
+does and recovers by itself.
 """
 
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("mtf.serving.state_store")
 _RECONNECT_S = 0.5
+_REST_S = 1.0  # a local store that was too slow is not asked for so long
 _FEEDBACK_S = 3.0  # longer than the store's own waits for a lock or for Redis
 _LARGEST = 64  # users a call: what a batch takes is what its first user waits
 
@@ -90,8 +94,8 @@ class _Reader:
 
 
 class StateStore:
-    """:meth:`feedback` belongs to the event loop, :meth:`read` to the thread that ranks. ``on_error`` is
-    called with "read" or "feedback"."""
+    """:meth:`feedback` belongs to the event loop, :meth:`read` to one thread, the event loop's where the
+    store is ``local``. ``on_error`` is called with "read" or "feedback"."""
 
     def __init__(self, settings: Settings, on_error: Callable[[str], None] = lambda operation: None) -> None:
         self._settings = settings
@@ -100,7 +104,9 @@ class StateStore:
         self._store: OnlineState | None = None
         self._healthy = False
         self._budget = settings.serving.state_budget_ms / 1000.0
-        self._reader = _Reader()
+        self.local = settings.store.online == "sqlite"
+        self._rests_until = 0.0
+        self._reader = None if self.local else _Reader()
         self._feedback: Batches[Feedback, None] = Batches(
             "online store", lambda batch: self._reached_store.feedback(batch), _Unavailable, largest=_LARGEST
         )
@@ -123,14 +129,14 @@ class StateStore:
         return self._healthy
 
     def read(self, requests: Sequence[StateRequest]) -> list[np.ndarray | None]:
-        """States float32[d] of users, in one read; None for all when the store gave none in time.
-
-        It waits on the calling thread, which is not the event loop's, and of which there is one.
-        """
+        """States float32[d] of users, in one read; None for all when the store gave none in time."""
         try:
             if self._store is None:
                 raise _Unavailable("not reached yet")
-            states = self._reader.read(self._store, requests, self._budget)
+            if self._reader:
+                states = self._reader.read(self._store, requests, self._budget)
+            else:
+                states = self._read_here(self._store, requests)
             if states.shape != (len(requests), self._width) or not np.isfinite(states).all():
                 expected = (len(requests), self._width)
                 raise _Unavailable(f"the store gave states of shape {states.shape}, expected {expected}")
@@ -139,6 +145,17 @@ class StateStore:
             return [None] * len(requests)
         self._answered()
         return list(states)
+
+    def _read_here(self, store: "OnlineState", requests: Sequence[StateRequest]) -> np.ndarray:
+        started = time.monotonic()
+        if started < self._rests_until:
+            raise _Unavailable("it rests: an earlier read was too slow")
+        try:
+            return store.read(requests)
+        finally:
+            now = time.monotonic()
+            if now - started > self._budget:
+                self._rests_until = now + _REST_S
 
     async def feedback(self, feedback: Feedback) -> bool:
         """Move the user's state; False when the store did not confirm it."""
@@ -174,7 +191,8 @@ class StateStore:
 
     def close(self) -> None:
         self._stop.set()
-        self._reader.close()
+        if self._reader:
+            self._reader.close()
         self._feedback.close(wait=False)
 
     def _connect(self) -> None:

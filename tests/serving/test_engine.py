@@ -4,7 +4,9 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
+import numpy as np
 import orjson
 import pytest
 
@@ -12,8 +14,10 @@ import pytest
 import serving.online_state  # noqa: F401
 from serving.engine import Engine
 from serving.messages import RequestError
+from serving.state_store import StateRequest, StateStore
 from tests.serving.conftest import settings_file
-from training.contract.settings import load_settings
+from training import features
+from training.contract.settings import StoreSettings, load_settings
 
 BODY = (
     b'{"user_id": 5, "request_id": "r%d", "candidates": {"item_id": [3, 1], "scores": {"click": [0.1, 0.9]}}}'
@@ -21,8 +25,14 @@ BODY = (
 
 
 @pytest.fixture
-def engine(tmp_path) -> Iterator[Engine]:
-    engine = Engine(load_settings(settings_file(tmp_path, queue_budget_ms=50.0)), "w1", [])
+def online() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def engine(tmp_path, online) -> Iterator[Engine]:
+    settings = load_settings(settings_file(tmp_path, queue_budget_ms=50.0))
+    engine = Engine(settings.model_copy(update={"store": StoreSettings(online=online)}), "w1", [])
     yield engine
     engine.close()
 
@@ -43,6 +53,7 @@ async def ask(engine: Engine, count: int) -> tuple[list[bytes], list[RequestErro
     return answers, refused
 
 
+@pytest.mark.parametrize("online", ["sqlite", "redis"])  # on the event loop, and on a thread
 def test_requests_that_waited_too_long_are_refused_and_the_others_are_on_disk(engine, tmp_path, monkeypatch):
     read = engine._store.read
 
@@ -64,12 +75,12 @@ def test_requests_that_waited_too_long_are_refused_and_the_others_are_on_disk(en
     assert logged(tmp_path) == sorted(orjson.loads(answer)["request_id"] for answer in answers)
 
 
-@pytest.mark.parametrize(("where", "reason"), [("ranking", "ranking"), ("log", "log")])
-def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path, monkeypatch, where, reason):
-    """The store, or the disk, hangs for a while."""
+@pytest.mark.parametrize(("online", "reason"), [("redis", "ranking"), ("sqlite", "log")])
+def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path, monkeypatch, reason):
+    """The store behind a network, or the disk, hangs for a while."""
     read, flush = engine._store.read, os.fdatasync
     hung = 0.3
-    if where == "ranking":
+    if reason == "ranking":
         monkeypatch.setattr(engine._store, "read", lambda requests: time.sleep(hung) or read(requests))
     else:
         monkeypatch.setattr(os, "fdatasync", lambda descriptor: time.sleep(hung) or flush(descriptor))
@@ -87,6 +98,39 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path,
 
     assert orjson.loads(asyncio.run(run()))["request_id"] == "r0"
     assert logged(tmp_path) == ["r0"]
+
+
+def test_a_local_store_that_was_too_slow_is_left_alone_for_a_second(tmp_path, monkeypatch):
+    """It is read on the event loop, which it would hold up at every batch."""
+    settings = load_settings(settings_file(tmp_path, state_budget_ms=100.0))
+    features.apply(settings)
+    failed: list[str] = []
+    store = StateStore(settings, failed.append)
+    store.wait_tried(60.0)
+    asked = [StateRequest(5, "s", datetime.now(UTC))]
+
+    def state() -> np.ndarray | None:
+        return store.read(asked)[0]
+
+    assert state() is not None
+    reads = []
+    real = store._store._reader
+
+    def slow(users):
+        reads.append(users)
+        time.sleep(0.15)
+        return real(users)
+
+    monkeypatch.setattr(slow, "names", real.names, raising=False)
+    monkeypatch.setattr(store._store, "_reader", slow)
+    assert [state() for _ in range(5)] == [None] * 5
+    assert len(reads) == 1 and failed == ["read"] * 5
+    monkeypatch.undo()
+    until = time.monotonic() + 10.0
+    while state() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert state() is not None and store.healthy
+    store.close()
 
 
 def test_a_starting_worker_waits_for_a_store_that_refuses_no_longer_than_that(engine):
