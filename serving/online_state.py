@@ -69,7 +69,7 @@ class OnlineState:
         self._budget = settings.serving.state_budget_ms / 1000.0
         self._gap = timedelta(minutes=settings.session.gap_minutes)
         self._signals = {signal.name: signal.column for signal in settings.signals}
-        self._sums = session_columns(settings.signal_names)
+        self._sums = frozenset(session_columns(settings.signal_names))
         self._categories = [p.column for p in settings.state.profile if p.kind == "categorical"]
         sources: tuple[Source, ...] = ("profile", "history", "session", "context")
         inputs = [name for source in sources for name in self._spec.inputs(source)]
@@ -158,16 +158,11 @@ class OnlineState:
         raw: dict[str, Any] = dict(zip(stored, numbers.T, strict=True))
         raw |= {name: [row[place[name]] for row in found] for name in self._categories}
         session_id, session_ts = place["sess_session_id"], place["sess_last_ts"]
-        ended = [
-            not is_current(
-                {"sess_session_id": row[session_id], "sess_last_ts": row[session_ts]},
-                request.session_id,
-                request.event_ts,
-                self._gap,
-            )
-            for row, request in zip(found, requests, strict=True)
-        ]
-        numbers[np.ix_(ended, [name in self._sums for name in stored])] = 0.0
+        sums = [at for at, name in enumerate(stored) if name in self._sums]
+        for own, row, request in zip(numbers, found, requests, strict=True):
+            session = {"sess_session_id": row[session_id], "sess_last_ts": row[session_ts]}
+            if not is_current(session, request.session_id, request.event_ts, self._gap):
+                own[sums] = 0.0
         last = place["hist_last_ts"]
         raw["hist_days_since_last"] = np.array(
             [days_since(row[last], r.event_ts, offset) for row, r in zip(found, requests, strict=True)]

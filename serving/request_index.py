@@ -73,8 +73,7 @@ _ADDED = (
 )
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One served request; ``event_s`` is its time in epoch seconds.
 
     ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
