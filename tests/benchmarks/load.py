@@ -37,6 +37,7 @@ class Plan:
     rate: float = 0.0
     media_type: str = JSON
     seed: int = 0
+    by_second: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Result:
 
     ``client_cpu`` is the share of one core that this process used: near 1 the client, and not the
     server, sets the pace. ``late_ms`` is the p99 of how late the open loop sent its requests, ``fallbacks``
-    the answers that name a fallback, where an answer does.
+    the answers that name a fallback, where an answer does. ``by_second``, where the plan asks for it: of
+    each second in which requests were due, its number, their number, and their p50, p99 and slowest.
     """
 
     requests: int
@@ -58,6 +60,7 @@ class Result:
     slowest: float
     client_cpu: float
     late_ms: float
+    by_second: list[tuple[int, int, float, float, float]]
 
 
 def bodies(plan: Plan, count: int = 64) -> list[bytes]:
@@ -85,6 +88,7 @@ def encode(plan: Plan, user: int, items: np.ndarray, scores: dict[str, np.ndarra
 async def run(plan: Plan) -> Result:
     sent = bodies(plan)
     latencies: list[float] = []
+    instants: list[float] = []  # at which those requests were due
     late: list[float] = []
     failed: Counter[str] = Counter()
     fallbacks = 0
@@ -108,6 +112,7 @@ async def run(plan: Plan) -> Result:
                         failed["not k items"] += 1
                         return
                     latencies.append(time.perf_counter() - due)
+                    instants.append(due)
                     fallbacks += "policy" in ranking and ranking["policy"]["fallback"] is not None
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failed[type(error).__name__] += 1
@@ -138,6 +143,7 @@ async def run(plan: Plan) -> Result:
         busy = _cpu() - busy
     quantiles = np.quantile(np.array(latencies or [np.nan]) * 1000.0, [0.5, 0.9, 0.99, 1.0])
     p50, p90, p99, slowest = (round(float(value), 3) for value in quantiles)
+    seconds_seen = _by_second(np.array(instants) - started, np.array(latencies)) if plan.by_second else []
     return Result(
         requests=len(latencies),
         fallbacks=fallbacks,
@@ -149,7 +155,18 @@ async def run(plan: Plan) -> Result:
         slowest=slowest,
         client_cpu=round(busy / seconds, 3),
         late_ms=round(float(np.quantile(late, 0.99)) * 1000.0, 3) if late else 0.0,
+        by_second=seconds_seen,
     )
+
+
+def _by_second(due: np.ndarray, latencies: np.ndarray) -> list[tuple[int, int, float, float, float]]:
+    whole = due.astype(int)
+    rows = []
+    for second in np.unique(whole):
+        own = latencies[whole == second] * 1000.0
+        p50, p99, slowest = (round(float(value), 1) for value in np.quantile(own, [0.5, 0.99, 1.0]))
+        rows.append((int(second), len(own), p50, p99, slowest))
+    return rows
 
 
 def _cpu() -> float:

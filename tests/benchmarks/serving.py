@@ -225,11 +225,22 @@ def _ready(url: str) -> bool:
 
 
 def load(
-    settings: Settings, target: Target, server: Running, clients: int, seconds: float, rate: float = 0.0
+    settings: Settings,
+    target: Target,
+    server: Running,
+    clients: int,
+    seconds: float,
+    rate: float = 0.0,
+    by_second: bool = False,
 ) -> dict:
     """A :class:`tests.benchmarks.load.Result` with ``server_cpu_ms``, ms of a core for each request."""
     plan = replace(
-        _plan(settings, target), url=f"{server.url}/rank", clients=clients, seconds=seconds, rate=rate
+        _plan(settings, target),
+        url=f"{server.url}/rank",
+        clients=clients,
+        seconds=seconds,
+        rate=rate,
+        by_second=by_second,
     )
     before = server.cpu()
     finished = subprocess.run(
@@ -265,7 +276,7 @@ def middle(rounds: list[dict]) -> dict:
     result = {
         name: round(statistics.median(one[name] for one in rounds), 3)
         for name in rounds[0]
-        if name != "failed"
+        if name not in ("failed", "by_second")
     }
     failed: dict[str, int] = {}
     for one in rounds:
@@ -461,7 +472,7 @@ def logged(settings: Settings) -> int:
 
 
 def soak(settings: Settings, path: Path, minutes: float, target: Target, seconds: float) -> dict:
-    """Load at 70 % of the peak: memory, errors and lag of the log, a sample every few seconds."""
+    """Load at 70 % of the peak: memory, errors and lag of the log every few seconds, latencies by second."""
     with served("service", path) as server:
         load(settings, target, server, 8, 2.0)
         peak = max(load(settings, target, server, 16, seconds)["per_second"] for _ in range(3))
@@ -471,7 +482,7 @@ def soak(settings: Settings, path: Path, minutes: float, target: Target, seconds
         samples: list[dict[str, float]] = []
         missed = 0
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(load, settings, target, server, OPEN_CLIENTS, minutes * 60.0, rate)
+            running = pool.submit(load, settings, target, server, OPEN_CLIENTS, minutes * 60.0, rate, True)
             started = time.monotonic()
             while not running.done():
                 second = round(time.monotonic() - started, 1)
@@ -481,6 +492,7 @@ def soak(settings: Settings, path: Path, minutes: float, target: Target, seconds
                     missed += 1
                 time.sleep(min(5.0, minutes * 60.0 / 20.0))
             result = running.result()
+        seconds_seen = result.pop("by_second")
         # the first tenth is where caches fill
         settled = samples[len(samples) // 10 :]
         slope, _ = np.polyfit([one["second"] for one in settled], [one["rss_mb"] for one in settled], 1)
@@ -496,9 +508,20 @@ def soak(settings: Settings, path: Path, minutes: float, target: Target, seconds
             "rss_mb_an_hour": round(3600.0 * float(slope), 1),
             "log_lag_s_worst": max(sample["log_lag_s"] for sample in samples),
             "samples_missed": missed,
+            # where a p99 over everything is high: in many seconds, or in few?
+            "p99_of_seconds": dict(
+                zip(
+                    ("p50", "p90", "p99", "slowest"),
+                    np.quantile([p99 for *_, p99, _ in seconds_seen], [0.5, 0.9, 0.99, 1.0]).tolist(),
+                    strict=True,
+                )
+            ),
+            "slowest_seconds": sorted(seconds_seen, key=lambda row: -row[4])[:20],
             "samples": samples,
+            "by_second": seconds_seen,
         }
-        print({name: value for name, value in record.items() if name != "samples"}, flush=True)
+        long = ("samples", "by_second")
+        print({name: value for name, value in record.items() if name not in long}, flush=True)
         return record
 
 
