@@ -50,27 +50,28 @@ CREATE TABLE IF NOT EXISTS fed (
 CREATE INDEX IF NOT EXISTS fed_seen ON fed (seen);
 """
 
-# one statement for a whole batch: with one for each row the interpreter's lock would change hands at each.
-# ?1 is a JSON array of rows, ?2 the time; WHERE true tells SQLite where the upsert begins
-_ENTRIES = """WITH entries AS (
-    SELECT json_extract(value, '$[0]') AS request_id, json_extract(value, '$[1]') AS user_id,
-        json_extract(value, '$[2]') AS session_id, json_extract(value, '$[3]') AS event_s,
-        json_extract(value, '$[4]') AS arm, json_extract(value, '$[5]') AS policy
-    FROM json_each(?1)
-)
+# One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up
+# and takes again at every call, is otherwise what a commit waits for. ``served`` holds nothing.
+_SERVED = """
+CREATE TEMP VIEW served AS SELECT NULL AS request_id, NULL AS user_id, NULL AS session_id, NULL AS event_s,
+    NULL AS arm, NULL AS policy, NULL AS failed, NULL AS slow, NULL AS bounded, NULL AS entries, NULL AS now;
+CREATE TEMP TRIGGER serve INSTEAD OF INSERT ON served BEGIN
+    INSERT OR REPLACE INTO requests VALUES (NEW.request_id, NEW.user_id, NEW.session_id, NEW.now);
+    INSERT INTO sessions VALUES (NEW.user_id, NEW.session_id, NEW.event_s, NEW.arm, NEW.now)
+        ON CONFLICT (user_id) DO UPDATE SET session_id = excluded.session_id, event_s = excluded.event_s,
+        arm = excluded.arm, seen = NEW.now
+        -- a row of the future was written before the clock was set back
+        WHERE excluded.event_s >= event_s OR seen > NEW.now;
+    -- a session that saw two policies or arms speaks of neither
+    INSERT INTO returns VALUES (NEW.session_id, NEW.arm, NEW.policy, 0, NEW.now, NEW.now)
+        ON CONFLICT DO UPDATE SET policy = CASE WHEN arm = excluded.arm AND policy = excluded.policy
+        THEN policy ELSE 'mixed' END, seen = NEW.now;
+    INSERT INTO counts VALUES (CAST(NEW.now AS INTEGER), NEW.arm, NEW.policy, 1, NEW.failed, NEW.slow,
+        NEW.bounded, NEW.entries)
+        ON CONFLICT DO UPDATE SET requests = requests + 1, failed = failed + NEW.failed,
+        slow = slow + NEW.slow, bounded = bounded + NEW.bounded, entries = entries + NEW.entries;
+END;
 """
-_ADDED = (
-    "INSERT OR REPLACE INTO requests SELECT request_id, user_id, session_id, ?2 FROM entries",
-    "INSERT INTO sessions SELECT user_id, session_id, event_s, arm, ?2 FROM entries WHERE true "
-    "ON CONFLICT (user_id) DO UPDATE SET session_id = excluded.session_id, event_s = excluded.event_s, "
-    "arm = excluded.arm, seen = ?2 "
-    # a row of the future was written before the clock was set back
-    "WHERE excluded.event_s >= event_s OR seen > ?2",
-    # a session that saw two policies or arms speaks of neither
-    "INSERT INTO returns SELECT session_id, arm, policy, 0, ?2, ?2 FROM entries WHERE true "
-    "ON CONFLICT DO UPDATE SET policy = CASE WHEN arm = excluded.arm AND policy = excluded.policy "
-    "THEN policy ELSE 'mixed' END, seen = ?2",
-)
 
 
 class Entry(NamedTuple):
@@ -91,6 +92,11 @@ class Entry(NamedTuple):
     slow: bool = False
     bounded: int = 0
     entries: int = 0
+
+
+# ?1 is a JSON array of entries, ?2 the time
+_FIELDS = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(Entry._fields)))
+_ADD = f"INSERT INTO served SELECT {_FIELDS}, ?2 FROM json_each(?1)"  # noqa: S608 -- numbers of our own
 
 
 class Fed(NamedTuple):
@@ -160,6 +166,7 @@ class RequestIndex:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = _connect(path)
         _prepare(self._writer)
+        self._writer.executescript(_SERVED)
         self._reader = _connect(path)
         self._feeder = _connect(path)
         self._counter = _connect(path)
@@ -174,30 +181,20 @@ class RequestIndex:
     def add(self, entries: list[Entry]) -> None:
         """Record served requests, all or none. Raises sqlite3.Error."""
         now = self._clock()
+        self._writer.execute(_ADD, (orjson.dumps([*map(tuple, entries)]).decode(), now))
+        if now - self._purged > self._retention_s * _PURGE_SHARE:
+            self._purge(now)
+
+    def _purge(self, now: float) -> None:
         with self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
-            rows = orjson.dumps(
-                [
-                    (one.request_id, one.user_id, one.session_id, one.event_s, one.arm, one.policy)
-                    for one in entries
-                ]
-            ).decode()
-            for statement in _ADDED:
-                self._writer.execute(_ENTRIES + statement, (rows, now))
-            self._writer.executemany(
-                "INSERT INTO counts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO UPDATE SET "
-                "requests = requests + ?4, failed = failed + ?5, slow = slow + ?6, "
-                "bounded = bounded + ?7, entries = entries + ?8",
-                [(int(now), *key, *counts) for key, counts in _counted(entries).items()],
-            )
-            if now - self._purged > self._retention_s * _PURGE_SHARE:
-                for table in ("requests", "sessions", "returns", "fed"):
-                    self._writer.execute(
-                        f"DELETE FROM {table} WHERE seen < ?",  # noqa: S608 -- names of our own
-                        (now - self._retention_s,),
-                    )
-                self._writer.execute("DELETE FROM counts WHERE slot < ?", (now - self._retention_s,))
-                self._purged = now
+            for table in ("requests", "sessions", "returns", "fed"):
+                self._writer.execute(
+                    f"DELETE FROM {table} WHERE seen < ?",  # noqa: S608 -- names of our own
+                    (now - self._retention_s,),
+                )
+            self._writer.execute("DELETE FROM counts WHERE slot < ?", (now - self._retention_s,))
+        self._purged = now
 
     def feed(self, batch: Sequence[Fed]) -> list[Known]:
         """Record feedback, all or none; an item's later event replaces its earlier one.
@@ -350,12 +347,3 @@ def _prepare(connection: sqlite3.Connection) -> None:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-
-
-def _counted(entries: Iterable[Entry]) -> dict[tuple[str, str], list[int]]:
-    counts: dict[tuple[str, str], list[int]] = {}
-    for entry in entries:
-        row = counts.setdefault((entry.arm, entry.policy), [0] * 5)
-        for place, number in enumerate((1, entry.failed, entry.slow, entry.bounded, entry.entries)):
-            row[place] += int(number)
-    return counts
