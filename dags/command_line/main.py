@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
 from enum import StrEnum
@@ -456,6 +457,8 @@ def demo(
     """Run whole days of the simulated world through the real service and the real DAGs."""
     from dags.command_line.demo import run_demo
 
+    # ended by a supervisor it must take its services down as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_demo(load_settings(), days, keep=keep, console=console)
 
 
