@@ -6,22 +6,23 @@ perturbation, η and L rate and interval of the target update. What the paper le
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 
 A step is written as equations and their derivatives (``d_x`` is the loss's by x), on the explicit passes of
-:mod:`training.policies.passes`, and as halves that run beside each other (:mod:`training.policies.lanes`): it
+:mod:`training.policies.passes`, and as tasks that run beside each other (:mod:`training.policies.lanes`): it
 is what a retrain's hours are made of.
 """
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.policies.lanes import Lanes
+from training.policies.lanes import Lanes, Results
 from training.policies.learner import Batch, Learner
 from training.policies.networks import StateMLP
-from training.policies.passes import Net, back, by_input, hidden, out, rough_out
+from training.policies.passes import Net, Room, back, by_input, hidden, hidden_of_each, out, room, rough_out
 from training.policies.products import compiled, training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
@@ -78,20 +79,27 @@ def generated(decoder: Net, s: Tensor, z: Tensor) -> Tensor:
 
 @compiled
 def next_values(
-    decoder: Net | None, perturbation: Net, first: Net, second: Net, s: Tensor, x: Tensor, rho: float
+    decoder: Net | None,
+    perturbation: Net,
+    first: Net,
+    second: Net,
+    s: Tensor,
+    x: Tensor,
+    rho: float,
+    room: Room,
 ) -> Tensor:
     """max_a' min_j Q'_j(s', a') of eq. (7), float32[B], for s' [B, d].
 
     x [B, n, ·] holds n latents of each s', for the decoder, or without it n actions.
     """
-    m, n = x.shape[0], x.shape[1]
-    s, a = s[:, None].expand(-1, n, -1).flatten(0, 1), x.flatten(0, 1)
+    a = x.flatten(0, 1)
     if decoder is not None:
-        a = generated(decoder, s, a)
-    xi = torch.tanh(rough_out(perturbation, hidden(perturbation, torch.cat([s, a], dim=1))[-1]))
-    sa = torch.cat([s, torch.add(a, xi, alpha=rho).clamp_(-1.0, 1.0)], dim=1)
-    q = torch.minimum(out(first, hidden(first, sa)[-1]), out(second, hidden(second, sa)[-1]))
-    return q.view(m, n).amax(dim=1)
+        a = torch.tanh(rough_out(decoder, hidden_of_each(decoder, s, a, room)))
+    xi = torch.tanh(rough_out(perturbation, hidden_of_each(perturbation, s, a, room)))
+    a = torch.add(a, xi, alpha=rho).clamp_(-1.0, 1.0)
+    q = out(first, hidden_of_each(first, s, a, room))
+    q = torch.minimum(q, out(second, hidden_of_each(second, s, a, room)))
+    return q.view(x.shape[0], x.shape[1]).amax(dim=1)
 
 
 @compiled
@@ -181,6 +189,9 @@ class BatchRLMTF(Learner):
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
         self.lanes = Lanes(self.device)
+        self._widest = max(
+            *settings.generator_hidden, *settings.perturbation_hidden, *settings.critic_hidden, 0, 0
+        )
         self._pool: Tensor | None = None
         self._ahead: Ahead | None = None
         self.dtype = training_dtype(settings, self.device)
@@ -261,40 +272,59 @@ class BatchRLMTF(Learner):
             (now, following), losses = self._ahead or self._look_ahead()
             frozen, sa, r = now.noise is None, now.sa, now.batch.r
             s = sa[:, : now.next_s.shape[1]]
-            if not frozen:
-                flat["generator"].descend(_DECODER)
-
-            # y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
             pool, half = self._candidates() if frozen else None, len(now.on) // 2
 
-            def values(part: slice) -> Tensor:
+            # each takes the results of tasks before it
+            def generate(_: Results) -> None:
+                if not frozen:
+                    flat["generator"].descend(_DECODER)
+
+            # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
+            def next_q(result: Results, part: slice) -> Tensor:
                 if frozen:
                     x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
                 else:
                     x = now.latents[part]
-                return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho)
-
-            halves = lanes.both(lambda: values(slice(half)), lambda: values(slice(half, None)))
-            next_q = torch.zeros_like(r)
-            next_q[now.on] = torch.cat(halves)
-            y = r + settings.gamma * (1.0 - now.batch.done) * next_q
+                space = room(x.shape[0] * x.shape[1] * self._widest, self.dtype, self.device)
+                result(0)
+                return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho, space)
 
             # P, then Q: both gradients are of the weights before
-            def first_lane() -> tuple[Drawn, Tensor, Tensor, Tensor]:
+            def perturb(result: Results) -> Tensor:
+                result(0)
                 q = perturbation_gradient(perturbation, critics[0], s, generated(decoder, s, now.own), rho)
                 flat["perturbation"].descend()
-                points = critic_gradient(critics[0], sa, y)
-                flat["critics"].descend(0)
-                return self._draw(following.step + 1), q, *points
+                return q
 
-            def second_lane() -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-                points = critic_gradient(critics[1], sa, y)
-                flat["critics"].descend(1)
+            def generator_next(result: Results) -> tuple[Tensor, Tensor]:
+                result(0)
                 if not frozen:
                     flat["generator"].descend(_ENCODER)
-                return self._generator_gradient(following), *points
+                return self._generator_gradient(following)
 
-            (after, perturbation_q, *first), (next_losses, *second) = lanes.both(first_lane, second_lane)
+            # y = r + γ (1 − done) of that
+            def target(result: Results) -> Tensor:
+                values = torch.zeros_like(r).index_copy_(0, now.on, torch.cat([result(1), result(2)]))
+                return r + settings.gamma * (1.0 - now.batch.done) * values
+
+            def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
+                points = critic_gradient(critics[j], sa, result(5))
+                if j == 0:
+                    result(3)
+                flat["critics"].descend(j)
+                return points
+
+            _, _, _, perturbation_q, next_losses, y, second, first, after = lanes.run(
+                generate,
+                partial(next_q, part=slice(half)),
+                partial(next_q, part=slice(half, None)),
+                perturb,
+                generator_next,
+                target,
+                partial(critic, j=1),
+                partial(critic, j=0),
+                lambda _: self._draw(following.step + 1),
+            )
             self._ahead = Ahead((following, after), next_losses)
 
             # every L steps: target ← η · online + (1 − η) · target

@@ -1,30 +1,46 @@
-"""Two lanes: halves of a step beside each other, each on its own thread and in its own cache.
+"""Two lanes: tasks of a step beside each other, each lane on its own thread and in its own cache.
 
 PyTorch shares every operation among its threads. A step's operations are short, so the threads spend their
 time meeting, and one reads from afar what the other has left: two threads made a step 1.3 times as fast as
-one. Halves that meet twice a step make it 1.7 times as fast.
+one. Lanes that wait for each other only where a task needs what another has made bring it to 1.9 times.
 """
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any
 
 import torch
+from torch import Tensor
 
-First, Second = TypeVar("First"), TypeVar("Second")
+from training.policies.products import compiled
+
+_LOOKS = 4_000  # of a lane that waits, before it sleeps: about a millisecond
+_SLEEP_S = 1e-4
+
+Results = Callable[[int], Any]  # a task's result by its place, when it has ended
+Task = Callable[[Results], Any]
 
 
 class Lanes:
-    """``with lanes: one, other = lanes.both(f, g)``.
+    """``with lanes: lanes.run(f, g, h)``, where g and h may ask for f's result, and h for g's.
 
-    With one PyTorch thread, and on a GPU, f and g run after each other: with the same results. Else each lane
-    has half of PyTorch's threads, and the calling thread is the first lane. Neither lane has autograd.
+    Each lane takes the next task when it is free. With one PyTorch thread, and on a GPU, they run after each
+    other: with the same results. Else each lane has half of PyTorch's threads, and the calling thread is the
+    first lane. Neither lane has autograd.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cpu = device.type == "cpu"
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0  # of PyTorch, outside of the lanes
+        self._runs = 0
+        self._ended: list[_Number] = []  # of each task: the last run that it ended in
+        self._asked, self._shared = _Number(), SimpleQueue()  # runs that the other lane was asked to share
+        self._lock, self._awake = threading.Lock(), False  # the other lane
 
     def __deepcopy__(self, memo: dict) -> "Lanes":
         return Lanes(torch.device("cpu" if self._cpu else "cuda"))
@@ -37,22 +53,103 @@ class Lanes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads)
 
-    def both(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
-        """The results of both; both have ended, too, when one of them raises."""
-        if self._pool is None or self._threads < 2:
-            return first(), second()
-        other = self._pool.submit(_in_lane, second, torch.get_num_threads())
-        try:
-            one = first()
-        finally:
-            other.exception()
-        return one, other.result()
+    def run(self, *tasks: Task) -> list[Any]:
+        """The tasks' results. When one raises, no more are begun, and those begun have ended."""
+        self._runs += 1
+        self._ended += [_Number() for _ in tasks[len(self._ended) :]]
+        shared = _Run(self._runs, tasks, self._ended)
+        if self._pool is not None and self._threads > 1:
+            with self._lock:
+                self._shared.put(shared)
+                self._asked.set(self._runs)
+                asleep, self._awake = not self._awake, True
+            if asleep:
+                self._pool.submit(self._other, torch.get_num_threads())
+        shared.work()
+        return shared.results()
+
+    @torch.no_grad()
+    def _other(self, threads: int) -> None:
+        """The other lane, until it has looked for another run in vain."""
+        torch.set_num_threads(threads)
+        while True:
+            with self._lock:
+                if self._shared.empty():
+                    self._awake = False
+                    return
+            shared = self._shared.get()
+            shared.work()
+            following = shared.number + 1
+            del shared  # its tensors are not kept while this lane waits
+            self._asked.reaches(following)
 
 
-def _in_lane(work: Callable[[], Second], threads: int) -> Second:
-    torch.set_num_threads(threads)
-    with torch.no_grad():
-        return work()
+class _Run:
+    """Tasks that both lanes take from."""
+
+    def __init__(self, number: int, tasks: tuple[Task, ...], ended: list["_Number"]) -> None:
+        self.number = number
+        self._left, self._ended = deque(enumerate(tasks)), ended
+        self._results: list[Any] = [None] * len(tasks)
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        while True:
+            try:
+                at, task = self._left.popleft()
+            except IndexError:
+                return
+            if self._error is None:
+                try:
+                    self._results[at] = task(self.result)
+                except BaseException as error:
+                    self._error = self._error or error
+            self._ended[at].set(self.number)
+
+    def result(self, at: int) -> Any:
+        while not self._ended[at].reaches(self.number):
+            time.sleep(_SLEEP_S)
+        if self._error is not None:
+            raise self._error
+        return self._results[at]
+
+    def results(self) -> list[Any]:
+        for at in range(len(self._results)):
+            while not self._ended[at].reaches(self.number):
+                time.sleep(_SLEEP_S)
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+
+class _Number:
+    """A number that only grows, which one lane writes and the other may wait for.
+
+    To be woken takes as long as ten operations, and a processor that has slept starts with a cold cache. So a
+    lane that waits looks again and again, for a while and without the interpreter's lock.
+    """
+
+    def __init__(self) -> None:
+        self._tensor = torch.zeros((), dtype=torch.int64)
+        self._value = self._tensor.numpy()
+
+    def set(self, value: int) -> None:
+        self._value[()] = value
+
+    def reaches(self, value: int) -> bool:
+        """Whether it does so before about a millisecond is over."""
+        if self._value >= value:
+            return True
+        return _looked is not _look and _looked(self._tensor, value, _LOOKS)
+
+
+def _look(number: Tensor, wanted: int, looks: int) -> bool:
+    for _ in range(looks):
+        if int(number) >= wanted:
+            return True
+    return False
+
+
+_looked = compiled(_look)

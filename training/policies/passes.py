@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.policies.products import product, times
+from training.policies.products import plus_product, product, times
 
 _ALIGNED = 32  # entries between the starts of two parameters, so that none straddles a cache line
+
+
 _ADAM = {  # of torch.optim.Adam
     "beta1": 0.9,
     "beta2": 0.999,
@@ -46,6 +48,42 @@ def hidden(net: Net, x: Tensor) -> list[Tensor]:
     for at in range(len(net.weights) - 1):
         inputs.append(product(inputs[-1], net.weights[at], net.biases[at], relu=True))
     return inputs
+
+
+class Room(NamedTuple):
+    """For a first layer's many rows: numbers in the products' precision, and the same as integers.
+
+    ReLU is the same of a number and of the integer that a bfloat16's bits are, and of integers it takes a
+    sixth of the time. ``torch.jit`` knows no view in another type, so there are both.
+    """
+
+    numbers: Tensor
+    integers: Tensor
+
+
+def room(count: int, dtype: torch.dtype, device: torch.device) -> Room:
+    numbers = torch.empty(count, dtype=dtype, device=device)
+    return Room(numbers, numbers.view(torch.int16) if dtype == torch.bfloat16 else numbers)
+
+
+def hidden_of_each(net: Net, s: Tensor, x: Tensor, room: Room) -> Tensor:
+    """The last layer's input [M · n, h] for n x of each state: s [M, d], x [M · n, w].
+
+    As in :class:`training.policies.networks.StateMLP` the first layer's part of s is computed once a state.
+    What is returned may lie in ``room``, which must have M · n · o numbers for o outputs of that layer.
+    """
+    rows, d, weight = x.shape[0], s.shape[1], net.weights[0]
+    count = rows * weight.shape[0]
+    if len(net.weights) == 1:
+        return torch.cat([s.repeat_interleave(rows // s.shape[0], dim=0), x], dim=1)
+    of_state = product(s, weight[:, :d].contiguous(), net.biases[0])
+    h = room.numbers[:count].view(rows, -1)
+    h.view(s.shape[0], -1, h.shape[1]).copy_(of_state[:, None])
+    h = plus_product(h, x, weight[:, d:])
+    room.integers[:count].relu_()
+    for at in range(1, len(net.weights) - 1):
+        h = product(h, net.weights[at], net.biases[at], relu=True)
+    return h
 
 
 def out(net: Net, h: Tensor) -> Tensor:
@@ -86,6 +124,18 @@ def by_input(net: Net, gradient: Tensor, beside: int) -> Tensor:
     return times(gradient, net.weights[0][:, beside:].contiguous()).float()
 
 
+class Learnt(NamedTuple):
+    """One MLP's parameters [p] in a row, beside all that its Adam needs."""
+
+    values: Tensor
+    low: Tensor
+    gradient: Tensor
+    exact_gradient: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor  # []
+
+
 class Flat:
     """All parameters of a module, which become views of one float32 vector, ``values``.
 
@@ -113,7 +163,7 @@ class Flat:
             self.moments = {name: torch.zeros_like(self.values) for name in ("mean", "square")}
             self.steps = torch.zeros(len(nets), device=self.values.device)  # of Adam, for each MLP
         self.nets: list[Net] = []  # in the module's order
-        self._spans: list[slice] = []  # of their parameters
+        self._learnt: list[Learnt] = []  # of each of them, but for a target
         for own, at in zip(parameters, places, strict=True):
             exact = _views(self.values, at)
             for parameter, view in zip(own, exact, strict=True):
@@ -123,7 +173,12 @@ class Flat:
             gradients = [] if lr is None else _views(self.gradient, at)
             self.nets.append(Net(low[::2], low[1::2], *exact[-2:], gradients))
             last, shape = at[-1]
-            self._spans.append(slice(at[0][0], last + shape.numel()))
+            if lr is not None:
+                vectors = self.values, self.low, self.gradient, self.exact_gradient, *self.moments.values()
+                span = slice(at[0][0], last + shape.numel())
+                self._learnt.append(
+                    Learnt(*(v[span] for v in vectors), steps=self.steps[len(self._learnt)])
+                )
         self.refresh()
 
     def __deepcopy__(self, memo: dict) -> "Flat":
@@ -132,35 +187,31 @@ class Flat:
         other.load_state(self.state())
         return other
 
-    def refresh(self, *which: int) -> None:
-        """Round anew: the values of these nets, or of all, have changed."""
+    def refresh(self) -> None:
+        """Round anew: the values have changed."""
         if self.low is not self.values:
-            for span in self._of(which):
-                self.low[span].copy_(self.values[span])
+            self.low.copy_(self.values)
 
-    def _of(self, which: Sequence[int]) -> list[slice]:
-        return [self._spans[i] for i in which] if which else self._spans
-
-    def descend(self, *which: int) -> None:
-        """One step of Adam on the gradient that the passes left: of these nets, or of all."""
-        which = which or tuple(range(len(self.nets)))
-        spans = self._of(which)
-        for i, span in zip(which, spans, strict=True):
-            self.steps[i] += 1.0
-            if self.exact_gradient is not self.gradient:
-                self.exact_gradient[span].copy_(self.gradient[span])
+    def descend(self, which: int = 0) -> None:
+        """One step of Adam on the gradient that the passes left of one net."""
+        net = self._learnt[which]
+        net.steps.add_(1.0)
+        rounded = self.low is not self.values
+        if rounded:
+            net.exact_gradient.copy_(net.gradient)
         # what torch.optim.Adam(fused=True) calls, without the optimiser's bookkeeping around it
         torch._fused_adam_(
-            [self.values[span] for span in spans],
-            [self.exact_gradient[span] for span in spans],
-            [self.moments["mean"][span] for span in spans],
-            [self.moments["square"][span] for span in spans],
+            [net.values],
+            [net.exact_gradient],
+            [net.mean],
+            [net.square],
             [],
-            [self.steps[i] for i in which],
+            [net.steps],
             lr=self.lr,
             **_ADAM,
         )
-        self.refresh(*which)
+        if rounded:
+            net.low.copy_(net.values)
 
     def track(self, online: "Flat", rate: float) -> None:
         """values ← rate · online's + (1 − rate) · values."""

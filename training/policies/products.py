@@ -62,6 +62,11 @@ def times(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b)  # of bfloat16 it is oneDNN's, too
 
 
+def plus_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """base [..., o] + x [..., i] · weightᵀ [i, o], in the place of ``base``; nothing for autograd is kept."""
+    return base.addmm_(x, weight.t())
+
+
 def _by_pytorch(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y

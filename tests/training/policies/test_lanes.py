@@ -1,6 +1,8 @@
 """Two lanes: what they give does not depend on whether there are two."""
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -17,29 +19,45 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def test_both_results_come_without_autograd_and_the_threads_are_put_back(threads):
+def test_all_results_come_without_autograd_and_the_threads_are_put_back(threads):
     x = torch.ones(3, requires_grad=True)
     with Lanes(torch.device("cpu")) as lanes, torch.no_grad():
         assert torch.get_num_threads() == 1
-        one, other = lanes.both(lambda: x + 1.0, lambda: x * 3.0)
-    assert one.tolist() == [2.0] * 3 and other.tolist() == [3.0] * 3
-    assert not one.requires_grad and not other.requires_grad
+        for _ in range(20):
+            results = lanes.run(lambda _: x + 1.0, lambda _: x * 3.0, lambda result: result(0) + result(1))
+            assert [one.tolist() for one in results] == [[2.0] * 3, [3.0] * 3, [5.0] * 3]
+            assert not any(one.requires_grad for one in results)
     assert torch.get_num_threads() == threads
 
 
-def test_either_lanes_error_is_raised_when_both_have_ended(threads):
-    ended = []
-
-    def fails():
-        raise ValueError("of a lane")
-
+def test_a_lane_that_has_gone_to_sleep_comes_back(threads):
     with Lanes(torch.device("cpu")) as lanes:
-        with pytest.raises(ValueError, match="of a lane"):
-            lanes.both(fails, lambda: ended.append(2))
-        with pytest.raises(ValueError, match="of a lane"):
-            lanes.both(lambda: ended.append(1), fails)
-        assert lanes.both(lambda: 3, lambda: 4) == (3, 4)
-    assert 1 in ended and (threads == 1 or 2 in ended)
+        for _ in range(3):
+            assert lanes.run(lambda _: 1, lambda result: result(0) + 1, lambda result: result(1) + 1) == [1, 2, 3]
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_tasks_error_is_raised_when_what_was_begun_has_ended(failing, threads):
+    begun, ended = threading.Event(), []
+
+    def fails(_):
+        if threads > 1:
+            begun.wait()
+        raise ValueError("of a task")
+
+    def succeeds(_):
+        begun.set()
+        time.sleep(0.05)
+        ended.append(1)
+
+    tasks = [succeeds, succeeds]
+    tasks[failing] = fails
+    with Lanes(torch.device("cpu")) as lanes:
+        with pytest.raises(ValueError, match="of a task"):
+            lanes.run(*tasks, lambda result: result(failing), lambda result: ended.append(2))
+        assert ended == [1] * (threads > 1 or failing == 1)
+        assert lanes.run(lambda _: 3, lambda _: 4) == [3, 4]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
