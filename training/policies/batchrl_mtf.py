@@ -165,16 +165,22 @@ class Drawn(NamedTuple):
     sa: Tensor  # [B, d + k]
     on: Tensor  # int64[M]: the rows whose Q' counts, and few others
     next_s: Tensor  # [M, d]
+    source: torch.Generator  # of the noise, drawn in this order
+    noise: Tensor | None  # float32[B, z] of the generator's z, eq. (3); not where it is frozen
+
+
+class Latents(NamedTuple):
+    """The rest of a step's noise, in the precision of the products."""
+
+    next: Tensor | None  # [M, n, z] for candidates at s', eq. (7); not where the generator is frozen
     own: Tensor  # [B, z] for an action at s, eq. (5)
-    # not where the generator is frozen:
-    latents: Tensor | None  # [M, n, z] for candidates at s', eq. (7)
-    noise: Tensor | None  # float32[B, z] of the generator's z, eq. (3)
 
 
 class Ahead(NamedTuple):
-    """What was done for the steps to come while a lane would have waited."""
+    """What was done for the steps to come, to be done by whichever lane is free."""
 
-    drawn: tuple[Drawn, ...]  # of the next steps
+    drawn: tuple[Drawn, Drawn]  # of the next two steps
+    latents: Latents  # of the first
     losses: tuple[Tensor, Tensor]  # of the generator in the next one, whose gradient lies in its place
 
 
@@ -189,9 +195,8 @@ class BatchRLMTF(Learner):
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
         self.lanes = Lanes(self.device)
-        self._widest = max(
-            *settings.generator_hidden, *settings.perturbation_hidden, *settings.critic_hidden, 0, 0
-        )
+        widths = *settings.generator_hidden, *settings.perturbation_hidden, *settings.critic_hidden
+        self._widest = max(widths, default=0)
         self._pool: Tensor | None = None
         self._ahead: Ahead | None = None
         self.dtype = training_dtype(settings, self.device)
@@ -269,12 +274,12 @@ class BatchRLMTF(Learner):
         (perturbation,), critics = flat["perturbation"].nets, flat["critics"].nets
         targets = *flat["target_perturbation"].nets, *flat["target_critics"].nets
         with self.lanes as lanes:
-            (now, following), losses = self._ahead or self._look_ahead()
+            (now, following), latents, losses = self._ahead or self._look_ahead()
             frozen, sa, r = now.noise is None, now.sa, now.batch.r
             s = sa[:, : now.next_s.shape[1]]
             pool, half = self._candidates() if frozen else None, len(now.on) // 2
 
-            # each takes the results of tasks before it
+            # a step's tasks, in the order of their places below
             def generate(_: Results) -> None:
                 if not frozen:
                     flat["generator"].descend(_DECODER)
@@ -284,7 +289,7 @@ class BatchRLMTF(Learner):
                 if frozen:
                     x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
                 else:
-                    x = now.latents[part]
+                    x = latents.next[part]
                 space = room(x.shape[0] * x.shape[1] * self._widest, self.dtype, self.device)
                 result(0)
                 return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho, space)
@@ -292,7 +297,9 @@ class BatchRLMTF(Learner):
             # P, then Q: both gradients are of the weights before
             def perturb(result: Results) -> Tensor:
                 result(0)
-                q = perturbation_gradient(perturbation, critics[0], s, generated(decoder, s, now.own), rho)
+                q = perturbation_gradient(
+                    perturbation, critics[0], s, generated(decoder, s, latents.own), rho
+                )
                 flat["perturbation"].descend()
                 return q
 
@@ -310,22 +317,23 @@ class BatchRLMTF(Learner):
             def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
                 points = critic_gradient(critics[j], sa, result(5))
                 if j == 0:
-                    result(3)
+                    result(4)
                 flat["critics"].descend(j)
                 return points
 
-            _, _, _, perturbation_q, next_losses, y, second, first, after = lanes.run(
+            _, *_, next_losses, perturbation_q, y, second, first, after, next_latents = lanes.run(
                 generate,
                 partial(next_q, part=slice(half)),
                 partial(next_q, part=slice(half, None)),
-                perturb,
                 generator_next,
+                perturb,
                 target,
                 partial(critic, j=1),
                 partial(critic, j=0),
                 lambda _: self._draw(following.step + 1),
+                lambda _: self._draw_latents(following),
             )
-            self._ahead = Ahead((following, after), next_losses)
+            self._ahead = Ahead((following, after), next_latents, next_losses)
 
             # every L steps: target ← η · online + (1 − η) · target
             self.step_count += 1
@@ -336,8 +344,8 @@ class BatchRLMTF(Learner):
         return torch.stack([*losses, perturbation_q, loss, q, y.mean()])
 
     def _look_ahead(self) -> Ahead:
-        now = self._draw(self.step_count)
-        return Ahead((now, self._draw(now.step + 1)), self._generator_gradient(now))
+        now, following = self._draw(self.step_count), self._draw(self.step_count + 1)
+        return Ahead((now, following), self._draw_latents(now), self._generator_gradient(now))
 
     def _generator_gradient(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Left in its place; returns reconstruction and KL."""
@@ -350,12 +358,15 @@ class BatchRLMTF(Learner):
         batch, noise, low = self.batch(step), self.noise_of(step), self.dtype
         sa = torch.cat([batch.s.to(low), batch.a.to(low)], dim=1)
         on = self.bootstrapped(batch.done)
-        trains = latents = None
-        if not self.frozen(step):
-            trains = self._normal(noise, len(sa))
-            latents = self._latents(noise, len(on), self.settings.candidates).to(low)
-        own = self._latents(noise, len(sa)).to(low)
-        return Drawn(step, batch, sa, on, batch.next_s.index_select(0, on).to(low), own, latents, trains)
+        trains = None if self.frozen(step) else self._normal(noise, len(sa))
+        return Drawn(step, batch, sa, on, batch.next_s.index_select(0, on).to(low), noise, trains)
+
+    def _draw_latents(self, drawn: Drawn) -> Latents:
+        candidates = None
+        if not self.frozen(drawn.step):
+            count = len(drawn.on), self.settings.candidates
+            candidates = self._latents(drawn.source, *count).to(self.dtype)
+        return Latents(candidates, self._latents(drawn.source, len(drawn.sa)).to(self.dtype))
 
     def serving_latents(self) -> Tensor:
         """Of the serving candidates [n, z]: from the seed alone, so every export has the same ones."""

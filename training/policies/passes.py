@@ -176,9 +176,7 @@ class Flat:
             if lr is not None:
                 vectors = self.values, self.low, self.gradient, self.exact_gradient, *self.moments.values()
                 span = slice(at[0][0], last + shape.numel())
-                self._learnt.append(
-                    Learnt(*(v[span] for v in vectors), steps=self.steps[len(self._learnt)])
-                )
+                self._learnt.append(Learnt(*(v[span] for v in vectors), steps=self.steps[len(self._learnt)]))
         self.refresh()
 
     def __deepcopy__(self, memo: dict) -> "Flat":
