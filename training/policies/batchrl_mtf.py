@@ -279,69 +279,72 @@ class BatchRLMTF(Learner):
             s = sa[:, : now.next_s.shape[1]]
             pool, half = self._candidates() if frozen else None, len(now.on) // 2
 
-            # a step's tasks, in the order of their places below
-            def generate(_: Results) -> None:
+            def decode(_: Results) -> None:
                 if not frozen:
                     flat["generator"].descend(_DECODER)
 
             # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
-            def next_q(result: Results, part: slice) -> Tensor:
+            def values(result: Results, part: slice) -> Tensor:
                 if frozen:
                     x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
                 else:
                     x = latents.next[part]
                 space = room(x.shape[0] * x.shape[1] * self._widest, self.dtype, self.device)
-                result(0)
+                result("decoder")
                 return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho, space)
 
             # P, then Q: both gradients are of the weights before
             def perturb(result: Results) -> Tensor:
-                result(0)
+                result("decoder")
                 q = perturbation_gradient(
                     perturbation, critics[0], s, generated(decoder, s, latents.own), rho
                 )
                 flat["perturbation"].descend()
                 return q
 
-            def generator_next(result: Results) -> tuple[Tensor, Tensor]:
-                result(0)
+            def generate(result: Results) -> tuple[Tensor, Tensor]:
+                result("decoder")
                 if not frozen:
                     flat["generator"].descend(_ENCODER)
                 return self._generator_gradient(following)
 
             # y = r + γ (1 − done) of that
             def target(result: Results) -> Tensor:
-                values = torch.zeros_like(r).index_copy_(0, now.on, torch.cat([result(1), result(2)]))
-                return r + settings.gamma * (1.0 - now.batch.done) * values
+                next_q = torch.cat([result("first values"), result("second values")])
+                next_q = torch.zeros_like(r).index_copy_(0, now.on, next_q)
+                return r + settings.gamma * (1.0 - now.batch.done) * next_q
 
             def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
-                points = critic_gradient(critics[j], sa, result(5))
+                points = critic_gradient(critics[j], sa, result("y"))
                 if j == 0:
-                    result(4)
+                    result("perturbation")
                 flat["critics"].descend(j)
                 return points
 
-            _, *_, next_losses, perturbation_q, y, second, first, after, next_latents = lanes.run(
-                generate,
-                partial(next_q, part=slice(half)),
-                partial(next_q, part=slice(half, None)),
-                generator_next,
-                perturb,
-                target,
-                partial(critic, j=1),
-                partial(critic, j=0),
-                lambda _: self._draw(following.step + 1),
-                lambda _: self._draw_latents(following),
+            did = lanes.run(
+                {
+                    "decoder": decode,
+                    "first values": partial(values, part=slice(half)),
+                    "second values": partial(values, part=slice(half, None)),
+                    "generator": generate,
+                    "perturbation": perturb,
+                    "y": target,
+                    "second critic": partial(critic, j=1),
+                    "first critic": partial(critic, j=0),
+                    "drawn": lambda _: self._draw(following.step + 1),
+                    "latents": lambda _: self._draw_latents(following),
+                }
             )
-            self._ahead = Ahead((following, after), next_latents, next_losses)
+            self._ahead = Ahead((following, did["drawn"]), did["latents"], did["generator"])
 
             # every L steps: target ← η · online + (1 − η) · target
             self.step_count += 1
             if self.step_count % settings.target_interval == 0:
                 for name in ("critics", "perturbation"):
                     flat[f"target_{name}"].track(flat[name], settings.target_rate)
-        loss, q = first[0] + second[0], 0.5 * (first[1] + second[1])
-        return torch.stack([*losses, perturbation_q, loss, q, y.mean()])
+        (loss, q), (second_loss, second_q) = did["first critic"], did["second critic"]
+        points = did["perturbation"], loss + second_loss, 0.5 * (q + second_q), did["y"].mean()
+        return torch.stack([*losses, *points])
 
     def _look_ahead(self) -> Ahead:
         now, following = self._draw(self.step_count), self._draw(self.step_count + 1)

@@ -8,7 +8,7 @@ one. Lanes that wait for each other only where a task needs what another has mad
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -21,12 +21,12 @@ from training.policies.products import compiled
 _LOOKS = 4_000  # of a lane that waits, before it sleeps: about a millisecond
 _SLEEP_S = 1e-4
 
-Results = Callable[[int], Any]  # a task's result by its place, when it has ended
+Results = Callable[[str], Any]  # a task's result by its name, when it has ended
 Task = Callable[[Results], Any]
 
 
 class Lanes:
-    """``with lanes: lanes.run(f, g, h)``, where g and h may ask for f's result, and h for g's.
+    """``with lanes: lanes.run({"f": f, "g": g})``: each task may ask for the results of those before it.
 
     Each lane takes the next task when it is free. With one PyTorch thread, and on a GPU, they run after each
     other: with the same results. Else each lane has half of PyTorch's threads, and the calling thread is the
@@ -38,7 +38,7 @@ class Lanes:
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0  # of PyTorch, outside of the lanes
         self._runs = 0
-        self._ended: list[_Number] = []  # of each task: the last run that it ended in
+        self._ended: dict[str, _Number] = {}  # of each task: the last run that it ended in
         self._asked, self._shared = _Number(), SimpleQueue()  # runs that the other lane was asked to share
         self._lock, self._awake = threading.Lock(), False  # the other lane
 
@@ -55,10 +55,11 @@ class Lanes:
     def __exit__(self, *exception: object) -> None:
         torch.set_num_threads(self._threads)
 
-    def run(self, *tasks: Task) -> list[Any]:
+    def run(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
         """The tasks' results. When one raises, no more are begun, and those begun have ended."""
         self._runs += 1
-        self._ended += [_Number() for _ in tasks[len(self._ended) :]]
+        for name in tasks:
+            self._ended.setdefault(name, _Number())
         shared = _Run(self._runs, tasks, self._ended)
         if self._pool is not None and self._threads > 1:
             with self._lock:
@@ -89,40 +90,40 @@ class Lanes:
 class _Run:
     """Tasks that both lanes take from."""
 
-    def __init__(self, number: int, tasks: tuple[Task, ...], ended: list["_Number"]) -> None:
+    def __init__(self, number: int, tasks: Mapping[str, Task], ended: Mapping[str, "_Number"]) -> None:
         self.number = number
-        self._left, self._ended = deque(enumerate(tasks)), ended
-        self._results: list[Any] = [None] * len(tasks)
+        self._left, self._ended = deque(tasks.items()), ended
+        self._results: dict[str, Any] = dict.fromkeys(tasks)
         self._error: BaseException | None = None
 
     def work(self) -> None:
         while True:
             try:
-                at, task = self._left.popleft()
+                name, task = self._left.popleft()
             except IndexError:
                 return
             if self._error is None:
                 try:
-                    self._results[at] = task(self.result)
+                    self._results[name] = task(self.result)
                 except BaseException as error:
                     self._error = self._error or error
-            self._ended[at].set(self.number)
+            self._ended[name].set(self.number)
 
-    def result(self, at: int) -> Any:
-        self._wait(at)
+    def result(self, name: str) -> Any:
+        self._wait(name)
         if self._error is not None:
             raise self._error
-        return self._results[at]
+        return self._results[name]
 
-    def results(self) -> list[Any]:
-        for at in range(len(self._results)):
-            self._wait(at)
+    def results(self) -> dict[str, Any]:
+        for name in self._results:
+            self._wait(name)
         if self._error is not None:
             raise self._error
         return self._results
 
-    def _wait(self, at: int) -> None:
-        while not self._ended[at].reaches(self.number):
+    def _wait(self, name: str) -> None:
+        while not self._ended[name].reaches(self.number):
             time.sleep(_SLEEP_S)
 
 

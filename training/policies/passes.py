@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from training.policies.products import plus_product, product, times
 
 _ALIGNED = 32  # entries between the starts of two parameters, so that none straddles a cache line
-
-
 _ADAM = {  # of torch.optim.Adam
     "beta1": 0.9,
     "beta2": 0.999,

@@ -24,20 +24,26 @@ def test_all_results_come_without_autograd_and_the_threads_are_put_back(threads)
     with Lanes(torch.device("cpu")) as lanes, torch.no_grad():
         assert torch.get_num_threads() == 1
         for _ in range(20):
-            results = lanes.run(lambda _: x + 1.0, lambda _: x * 3.0, lambda result: result(0) + result(1))
-            assert [one.tolist() for one in results] == [[2.0] * 3, [3.0] * 3, [5.0] * 3]
-            assert not any(one.requires_grad for one in results)
+            results = lanes.run(
+                {
+                    "a": lambda _: x + 1.0,
+                    "b": lambda _: x * 3.0,
+                    "c": lambda result: result("a") + result("b"),
+                }
+            )
+            assert {name: one[0].item() for name, one in results.items()} == {"a": 2.0, "b": 3.0, "c": 5.0}
+            assert not any(one.requires_grad for one in results.values())
     assert torch.get_num_threads() == threads
 
 
 def test_a_lane_that_has_gone_to_sleep_comes_back(threads):
     with Lanes(torch.device("cpu")) as lanes:
         for _ in range(3):
-            assert lanes.run(lambda _: 1, lambda result: result(0) + 1) == [1, 2]
+            assert lanes.run({"a": lambda _: 1, "b": lambda result: result("a") + 1}) == {"a": 1, "b": 2}
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", ["a", "b"])
 def test_a_tasks_error_is_raised_when_what_was_begun_has_ended(failing, threads):
     begun, ended = threading.Event(), []
 
@@ -51,13 +57,13 @@ def test_a_tasks_error_is_raised_when_what_was_begun_has_ended(failing, threads)
         time.sleep(0.05)
         ended.append(1)
 
-    tasks = [succeeds, succeeds]
-    tasks[failing] = fails
+    tasks = {"a": succeeds, "b": succeeds, failing: fails}
+    tasks |= {"c": lambda result: result(failing), "d": lambda result: ended.append(2)}
     with Lanes(torch.device("cpu")) as lanes:
         with pytest.raises(ValueError, match="of a task"):
-            lanes.run(*tasks, lambda result: result(failing), lambda result: ended.append(2))
-        assert ended == [1] * (threads > 1 or failing == 1)
-        assert lanes.run(lambda _: 3, lambda _: 4) == [3, 4]
+            lanes.run(tasks)
+        assert ended == [1] * (threads > 1 or failing == "b")
+        assert lanes.run({"a": lambda _: 3, "b": lambda _: 4}) == {"a": 3, "b": 4}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
