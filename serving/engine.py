@@ -253,9 +253,13 @@ class Engine:
             else:
                 found.append((asked, answer))
                 waiters.append(waiter)
-        served = self._serve(found)
-        decided = [self._order(asked, one) for (asked, _), one in zip(found, served, strict=True)]
-        self._decisions.hand_on(list(zip(decided, waiters, strict=True)))
+        decided = []
+        for (asked, _), served, waiter in zip(found, self._serve(found), waiters, strict=True):
+            try:
+                decided.append((self._order(asked, served), waiter))
+            except Exception as error:  # a fault of the code: the others are answered all the same
+                waiter[1].set_exception(error)
+        self._decisions.hand_on(decided)
 
     def _serve(self, batch: list[tuple[_Asked, _Found]]) -> list[_Served]:
         challenger, champion = self._challenger.current, self._champion.current

@@ -12,6 +12,7 @@ import pytest
 
 # an engine imports it on a thread, where CPython 3.11 may fail while pytest rewrites modules beside it
 import serving.online_state  # noqa: F401
+from serving import engine as engine_module
 from serving.engine import Engine
 from serving.messages import RequestError
 from serving.state_store import StateRequest, StateStore
@@ -73,6 +74,25 @@ def test_requests_that_waited_too_long_are_refused_and_the_others_are_on_disk(en
     assert {(one.status, one.headers["retry-after"]) for one in refused} == {(503, "1")}
     assert "serving.queue_budget_ms, 50 ms (waited)" in str(refused[0])
     assert logged(tmp_path) == sorted(orjson.loads(answer)["request_id"] for answer in answers)
+
+
+def test_a_fault_with_one_request_is_its_own(engine, tmp_path, monkeypatch):
+    encode = engine_module.encode_answer
+
+    def faulty(answer, accept):
+        if answer["request_id"] == "r3":
+            raise ZeroDivisionError
+        return encode(answer, accept)
+
+    monkeypatch.setattr(engine_module, "encode_answer", faulty)
+
+    async def run():
+        return await asyncio.gather(*(engine.rank(BODY % n) for n in range(8)), return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert isinstance(answers.pop(3), ZeroDivisionError)
+    assert [orjson.loads(answer)["request_id"] for answer in answers] == logged(tmp_path)
+    assert len(answers) == 7
 
 
 @pytest.mark.parametrize(("online", "reason"), [("redis", "ranking"), ("sqlite", "log")])
