@@ -125,12 +125,14 @@ async def run(plan: Plan) -> Result:
 
         async def open_loop(start: float) -> None:
             due = np.cumsum(generator.exponential(1.0 / plan.rate, int(plan.rate * plan.seconds)))
-            tasks = []
+            # only those that run: with a task a request the collector would stop this process for seconds
+            tasks: set[asyncio.Task] = set()
             for number, at in enumerate(start + due):
                 if (wait := at - time.perf_counter()) > 0:
                     await asyncio.sleep(wait)
                 late.append(time.perf_counter() - at)
-                tasks.append(asyncio.create_task(one(number, float(at))))
+                tasks.add(task := asyncio.create_task(one(number, float(at))))
+                task.add_done_callback(tasks.discard)
             await asyncio.gather(*tasks)
 
         started, busy = time.perf_counter(), _cpu()
