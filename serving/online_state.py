@@ -47,7 +47,7 @@ class StoreError(MtfError):
     """The online store gave no state, or took none: missing, failing, or too slow."""
 
 
-class _Reader:
+class _Views:
     """Reads what the store has of users: ``names`` are the features in every row, null where unknown."""
 
     def __init__(self, views: Sequence[tuple[list[str], _Read]]) -> None:
@@ -77,7 +77,7 @@ class OnlineState:
         self._context = self._spec.inputs("context")
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._reader: _Reader | None = None
+        self._reader: _Views | None = None
         self._writer: tuple[FeatureStore, FeatureView] | None = None
         # but one registry: Feast keeps resolved features for one registry a process, and with two of
         # them each call would throw away what the other resolved, 5 ms a read
@@ -171,7 +171,7 @@ class OnlineState:
         raw |= {name: np.array([values[name] for values in contexts]) for name in self._context}
         return self._spec.assemble(raw)
 
-    def _open_reader(self) -> _Reader:
+    def _open_reader(self) -> _Views:
         """Of the features that the feature service takes."""
         store = self._open(self._budget)
         service = store.get_feature_service(f"state_{self._spec.version}")
@@ -179,7 +179,7 @@ class OnlineState:
         for part in service.feature_view_projections:
             view, names = store.get_feature_view(part.name), [feature.name for feature in part.features]
             views.append((names, _view_reader(store, view, names)))
-        reader = _Reader(views)
+        reader = _Views(views)
         reader([-1])  # the first read opens the connection: not what the budget is about
         if self._settings.store.online == "sqlite":
             store.provider.online_store.wait_at_most(store.config, self._budget)

@@ -14,6 +14,7 @@ from training.contract.settings import Settings
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 DAY_US = 86_400_000_000
+_UNCASTABLE = pa.ArrowInvalid, pa.ArrowNotImplementedError  # pyarrow's own: a value, or a type, not castable
 
 _ARROW = {
     "string": pa.string(),
@@ -95,10 +96,7 @@ def _unknown(spec: TableSpec, names: Sequence[str]) -> str:
 def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArray:
     try:
         return _cast(values, column.type)
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowNotImplementedError,
-    ) as error:  # Arrow's for a value, or type, not castable
+    except _UNCASTABLE as error:
         row = _first_bad(values, column.type)
         value = values[row].as_py()
         raise DataError(
@@ -128,10 +126,7 @@ def _first_bad(values: pa.ChunkedArray, target: pa.DataType) -> int:
         middle = (low + high) // 2
         try:
             _cast(values.slice(low, middle - low), target)
-        except (
-            pa.ArrowInvalid,
-            pa.ArrowNotImplementedError,
-        ):  # Arrow's, as above: the bad one is in this half
+        except _UNCASTABLE:  # the bad one is in this half
             high = middle
         else:
             low = middle

@@ -317,7 +317,7 @@ class BatchRLMTF(Learner):
             def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
                 points = critic_gradient(critics[j], sa, result("y"))
                 if j == 0:
-                    result("perturbation")
+                    result("perturbation")  # whose gradient is of Q_1 as it was
                 flat["critics"].descend(j)
                 return points
 
