@@ -206,10 +206,16 @@ class LearnerSettings(Section):
     )
     candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
     serving_candidates: int = Field(
-        50,
+        10,
         ge=1,
-        description="n of eq. (4) in the exported policy (ours; paper silent; BCQ's 100 acts no better, "
-        "`mtf experiment ablations`)",
+        description="n of eq. (4) in the exported policy; xmtf has 20 at least (ours; paper silent; BCQ's 100 "
+        "act no better, `mtf experiment ablations`)",
+    )
+    serving_pool: int = Field(
+        100,
+        ge=1,
+        description="latents drawn at export, of which the serving candidates are the best together on "
+        "logged states; no more than serving_candidates: as drawn (ours; not xmtf)",
     )
     latent_size: int | None = Field(
         None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"

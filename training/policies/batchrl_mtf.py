@@ -26,6 +26,7 @@ from training.policies.passes import Net, Room, back, by_input, hidden, hidden_o
 from training.policies.products import compiled, training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
+_CHOSEN_ON, _CHOSEN_PART = 1_024, 128  # states that serving latents are chosen on, and at once
 _ENCODER, _DECODER = 0, 1  # of the generator's nets
 _ROUNDED = 8  # a multiple of which is the number of s' with candidates
 _NOISE = 15_485_863  # between the seeds of two steps
@@ -371,13 +372,34 @@ class BatchRLMTF(Learner):
             candidates = self._latents(drawn.source, *count).to(self.dtype)
         return Latents(candidates, self._latents(drawn.source, len(drawn.sa)).to(self.dtype))
 
+    def drawn_latents(self, count: int) -> Tensor:
+        """[count, z] ~ N(0, I), clipped; from the seed alone."""
+        return torch.randn(count, self.latent, generator=torch.Generator().manual_seed(self.seed + 1)).clamp_(
+            -self.settings.latent_clip, self.settings.latent_clip
+        )
+
+    @torch.no_grad()
     def serving_latents(self) -> Tensor:
-        """Of the serving candidates [n, z]: from the seed alone, so every export has the same ones."""
-        return torch.randn(
-            self.settings.serving_candidates,
-            self.latent,
-            generator=torch.Generator().manual_seed(self.seed + 1),
-        ).clamp_(-self.settings.latent_clip, self.settings.latent_clip)
+        """Of the serving candidates [n, z]: of ``serving_pool`` drawn ones those that act best together.
+
+        Taken one by one, each the one that raises max_i Q_1(s, â_i + ξ_i) most, on average over logged
+        states. They depend on the weights, the data and the seed alone, so every export has the same ones.
+        """
+        count, pool = self.settings.serving_candidates, self.settings.serving_pool
+        if pool <= count:
+            return self.drawn_latents(count)
+        latents = self.drawn_latents(pool)
+        rows = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed + 3))
+        states = self.data.states.index_select(0, rows[:_CHOSEN_ON].to(self.device))
+        z = latents.to(self.device)
+        values = torch.cat([self._candidates_of(part, z)[1] for part in states.split(_CHOSEN_PART)])
+        best, chosen = torch.full_like(values[:, 0], -torch.inf), []
+        for _ in range(count):
+            mean = torch.maximum(values, best[:, None]).mean(dim=0)
+            mean[chosen] = -torch.inf
+            chosen.append(int(mean.argmax()))
+            best = torch.maximum(best, values[:, chosen[-1]])
+        return latents[chosen]
 
     def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors and options of :class:`training.contract.policy.BatchRLMTFActor`."""
@@ -394,8 +416,12 @@ class BatchRLMTF(Learner):
     @torch.no_grad()
     def act(self, states: Tensor, latents: Tensor) -> Tensor:
         """π(s) = argmax over n of Q_1(s, â_i + ξ_i), eq. (4): raw states [B, d], latents [n, z] to [B, k]."""
+        actions, values = self._candidates_of(states, latents)
+        return actions[torch.arange(len(states)), values.argmax(dim=1)]
+
+    def _candidates_of(self, states: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """â_i + ξ_i [B, n, k] and their Q_1 [B, n], for raw states [B, d] and latents [n, z]."""
         s = self.standardised(states)
         actions = self.generator.decode(s, latents.expand(len(s), -1, -1))
         actions = self.perturbation.perturb(s, actions)
-        best = self.critics.q[0](s, actions).squeeze(-1).argmax(dim=1)
-        return actions[torch.arange(len(s)), best]
+        return actions, self.critics.q[0](s, actions).squeeze(-1)

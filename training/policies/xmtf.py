@@ -35,6 +35,7 @@ from training.policies.networks import MLP, standardisation, standardise
 from training.trajectories import Transitions
 
 _SAMPLE = 4_096  # states, and items of each, from which the range of the cells is taken
+_DRAWN = 20  # serving candidates at least: none are chosen, as the cells learn the order of fixed ones
 
 
 class Cells(nn.Module):
@@ -177,7 +178,7 @@ class XMTF(BatchRLMTF):
             self.cells.load_state_dict(self.outer.cells.state_dict())
             self.modules["outer"] = self.outer.requires_grad_(False)
         self.teacher = (self.outer or Formula(self.fusion)).to(self.device)
-        self.latents = self.serving_latents().to(self.device)
+        self.latents = self.drawn_latents(max(_DRAWN, self.settings.serving_candidates)).to(self.device)
 
     def step(self) -> Tensor:
         """One step of the outer stage's networks, then one of the cells."""
@@ -193,6 +194,10 @@ class XMTF(BatchRLMTF):
         ranking = F.softplus(-before * (f[..., 0] - f[..., 1])).mean()
         self.descend("cells", ranking)
         return torch.cat([points, ranking.detach()[None]])
+
+    def serving_latents(self) -> Tensor:
+        """Those whose actions' order the cells have learnt."""
+        return self.latents.cpu()
 
     def random_integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=self.noise, device=self.device)

@@ -287,3 +287,31 @@ def test_state_and_load_state_continue_bit_for_bit(freeze, precision):
         resumed.step()
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, resumed.state()[name]), name
+
+
+def test_serving_latents_are_those_of_the_pool_that_act_best_together():
+    data = transitions()
+    learner = BatchRLMTF(settings(serving_candidates=3, serving_pool=12), data, seed=4)
+    for _ in range(30):
+        learner.step()
+    drawn, chosen = learner.drawn_latents(12), learner.serving_latents()
+
+    @torch.no_grad()
+    def values(latents):
+        return learner._candidates_of(data.states, latents)[1]
+
+    def best_of(latents):
+        return float(values(latents).amax(dim=1).mean())
+
+    places = [int((drawn == one).all(dim=1).nonzero()) for one in chosen]
+    assert len(set(places)) == 3
+    assert places[0] == int(values(drawn).mean(dim=0).argmax())
+    others = [drawn[[*places[:2], other]] for other in range(12)]
+    assert best_of(chosen) == pytest.approx(max(map(best_of, others)), abs=1e-6)
+    assert best_of(chosen) > best_of(drawn[:3])
+    assert torch.equal(learner.serving_latents(), chosen)
+
+
+def test_serving_latents_are_as_drawn_without_a_larger_pool():
+    learner = BatchRLMTF(settings(serving_candidates=5, serving_pool=5), transitions(), seed=4)
+    assert torch.equal(learner.serving_latents(), learner.drawn_latents(5))
