@@ -208,8 +208,8 @@ class LearnerSettings(Section):
     serving_candidates: int = Field(
         10,
         ge=1,
-        description="n of eq. (4) in the exported policy; xmtf has 20 at least (ours; paper silent; BCQ's 100 "
-        "act no better, `mtf experiment ablations`)",
+        description="n of eq. (4) in the exported policy; xmtf has 20 at least (ours; paper silent; BCQ's "
+        "100 act no better, `mtf experiment ablations`)",
     )
     serving_pool: int = Field(
         100,
