@@ -75,7 +75,7 @@ class Assignment:
         self._excluded = [names.index(name) for name in settings.serving.no_exploration_for]
         self._seen: object = ()
         self._refused: str | None = None
-        self._shares = settings.serving.shares
+        self._take(settings.serving.shares)
         self.look()
 
     @property
@@ -111,9 +111,13 @@ class Assignment:
         self._refused = None
         if shares == self._shares:
             return False
-        self._shares = shares
+        self._take(shares)
         _log.info("shares taken", **shares.model_dump())
         return True
+
+    def _take(self, shares: ShareSettings) -> None:
+        self._shares = shares
+        self._stopped = frozenset(arm for arm in ARMS if share_of(shares, arm) <= 0.0)
 
     def arm(self, user_id: int, held: str | None, state: np.ndarray | None, challenger: bool) -> str:
         """The arm of a request.
@@ -122,10 +126,9 @@ class Assignment:
         ``challenger`` whether there is a policy to try. Where cohorts are excluded from exploration,
         so is a new session whose user's cohort is not known because the store gave no state.
         """
-        shares = self._shares
         arm = held
-        if held is None or share_of(shares, held) <= 0.0:
-            arm = draw(shares, self._salt, user_id)
+        if held is None or held in self._stopped:
+            arm = draw(self._shares, self._salt, user_id)
             if arm in EXPLORING and self._is_excluded(state):
                 arm = CHAMPION
         if arm == CHALLENGER and not challenger:

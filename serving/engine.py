@@ -1,7 +1,6 @@
 """One worker of the service, without HTTP: bodies in, answers out, nothing lost in between."""
 
 import asyncio
-import itertools
 import os
 import sqlite3
 import threading
@@ -95,7 +94,6 @@ class _Served(NamedTuple):
     state: np.ndarray | None
     until: datetime | None  # up to when its features are materialised
     missing: str | None  # why there is no state to act by
-    acted: ranker.Acted | None
     challenger: Champion | None  # for the shadow
     times: list[float]  # as in _Decided, up to the order
 
@@ -254,16 +252,16 @@ class Engine:
                 found.append((asked, answer))
                 waiters.append(waiter)
         decided = []
-        for (asked, _), served, waiter in zip(found, self._serve(found), waiters, strict=True):
+        for (asked, _), (served, acted), waiter in zip(found, self._serve(found), waiters, strict=True):
             try:
-                decided.append((self._order(asked, served), waiter))
+                decided.append((self._order(asked, served, acted), waiter))
             except Exception as error:  # a fault of the code: the others are answered all the same
                 waiter[1].set_exception(error)
         self._decisions.hand_on(decided)
 
-    def _serve(self, batch: list[tuple[_Asked, _Found]]) -> list[_Served]:
+    def _serve(self, batch: list[tuple[_Asked, _Found]]) -> list[tuple[_Served, ranker.Acted | None]]:
         challenger, champion = self._challenger.current, self._champion.current
-        served = []
+        served, acted = [], []
         waiting: dict[str, list[int]] = {}  # places in the batch, by the arm whose policy they ask
         for place, (one, (session, state, until, begun, read)) in enumerate(batch):
             user_id = one.request.user_id
@@ -277,31 +275,29 @@ class Engine:
                 if self._features.stale(one.event_ts)
                 else None
             )
-            acted = None if serving is None else ranker.Acted(serving.policy.version)
             times = [one.started, one.parsed, begun, read]
-            served.append(
-                _Served(arm, session.session_id, serving, state, until, missing, acted, challenger, times)
-            )
+            served.append(_Served(arm, session.session_id, serving, state, until, missing, challenger, times))
+            acted.append(None if serving is None else ranker.Acted(serving.policy.version))
             if serving is not None and missing is None and ranker.asks(arm):
                 waiting.setdefault(serving.policy.sha256, []).append(place)
         for places in waiting.values():
             policy = served[places[0]].serving.timed
             answers = ranker.act(policy, np.array([served[place].state for place in places]))
-            for place, acted in zip(places, answers, strict=True):
-                served[place] = served[place]._replace(acted=acted)
+            for place, answer in zip(places, answers, strict=True):
+                acted[place] = answer
         decided = time.perf_counter()
         for one in served:
             one.times.append(decided)
-        return served
+        return list(zip(served, acted, strict=True))
 
-    def _order(self, asked: _Asked, served: _Served) -> _Decided:
+    def _order(self, asked: _Asked, served: _Served, acted: ranker.Acted | None) -> _Decided:
         """The order of one request's candidates, as it is logged and answered."""
         request, request_id, arm = asked.request, asked.request_id, served.arm
         event_ts, session_id, serving, state = asked.event_ts, served.session_id, served.serving, served.state
         challenger = served.challenger
         decision = ranker.decide(
             arm,
-            served.acted,
+            acted,
             served.missing,
             self._fusion,
             self._serving,
@@ -360,7 +356,7 @@ class Engine:
             policy=serving.policy.sha256 if serving is not None and arm != arms.STATIC else "",
             failed=decision.fallback in ranker.POLICY_FAILURES,
             slow=now - asked.started > self._slow,
-            bounded=int((np.abs(decision.action) > _AT_BOUND).sum()),
+            bounded=int(np.count_nonzero(np.abs(decision.action) > _AT_BOUND)),
             entries=len(decision.action),
         )
         day = local_day(event_ts, self._offset)
@@ -522,17 +518,17 @@ class Engine:
             (one.decision.arm, one.decision.fallback or "none") for one in batch
         ).items():
             metrics.ranked.labels(arm, fallback).inc(count)
+        for arm in _POLICY_ARMS:
+            actions = [one.decision.action for one in batch if one.entry.arm == arm]
+            if actions:
+                for entry, values in zip(self._action(arm), np.array(actions).T.tolist(), strict=True):
+                    entry.observe_all(values)
+        stages = np.diff([(*one.times, begun, logged) for one in batch])
+        for stage, values in zip(self._stages, stages.T.tolist(), strict=True):
+            stage.observe_all(values)
         for one in batch:
-            if one.entry.arm in _POLICY_ARMS:
-                for entry, value in zip(
-                    self._action(one.entry.arm), one.decision.action.tolist(), strict=True
-                ):
-                    entry.observe(value)
             if one.shadowed is not None:
                 self._shadow.add(one.shadowed)
-            ends = (*one.times, begun, logged)
-            for stage, (start, end) in zip(self._stages, itertools.pairwise(ends), strict=True):
-                stage.observe(end - start)
         return [one.answer for one in batch]
 
     def _action(self, arm: str) -> list[metrics.Gathered]:

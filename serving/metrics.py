@@ -9,6 +9,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Multiset
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.metrics import MetricWrapperBase
 
 if TYPE_CHECKING:
     from serving.guardrail import Interval
@@ -32,36 +34,60 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05
 content_type = CONTENT_TYPE_LATEST
 
 
-class Gathered(Histogram):
-    """Its observations wait in memory for :meth:`write`: each would take 2 µs of the interpreter to reach
-    the file that the workers share, and a request makes twenty. ``observe`` and ``write`` are for any
-    thread."""
+class _Gathering(MetricWrapperBase):
+    """Its amounts wait in memory for :meth:`write`: each would take 2 µs of the interpreter to reach the
+    file that the workers share, and a request makes twenty. For any thread."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
         self._waiting: deque[float] = deque()
 
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        self._waiting.append(amount)
-
     def write(self) -> None:
         for one in list(self._metrics.values()) if self._labelnames else [self]:
-            one._write()
+            if taken := one._taken():
+                one._write(taken)
 
-    def _write(self) -> None:
-        taken = []
+    def _taken(self) -> list[float]:
+        taken: list[float] = []
         while self._waiting:
             try:
                 taken.append(self._waiting.popleft())
             except IndexError:  # another thread writes, too
                 break
+        return taken
+
+    def _write(self, taken: list[float]) -> None:
+        raise NotImplementedError
+
+
+class Gathered(_Gathering, Histogram):
+    """A histogram."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._waiting.append(amount)
+
+    def observe_all(self, amounts: Iterable[float]) -> None:
+        self._waiting.extend(amounts)
+
+    def _write(self, taken: list[float]) -> None:
         for bucket, count in Multiset(bisect_left(self._upper_bounds, amount) for amount in taken).items():
             self._buckets[bucket].inc(count)
-        if taken:
-            self._sum.inc(sum(taken))
+        self._sum.inc(sum(taken))
 
 
-http_requests = Counter("mtf_http_requests", "Requests by endpoint and status", ["endpoint", "status"])
+class GatheredCounter(_Gathering, Counter):
+    """A counter."""
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        self._waiting.append(amount)
+
+    def _write(self, taken: list[float]) -> None:
+        super().inc(sum(taken))
+
+
+http_requests = GatheredCounter(
+    "mtf_http_requests", "Requests by endpoint and status", ["endpoint", "status"]
+)
 http_seconds = Gathered(
     "mtf_http_seconds", "Time of a request in the service", ["endpoint"], buckets=_SECONDS
 )
@@ -171,8 +197,8 @@ def reward_seen(arm: str, seen: "Interval") -> None:
 
 def write() -> None:
     """Let every worker's scrape see what this one has gathered."""
-    for histogram in (http_seconds, stage_seconds, action):
-        histogram.write()
+    for gathered in (http_requests, http_seconds, stage_seconds, action):
+        gathered.write()
 
 
 def forget_dead_workers() -> None:

@@ -5,8 +5,8 @@ configuration and the registry that ``training.features.apply`` wrote, once, whe
 
 It reads and writes through the provider's ``online_read`` and ``online_write_batch``, which take many
 users at once and hand over protobuf values: what the SDK's calls for data frames and responses add to
-them is most of their time (28 ms a row of a push, 1 ms of a read). Our own store also reads without
-those values (``WideSqliteOnlineStore.reader``), which take longer than the query.
+them is most of their time (28 ms a row of a push, 1 ms of a read). Our own store also reads every view at
+once and without those values (``WideSqliteOnlineStore.reader``), which take longer than the query.
 """
 
 import fcntl
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,10 @@ from serving.state_store import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.session import add_feedback, is_current
 from training.contract.settings import Settings
-from training.contract.state import Source, context_values, days_since, session_columns
+from training.contract.state import context_values, days_since, session_columns
 
 SESSION_VIEW = "user_session"
 _Row = tuple[Any, ...]
-_Read = Callable[[Sequence[int]], Sequence[_Row | None]]  # a view's values of users; None for one without
 WRITE_SECONDS = 1.0  # longest wait of feedback for Redis, or for another worker's hold on the user
 
 
@@ -47,16 +47,51 @@ class StoreError(MtfError):
     """The online store gave no state, or took none: missing, failing, or too slow."""
 
 
-class _Views:
-    """Reads what the store has of users: ``names`` are the features in every row, null where unknown."""
+class _Reader:
+    """Rows of users, and the states that they make.
 
-    def __init__(self, views: Sequence[tuple[list[str], _Read]]) -> None:
-        self.names = [name for names, _ in views for name in names]
-        self._views = [(read, (None,) * len(names)) for names, read in views]
+    ``read`` gives the values of ``names``, the features of every view, a row a user; null where unknown.
+    """
 
-    def __call__(self, users: Sequence[int]) -> list[_Row]:
-        parts = [[row or unknown for row in read(users)] for read, unknown in self._views]
-        return [tuple(chain.from_iterable(rows)) for rows in zip(*parts, strict=True)]
+    def __init__(
+        self, settings: Settings, names: Sequence[str], read: Callable[[Sequence[int]], list[_Row]]
+    ) -> None:
+        self.read = read
+        self._spec = settings.state_spec
+        self._offset = settings.calendar.utc_offset_hours
+        self._gap = timedelta(minutes=settings.session.gap_minutes)
+        place = {name: at for at, name in enumerate(names)}
+        self._seen = itemgetter(place["sess_session_id"], place["sess_last_ts"], place["hist_last_ts"])
+        self._categories = [(name, place[name]) for name in self._spec.categorical]
+        # rows of the specification's matrix: those that a store has, and those of the request's own time
+        numbers = self._spec.numbers
+        self._stored = [at for at, name in enumerate(numbers) if name in place]
+        self._places = [place[numbers[at]] for at in self._stored]
+        sums = session_columns(settings.signal_names)
+        self._sums = np.array([at for at, name in enumerate(numbers) if name in sums], dtype=int)
+        self._days = numbers.index("hist_days_since_last") if "hist_days_since_last" in numbers else None
+        self._context = [(name, numbers.index(name)) for name in self._spec.inputs("context")]
+
+    def states(self, requests: Sequence[StateRequest], rows: Sequence[_Row]) -> np.ndarray:
+        """float32[n, d] of n requests, from the rows that were read for their users."""
+        numbers = np.zeros((len(self._spec.numbers), len(rows)))
+        # null and unknown alike are NaN, which the specification takes for 0
+        numbers[self._stored] = np.array([[row[at] for at in self._places] for row in rows], np.float64).T
+        seen = [self._seen(row) for row in rows]
+        for at, (request, (session_id, session_ts, _)) in enumerate(zip(requests, seen, strict=True)):
+            session = {"sess_session_id": session_id, "sess_last_ts": session_ts}
+            if not is_current(session, request.session_id, request.event_ts, self._gap):
+                numbers[self._sums, at] = 0.0
+        if self._days is not None:
+            numbers[self._days] = [
+                days_since(last, request.event_ts, self._offset)
+                for request, (_, _, last) in zip(requests, seen, strict=True)
+            ]
+        contexts = [context_values(request.event_ts, self._offset) for request in requests]
+        for name, at in self._context:
+            numbers[at] = [values[name] for values in contexts]
+        categories = {name: [row[at] for row in rows] for name, at in self._categories}
+        return self._spec.fill(numbers, categories)
 
 
 class OnlineState:
@@ -69,15 +104,9 @@ class OnlineState:
         self._budget = settings.serving.state_budget_ms / 1000.0
         self._gap = timedelta(minutes=settings.session.gap_minutes)
         self._signals = {signal.name: signal.column for signal in settings.signals}
-        self._sums = frozenset(session_columns(settings.signal_names))
-        self._categories = [p.column for p in settings.state.profile if p.kind == "categorical"]
-        sources: tuple[Source, ...] = ("profile", "history", "session", "context")
-        inputs = [name for source in sources for name in self._spec.inputs(source)]
-        self._numbers = [name for name in inputs if name not in self._categories]
-        self._context = self._spec.inputs("context")
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
-        self._reader: _Views | None = None
+        self._reader: _Reader | None = None
         self._writer: tuple[FeatureStore, FeatureView] | None = None
         # but one registry: Feast keeps resolved features for one registry a process, and with two of
         # them each call would throw away what the other resolved, 5 ms a read
@@ -100,7 +129,7 @@ class OnlineState:
                     self._reader = self._open_reader()
                 reader = self._reader
                 started = time.perf_counter()
-                found = reader([request.user_id for request in requests])
+                rows = reader.read([request.user_id for request in requests])
                 elapsed = time.perf_counter() - started
         finally:
             self._read_lock.release()
@@ -108,7 +137,7 @@ class OnlineState:
             raise StoreError(
                 f"the online store took {elapsed * 1000:.0f} ms, more than serving.state_budget_ms"
             )
-        return self._assemble(requests, reader.names, found)
+        return reader.states(requests, rows)
 
     def feedback(self, batch: Sequence[Feedback]) -> None:
         """Add what users did to their sessions, in order; their next states hold it.
@@ -146,44 +175,21 @@ class OnlineState:
                     ]
                     store.provider.online_write_batch(store.config, view, data, None)
 
-    def _assemble(
-        self, requests: Sequence[StateRequest], names: Sequence[str], found: Sequence[_Row]
-    ) -> np.ndarray:
-        offset = self._settings.calendar.utc_offset_hours
-        place = {name: at for at, name in enumerate(names)}
-        stored = [name for name in self._numbers if name in place]
-        places = [place[name] for name in stored]
-        # null and unknown alike are NaN, which the specification takes for 0
-        numbers = np.array([[row[at] for at in places] for row in found], dtype=np.float64)
-        raw: dict[str, Any] = dict(zip(stored, numbers.T, strict=True))
-        raw |= {name: [row[place[name]] for row in found] for name in self._categories}
-        session_id, session_ts = place["sess_session_id"], place["sess_last_ts"]
-        sums = [at for at, name in enumerate(stored) if name in self._sums]
-        for own, row, request in zip(numbers, found, requests, strict=True):
-            session = {"sess_session_id": row[session_id], "sess_last_ts": row[session_ts]}
-            if not is_current(session, request.session_id, request.event_ts, self._gap):
-                own[sums] = 0.0
-        last = place["hist_last_ts"]
-        raw["hist_days_since_last"] = np.array(
-            [days_since(row[last], r.event_ts, offset) for row, r in zip(found, requests, strict=True)]
-        )
-        contexts = [context_values(request.event_ts, offset) for request in requests]
-        raw |= {name: np.array([values[name] for values in contexts]) for name in self._context}
-        return self._spec.assemble(raw)
-
-    def _open_reader(self) -> _Views:
+    def _open_reader(self) -> _Reader:
         """Of the features that the feature service takes."""
         store = self._open(self._budget)
         service = store.get_feature_service(f"state_{self._spec.version}")
-        views = []
-        for part in service.feature_view_projections:
-            view, names = store.get_feature_view(part.name), [feature.name for feature in part.features]
-            views.append((names, _view_reader(store, view, names)))
-        reader = _Views(views)
-        reader([-1])  # the first read opens the connection: not what the budget is about
-        if self._settings.store.online == "sqlite":
-            store.provider.online_store.wait_at_most(store.config, self._budget)
-        return reader
+        views = [
+            (store.get_feature_view(part.name), [feature.name for feature in part.features])
+            for part in service.feature_view_projections
+        ]
+        online_store = store.provider.online_store
+        wide = isinstance(online_store, WideSqliteOnlineStore)
+        read = online_store.reader(store.config, views) if wide else _rows(store, views)
+        read([-1])  # the first read opens the connection: not what the budget is about
+        if wide:
+            online_store.wait_at_most(store.config, self._budget)
+        return _Reader(self._settings, [name for _, names in views for name in names], read)
 
     def _open_writer(self) -> tuple[FeatureStore, FeatureView]:
         store = self._open(WRITE_SECONDS)
@@ -269,15 +275,19 @@ def _key(user_id: int) -> EntityKey:
     return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
 
 
-def _view_reader(store: FeatureStore, view: FeatureView, names: list[str]) -> _Read:
-    if isinstance(store.provider.online_store, WideSqliteOnlineStore):
-        return store.provider.online_store.reader(store.config, view, names)
+def _rows(
+    store: FeatureStore, views: Sequence[tuple[FeatureView, list[str]]]
+) -> Callable[[Sequence[int]], list[_Row]]:
+    """Reads the named features of every view from any store, as ``WideSqliteOnlineStore.reader`` does."""
 
-    def read(users: Sequence[int]) -> list[_Row | None]:
+    def read(users: Sequence[int]) -> list[_Row]:
         keys = [_key(user) for user in users]
-        # a list of its own: Feast's Redis store adds a name to it at every read
-        rows = store.provider.online_read(store.config, view, keys, list(names))
-        return [None if row is None else tuple(map(_python(row).get, names)) for _, row in rows]
+        parts = []
+        for view, names in views:
+            # a list of its own: Feast's Redis store adds a name to it at every read
+            found = store.provider.online_read(store.config, view, keys, list(names))
+            parts.append([tuple(map(_python(row).get, names)) for _, row in found])
+        return [tuple(chain.from_iterable(rows)) for rows in zip(*parts, strict=True)]
 
     return read
 

@@ -1,6 +1,5 @@
 """Ranking, without input or output: an arm and a state give an action, an action gives an order."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,7 @@ POLICY_FAILURES = (POLICY, POLICY_SLOW)
 FALLBACKS = (NO_POLICY, STORE, STALE, *POLICY_FAILURES)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What was decided for one request, as it is logged.
 
     ``action`` and ``mean`` are float32[k] in [-1, 1]; ``mean`` is the centre μ of the distribution

@@ -313,7 +313,7 @@ class RequestIndex:
         """The arm of a session, for its next requests."""
         with self._reading:
             last = self._sessions.get(user_id)
-            if last is not None and last.session_id == session_id:
+            if last is not None and last.session_id == session_id and last.arm != arm:
                 self._sessions[user_id] = last._replace(arm=arm)
 
     def _remember(self, user_id: int, last: _Last) -> None:

@@ -49,8 +49,9 @@ def value(name):
 
 
 GENERATE = [Phase.explicit, Phase.reuse, Phase.generate]  # an example takes a second: no shrinking
+NOBODY = 2**63 - 1
 rows_of_users = st.dictionaries(
-    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**63), NOBODY - 1),
     st.lists(
         st.fixed_dictionaries({"age": st.integers(0, 10**12), **{name: value(name) for name in COLUMNS}}),
         min_size=1,
@@ -137,8 +138,12 @@ def test_sqlite_reads_back_as_feasts_own(pair, users):
     assert found == expected
     # of equal text too, since 1 == 1.0 == True; SQLite has no minus zero
     assert repr(found).replace("-0.0", "0.0") == repr(expected).replace("-0.0", "0.0")
-    read = ours.provider.online_store.reader(ours.config, ours.get_feature_view("v"), list(COLUMNS))
-    assert repr(read(list(users))) == repr(list(zip(*(found[0][name] for name in COLUMNS), strict=True)))
+    names = list(COLUMNS)
+    view, own = ours.get_feature_view("v"), list(zip(*(found[0][name] for name in names), strict=True))
+    read = ours.provider.online_store.reader(ours.config, [(view, names), (view, names[:2])])
+    asked = [*users, NOBODY, *users]  # a user may be asked for twice
+    rows = [*own, (None,) * len(names), *own]
+    assert repr(read(asked)) == repr([row + row[:2] for row in rows])
 
 
 @given(users=rows_of_users)

@@ -134,15 +134,15 @@ def test_a_local_store_that_was_too_slow_is_left_alone_for_a_second(tmp_path, mo
 
     assert state() is not None
     reads = []
-    real = store._store._reader
+    reader = store._store._reader
+    real = reader.read
 
     def slow(users):
         reads.append(users)
         time.sleep(0.15)
         return real(users)
 
-    monkeypatch.setattr(slow, "names", real.names, raising=False)
-    monkeypatch.setattr(store._store, "_reader", slow)
+    monkeypatch.setattr(reader, "read", slow)
     assert [state() for _ in range(5)] == [None] * 5
     assert len(reads) == 1 and failed == ["read"] * 5
     monkeypatch.undo()

@@ -73,7 +73,8 @@ class Fusion:
         """Eq. (1): predictions [..., n, k] and weights [..., k] give scores [..., n]."""
         terms = np.asarray(predictions, dtype=np.float64)
         if self.form == "log_sum":
-            terms = np.log(terms + self.beta)
+            terms = terms + self.beta
+            np.log(terms, out=terms)
         return np.einsum("...nk,...k->...n", terms, weights)
 
     def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 It is built from the settings, travels inside every policy file, and is the one place where raw
 feature values become the float32 vector that a policy sees: the service, the parity check and the
-tests all call :meth:`StateSpec.assemble`.
+tests all call :meth:`StateSpec.assemble`, or :meth:`StateSpec.fill` below it.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -45,13 +45,8 @@ class StateFeature:
 _FLOAT32_MAX = float(np.finfo(np.float32).max)  # a value that a state cannot hold counts as a null
 
 
-def _numbers(values: np.ndarray) -> np.ndarray:
-    # also false for NaN and infinities; nan_to_num costs ten times as much on one row
-    return np.where(np.abs(values) <= _FLOAT32_MAX, values, 0.0)
-
-
 def _signed_log1p(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.log1p(np.abs(values))
+    return np.copysign(np.log1p(np.abs(values)), values)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -59,24 +54,23 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 _RADIANS_AN_HOUR = 2.0 * math.pi / 24.0
-# one input, or two, each float64[n, features of the transform]
-_FORMULAS: dict[str, Callable[..., np.ndarray]] = {
-    "identity": lambda a: a,
-    "log1p": _signed_log1p,
-    "ratio": _ratio,
-    "log1p_ratio": lambda a, b: _signed_log1p(_ratio(a, b)),
-    "hour_sin": lambda a: np.sin(a * _RADIANS_AN_HOUR),
-    "hour_cos": lambda a: np.cos(a * _RADIANS_AN_HOUR),
-}
+# in the order in which a state is worked out: ratios and logarithms lie side by side
+_ORDER: tuple[Transform, ...] = ("identity", "ratio", "log1p_ratio", "log1p", "hour_sin", "hour_cos")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to fill a state a transform at a time: a feature at a time costs 10 µs each on one row."""
+    """How to fill a state a transform at a time: a feature at a time costs 10 µs each on one row.
 
-    numbers: list[str]  # raw numeric columns, in the order of the matrix that the formulas read
-    formulas: list[tuple[str, list[list[int]], list[int]]]  # transform, places of its inputs, entries
-    categories: list[tuple[StateFeature, int]]  # one-hot features and their first entries
+    The numeric features are worked out in :data:`_ORDER`, each transform's beside each other in the rows
+    that ``ends`` bounds.
+    """
+
+    first: np.ndarray  # each one's first input, as a place in StateSpec.numbers
+    second: np.ndarray  # the second ones of the ratios
+    ends: list[int]  # of each transform's rows
+    entries: np.ndarray  # of the state
+    categories: list[tuple[str, dict[str, int]]]  # of a one-hot feature: its column, each category's entry
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class StateSpec:
         """``s`` and ten hex digits of the content's SHA-256."""
         return "s" + hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Length of the state vector."""
         return sum(feature.width for feature in self.features)
@@ -119,36 +113,64 @@ class StateSpec:
         ``raw`` must hold every column of :meth:`inputs` of every source; a missing column raises
         ``KeyError`` with its name (a null *value* is fine, see :class:`StateFeature`).
         """
+        return self.fill(
+            np.array([_number_column(raw[name]) for name in self.numbers]),
+            {name: raw[name] for name in self.categorical},
+        )
+
+    @cached_property
+    def numbers(self) -> list[str]:
+        """Raw numeric columns, in the order in which :meth:`fill` takes them."""
+        return list(dict.fromkeys(n for f in self.features if f.transform != "onehot" for n in f.inputs))
+
+    @cached_property
+    def categorical(self) -> list[str]:
+        """Raw columns of categories."""
+        return list(dict.fromkeys(f.inputs[0] for f in self.features if f.transform == "onehot"))
+
+    def fill(self, numbers: np.ndarray, categories: Mapping[str, Sequence[Any] | np.ndarray]) -> np.ndarray:
+        """What :meth:`assemble` gives, of the raw columns of numbers as float64[len(self.numbers), n], NaN
+        for a null, and of the others by name."""
         plan = self._plan
-        columns = {name: raw[name] for name in plan.numbers}
-        categories = [(feature, first, raw[feature.inputs[0]]) for feature, first in plan.categories]
-        rows = len(next(iter(columns.values())) if columns else categories[0][2])
+        rows = numbers.shape[1] if len(numbers) else len(next(iter(categories.values()), ()))
         state = np.zeros((rows, self.width), dtype=np.float32)
-        if columns:
-            numbers = _numbers(np.array([_number_column(column) for column in columns.values()])).T
-            for transform, inputs, entries in plan.formulas:
-                state[:, entries] = _FORMULAS[transform](*(numbers[:, places] for places in inputs))
-        for feature, first, column in categories:
-            values = np.array(["" if v is None else str(v) for v in column], dtype=object)
-            for place, category in enumerate(feature.categories):
-                state[:, first + place] = values == category
+        if len(numbers):
+            # also false for NaN and infinities; nan_to_num costs ten times as much on one row
+            values = np.where(np.abs(numbers) <= _FLOAT32_MAX, numbers, 0.0)
+            identity, ratio, log_ratio, log, sine, _ = plan.ends
+            worked = values.take(plan.first, axis=0)
+            ratios = worked[identity:log_ratio]
+            ratios[:] = _ratio(ratios, values.take(plan.second, axis=0))
+            logarithms = worked[ratio:log]
+            logarithms[:] = _signed_log1p(logarithms)
+            worked[log:] *= _RADIANS_AN_HOUR
+            np.sin(worked[log:sine], out=worked[log:sine])
+            np.cos(worked[sine:], out=worked[sine:])
+            state[:, plan.entries] = worked.T
+        for name, entry in plan.categories:
+            named = [entry.get("" if value is None else str(value), -1) for value in categories[name]]
+            hot = np.array(named, dtype=int)
+            known = np.flatnonzero(hot >= 0)
+            state[known, hot[known]] = 1.0
         return state
 
     @cached_property
     def _plan(self) -> _Plan:
-        numeric = [f for f in self.features if f.transform != "onehot"]
-        numbers = list(dict.fromkeys(name for f in numeric for name in f.inputs))
         first = dict(zip(self.features, np.cumsum([0] + [f.width for f in self.features]), strict=False))
-        formulas = []
-        for transform in dict.fromkeys(f.transform for f in numeric):
-            group = [f for f in numeric if f.transform == transform]
-            inputs = [
-                [numbers.index(name) for name in names]
-                for names in zip(*(f.inputs for f in group), strict=True)
-            ]
-            formulas.append((transform, inputs, [int(first[f]) for f in group]))
-        categories = [(f, int(first[f])) for f in self.features if f.transform == "onehot"]
-        return _Plan(numbers, formulas, categories)
+        groups = [[f for f in self.features if f.transform == transform] for transform in _ORDER]
+        numeric = [f for group in groups for f in group]
+        place = {name: at for at, name in enumerate(self.numbers)}
+        return _Plan(
+            first=np.array([place[f.inputs[0]] for f in numeric], dtype=int),
+            second=np.array([place[f.inputs[1]] for f in numeric if len(f.inputs) == 2], dtype=int),
+            ends=np.cumsum([len(group) for group in groups]).tolist(),
+            entries=np.array([first[f] for f in numeric], dtype=int),
+            categories=[
+                (f.inputs[0], {category: int(first[f]) + at for at, category in enumerate(f.categories)})
+                for f in self.features
+                if f.transform == "onehot"
+            ],
+        )
 
     def to_json(self) -> str:
         return json.dumps([asdict(feature) for feature in self.features], sort_keys=True)
