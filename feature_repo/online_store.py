@@ -146,7 +146,13 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
         members = _members(table)
         names = [name for name in requested_features or members if name in members]
         keys = [serialize_entity_key(key, config.entity_key_serialization_version) for key in entity_keys]
-        found = self._select(_selection(config, table, names), config, keys)
+        columns = ", ".join(map(_quoted, ["entity_key", "event_ts", *names]))
+        rows = self._get_conn(config).execute(
+            f"SELECT {columns} FROM {_table(config, table)} "  # noqa: S608 -- quoted names and question marks
+            f"WHERE entity_key IN ({','.join('?' * len(keys))})",
+            keys,
+        )
+        found = {row[0]: row for row in rows}
         answers: list[tuple[datetime | None, dict[str, Value] | None]] = []
         for key in keys:
             if key not in found:
@@ -191,13 +197,6 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
     def wait_at_most(self, config: RepoConfig, seconds: float) -> None:
         """Let this connection wait no longer than this for another's lock."""
         self._get_conn(config).execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
-
-    def _select(
-        self, selection: str, config: RepoConfig, keys: Sequence[bytes]
-    ) -> dict[bytes, tuple[Any, ...]]:
-        """Rows (entity_key, event_ts, features …) of those users that the store has, by entity_key."""
-        rows = self._get_conn(config).execute(f"{selection} ({','.join('?' * len(keys))})", keys)
-        return {row[0]: row for row in rows}
 
     def purge(self, config: RepoConfig, view: FeatureView, before: datetime) -> int:
         """Remove the users whose row of a view is stamped before an instant; how many they were."""
@@ -320,11 +319,6 @@ def _upsert(table: str, names: Iterable[str]) -> str:
         f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({','.join('?' * len(columns))}) "  # noqa: S608
         f"ON CONFLICT(entity_key) DO UPDATE SET {changed}"
     )
-
-
-def _selection(config: RepoConfig, view: FeatureView, names: Sequence[str]) -> str:
-    columns = ", ".join(map(_quoted, ["entity_key", "event_ts", *names]))
-    return f"SELECT {columns} FROM {_table(config, view)} WHERE entity_key IN"  # noqa: S608
 
 
 def _table(config: RepoConfig, view: FeatureView) -> str:

@@ -6,6 +6,7 @@ reaches the others' scrapes with the next :func:`write`.
 """
 
 import os
+from abc import abstractmethod
 from bisect import bisect_left
 from collections import Counter as Multiset
 from collections import deque
@@ -56,12 +57,13 @@ class _Gathering(MetricWrapperBase):
                 break
         return taken
 
+    @abstractmethod
     def _write(self, taken: list[float]) -> None:
-        raise NotImplementedError
+        """Add the amounts to what the workers share, as the library's own metric would."""
 
 
 class Gathered(_Gathering, Histogram):
-    """A histogram."""
+    """A histogram that gathers."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         self._waiting.append(amount)
@@ -76,7 +78,7 @@ class Gathered(_Gathering, Histogram):
 
 
 class GatheredCounter(_Gathering, Counter):
-    """A counter."""
+    """A counter that gathers."""
 
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
         self._waiting.append(amount)
