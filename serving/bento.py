@@ -5,9 +5,11 @@ file: nothing of the training code. Both steps run BentoML in a process of its o
 that what is tried is what was packed and not the source tree of the caller.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -17,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ NAME = "mtf_rank"
 START_SECONDS = 240.0
 SMOKE_REQUESTS = 30
 SMOKE_CANDIDATES = 40
+_SERVER_PORTS = range(10_000, 32_768)  # Linux gives from 32,768 on, other systems from 49,152
+_choice = random.SystemRandom()  # two processes with one seed must not choose the same
 _SOURCE = Path(__file__).resolve().parent.parent
 _PACKAGES = (
     "bentoml",
@@ -203,7 +206,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-@contextmanager
+@contextlib.contextmanager
 def _served(
     command: list[str], environment: dict[str, str], log: Path, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -290,11 +293,23 @@ def kill_tree(server: subprocess.Popen[bytes]) -> None:
     supervisor = psutil.Process(server.pid)
     supervisor.suspend()  # or it would start a worker for each that dies
     for process in [*supervisor.children(recursive=True), supervisor]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child may have ended by itself
+            process.kill()
     server.wait()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing on this machine listens to, for a server that is yet to be started.
+
+    Not one of those that the system itself gives to whoever asks for any (``bind`` to 0, an outgoing
+    connection): seconds pass until the server binds it, and again when it is started anew, in which such
+    a port may be gone. Raises :class:`OSError` when none is found.
+    """
+    for _ in range(200):
+        port = _choice.choice(_SERVER_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise OSError(f"no free port found from {_SERVER_PORTS.start} to {_SERVER_PORTS.stop - 1}")

@@ -5,7 +5,6 @@ for its load or fails, ``rank`` orders by static weights on the spot and says so
 (:attr:`Ranking.fallback` is :data:`SERVICE`). Such a ranking is in no log, and feedback on it is lost.
 """
 
-import time
 import uuid
 from asyncio import timeout as deadline_of
 from collections.abc import Mapping, Sequence
@@ -204,15 +203,6 @@ class Client(_Caller):
     def live(self) -> bool:
         """Whether the process answers."""
         return self._is_ok("/livez")
-
-    def wait_ready(self, seconds: float) -> None:
-        """Return as soon as the service is ready; :class:`ServiceError` after ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while not self.ready():
-            if time.monotonic() > deadline:
-                state = "answers, but its store was not reached" if self.live() else "does not answer"
-                raise ServiceError(f"{self._url} {state} after {seconds:g} s")
-            time.sleep(0.1)
 
     def _is_ok(self, path: str) -> bool:
         try:

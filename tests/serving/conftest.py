@@ -115,6 +115,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 240.0) -> None:
+        """Returns when it is ready; a server that ends before fails with what it wrote."""
+        before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [
@@ -133,8 +135,13 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        deadline = time.monotonic() + seconds
         with self.client() as client:
-            client.wait_ready(seconds)
+            while not client.ready():
+                written = self.log.read_bytes()[before:].decode(errors="replace")[-4000:]
+                assert self._process.poll() is None, f"ended with {self._process.returncode}:\n{written}"
+                assert time.monotonic() < deadline, f"not ready within {seconds:g} s:\n{written}"
+                time.sleep(0.1)
 
     def client(self, timeout: float = 20.0) -> Client:
         return Client(self.url, TOKEN, timeout)

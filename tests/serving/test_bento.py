@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from training.contract.pointer import read_champion
 from training.contract.policy import load_policy
 from training.contract.settings import load_settings
 
+SYSTEM_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 IMPORTS = """
 import serving.engine, serving.service, training.contract.policy
 import importlib.util
@@ -126,3 +128,14 @@ def test_the_smokes_server_ends_with_a_killed_caller(built, tmp_path):
     for process in alive:
         process.kill()
     assert not alive
+
+
+def test_a_free_port_is_nobodys_and_not_one_that_the_system_gives_to_others(monkeypatch):
+    lowest = int(SYSTEM_PORTS.read_text().split()[0]) if SYSTEM_PORTS.exists() else 49_152
+    ports = [bento.free_port() for _ in range(50)]
+    assert max(ports) < lowest and min(ports) > 1023
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        monkeypatch.setattr(bento, "_SERVER_PORTS", range(ports[0], ports[0] + 2))
+        assert bento.free_port() == ports[0] + 1

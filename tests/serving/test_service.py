@@ -504,12 +504,14 @@ def test_a_kill_loses_and_doubles_nothing(server, champion):
 
     with ThreadPoolExecutor(4) as pool:
         workers = [pool.submit(load, i) for i in range(4)]
-        time.sleep(1.5)
-        server.kill()
-        before = (len(ranked), len(fed))
-        server.start()
-        time.sleep(1.0)
-        stop.set()
+        try:
+            time.sleep(1.5)
+            server.kill()
+            before = (len(ranked), len(fed))
+            server.start()
+            time.sleep(1.0)
+        finally:
+            stop.set()
         for worker in workers:
             worker.result()
     assert before[1] > 10 and len(fed) > before[1]
