@@ -201,7 +201,6 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
     return kept | {
         "BENTOML_HOME": str(settings.layout.bentos.resolve()),
-        "BENTOML_DO_NOT_TRACK": "True",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import training  # noqa: F401  -- so that Airflow, whoever imports it first, reports nothing to its makers
+
 ROOT = Path(__file__).parents[1]
 _home = tempfile.mkdtemp(prefix="mtf-airflow-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
@@ -20,8 +22,6 @@ os.environ.update(
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        "DO_NOT_TRACK": "1",
         "OMP_NUM_THREADS": "1",  # workers side by side: more threads than cores slow PyTorch by far
         "MTF_SETTINGS": os.environ.get("MTF_SETTINGS", str(ROOT / "mtf.yaml")),
     }

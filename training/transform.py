@@ -259,7 +259,6 @@ def _dbt(
         "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
         "MTF_HELD_DAYS": " ".join(str(day) for day in held_days(settings)),
         "DBT_TARGET": "duckdb",
-        "DO_NOT_TRACK": "1",
         **(environment or {}),
     }
     success, said = _forked(arguments, environment, target)

@@ -94,7 +94,6 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         ),
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__OPENLINEAGE__DISABLED": str(not settings.lineage.enabled),
         "AIRFLOW__OPENLINEAGE__NAMESPACE": settings.lineage.namespace,
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage_events.transport(settings, "airflow")),

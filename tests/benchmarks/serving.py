@@ -196,7 +196,6 @@ def served(name: str, settings_path: Path) -> Iterator[Running]:
                 "MTF_SETTINGS": str(settings_path),
                 "MTF_TOKEN": TOKEN,
                 "BENTOML_HOME": str(folder / f"bentoml-{name}"),
-                "BENTOML_DO_NOT_TRACK": "True",
                 "PYTHONPATH": str(REPOSITORY),
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",

@@ -129,7 +129,6 @@ class Server:
                     "MTF_SETTINGS": str(self.path),
                     "MTF_TOKEN": TOKEN,
                     "BENTOML_HOME": str(self.folder / "bentoml"),
-                    "BENTOML_DO_NOT_TRACK": "True",
                 }
                 | self.environment,
                 stdout=output,
