@@ -5,9 +5,9 @@ perturbation net, Q_1 and Q_2 critics, Q'_j and P'_ω their targets, n candidate
 perturbation, η and L rate and interval of the target update. What the paper leaves open follows the
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 
-A step is written as equations and their derivatives (``d_x`` is the loss's by x), on the explicit passes of
-:mod:`training.policies.passes`, and as tasks that run beside each other (:mod:`training.policies.lanes`): it
-is what a retrain's hours are made of.
+A step is written as equations and their derivatives (:mod:`training.policies.parts`), of which
+:mod:`training.policies.kernels` holds a compiled form, and as tasks that run beside each other
+(:mod:`training.policies.lanes`): it is what a retrain's hours are made of.
 """
 
 import copy
@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.policies.kernels import parts_of
 from training.policies.lanes import Lanes, Results
 from training.policies.learner import Batch, Learner
 from training.policies.networks import StateMLP
-from training.policies.passes import Net, Room, back, by_input, hidden, hidden_of_each, out, room, rough_out
-from training.policies.products import compiled, training_dtype
+from training.policies.parts import Nets, Parts
+from training.policies.products import training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 _CHOSEN_ON, _CHOSEN_PART = 1_024, 128  # states that serving latents are chosen on, and at once
@@ -69,95 +70,6 @@ class Critics(nn.Module):
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
 
-# The parts of a step. s, a, sa = (s, a), z and x are [B, ·] in the precision of the products.
-
-
-@compiled
-def generated(decoder: Net, s: Tensor, z: Tensor) -> Tensor:
-    """D(s, z), an action [B, k] in the precision of the products."""
-    return torch.tanh(rough_out(decoder, hidden(decoder, torch.cat([s, z], dim=1))[-1]))
-
-
-@compiled
-def next_values(
-    decoder: Net | None,
-    perturbation: Net,
-    first: Net,
-    second: Net,
-    s: Tensor,
-    x: Tensor,
-    rho: float,
-    room: Room,
-) -> Tensor:
-    """max_a' min_j Q'_j(s', a') of eq. (7), float32[B], for s' [B, d].
-
-    x [B, n, ·] holds n latents of each s', for the decoder, or without it n actions.
-    """
-    a = x.flatten(0, 1)
-    if decoder is not None:
-        a = torch.tanh(rough_out(decoder, hidden_of_each(decoder, s, a, room)))
-    xi = torch.tanh(rough_out(perturbation, hidden_of_each(perturbation, s, a, room)))
-    a = torch.add(a, xi, alpha=rho).clamp_(-1.0, 1.0)
-    q = out(first, hidden_of_each(first, s, a, room))
-    q = torch.minimum(q, out(second, hidden_of_each(second, s, a, room)))
-    return q.view(x.shape[0], x.shape[1]).amax(dim=1)
-
-
-@compiled
-def generator_gradient(
-    encoder: Net, decoder: Net, sa: Tensor, a: Tensor, noise: Tensor, kl_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Of eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction and KL.
-
-    a [B, k] and z's noise [B, z], a standard normal, are float32.
-    """
-    d = sa.shape[1] - a.shape[1]
-    to_z = hidden(encoder, sa)
-    mean, raw = out(encoder, to_z[-1]).chunk(2, dim=1)
-    log_std = raw.clamp(-4.0, 15.0)  # the BCQ reference's bounds
-    std = log_std.exp()
-    variance = std.square()
-    z = torch.addcmul(mean, std, noise)
-    to_a = hidden(decoder, torch.cat([sa[:, :d], z.to(sa.dtype)], dim=1))
-    rebuilt = torch.tanh(out(decoder, to_a[-1]))
-    error = rebuilt - a
-
-    d_rebuilt = error * (2.0 / error.numel())
-    d_z = by_input(decoder, back(decoder, d_rebuilt * (1.0 - rebuilt.square()), to_a), d)
-    weight = kl_weight / mean.numel()
-    d_mean = torch.add(d_z, mean, alpha=weight)
-    d_log_std = torch.addcmul(weight * (variance - 1.0), d_z, noise * std).masked_fill_(raw != log_std, 0.0)
-    back(encoder, torch.cat([d_mean, d_log_std], dim=1), to_z)
-    return error.square().mean(), -0.5 * (1.0 + 2.0 * log_std - mean.square() - variance).mean()
-
-
-@compiled
-def perturbation_gradient(perturbation: Net, critic: Net, s: Tensor, a: Tensor, rho: float) -> Tensor:
-    """Of eq. (5): maximise Q_1(s, â + P_ω(s, â)). The mean of that."""
-    to_xi = hidden(perturbation, torch.cat([s, a], dim=1))
-    xi = torch.tanh(out(perturbation, to_xi[-1]))
-    moved = torch.add(a.float(), xi, alpha=rho)
-    within = moved.clamp(-1.0, 1.0)
-    to_q = hidden(critic, torch.cat([s, within.to(s.dtype)], dim=1))
-    q = out(critic, to_q[-1])
-
-    d_q = torch.full_like(q, -1.0 / q.shape[0])
-    d_moved = by_input(critic, back(critic, d_q, to_q, learn=False), s.shape[1])
-    d_moved = d_moved.masked_fill_(moved != within, 0.0)
-    back(perturbation, rho * d_moved * (1.0 - xi.square()), to_xi)
-    return q.mean()
-
-
-@compiled
-def critic_gradient(critic: Net, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of eq. (6) for one critic: minimise (y − Q(s, a))². The mean of that, and of Q(s, a)."""
-    to_q = hidden(critic, sa)
-    q = out(critic, to_q[-1])
-    error = q - y[:, None]
-    back(critic, error * (2.0 / y.shape[0]), to_q)
-    return error.square().mean(), q.mean()
-
-
 class Drawn(NamedTuple):
     """What a step takes from the data and its seed alone, in the precision of the products."""
 
@@ -196,10 +108,9 @@ class BatchRLMTF(Learner):
         settings = self.settings
         self.latent = settings.latent_size or 2 * k
         self.lanes = Lanes(self.device)
-        widths = *settings.generator_hidden, *settings.perturbation_hidden, *settings.critic_hidden
-        self._widest = max(widths, default=0)
         self._pool: Tensor | None = None
         self._ahead: Ahead | None = None
+        self._parts: Parts | None = None
         self.dtype = training_dtype(settings, self.device)
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
@@ -217,9 +128,18 @@ class BatchRLMTF(Learner):
     def __deepcopy__(self, memo: dict) -> "BatchRLMTF":
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        # not what was done ahead: its gradient lies in the generator, whose copy has none
-        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None}, memo))
+        # not what was done ahead: its gradient lies in the generator, whose copy has none; nor the parts, which
+        # know where these parameters lie
+        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None, "_parts": None}, memo))
         return other
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of a step, by the fastest means that this processor and these networks allow."""
+        if self._parts is None:
+            names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
+            self._parts = parts_of(Nets(*(net for name in names for net in self.flat[name].nets)))
+        return self._parts
 
     def noise_of(self, step: int) -> torch.Generator:
         """The noise of a step depends on seed and step number alone: the next one can be prepared early."""
@@ -270,10 +190,8 @@ class BatchRLMTF(Learner):
         The generator's gradient depends on nothing that the rest of a step changes: that of the next step is
         taken beside it.
         """
-        settings, flat, rho = self.settings, self.flat, self.settings.rho
-        _, decoder = flat["generator"].nets
-        (perturbation,), critics = flat["perturbation"].nets, flat["critics"].nets
-        targets = *flat["target_perturbation"].nets, *flat["target_critics"].nets
+        settings, flat, rho, parts = self.settings, self.flat, self.settings.rho, self.parts
+        exact = parts.exact_gradients
         with self.lanes as lanes:
             (now, following), latents, losses = self._ahead or self._look_ahead()
             frozen, sa, r = now.noise is None, now.sa, now.batch.r
@@ -282,7 +200,7 @@ class BatchRLMTF(Learner):
 
             def decode(_: Results) -> None:
                 if not frozen:
-                    flat["generator"].descend(_DECODER)
+                    flat["generator"].descend(_DECODER, exact)
 
             # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
             def values(result: Results, part: slice) -> Tensor:
@@ -290,23 +208,20 @@ class BatchRLMTF(Learner):
                     x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
                 else:
                     x = latents.next[part]
-                space = room(x.shape[0] * x.shape[1] * self._widest, self.dtype, self.device)
                 result("decoder")
-                return next_values(None if frozen else decoder, *targets, now.next_s[part], x, rho, space)
+                return parts.next_values(now.next_s[part], x, rho, frozen)
 
             # P, then Q: both gradients are of the weights before
             def perturb(result: Results) -> Tensor:
                 result("decoder")
-                q = perturbation_gradient(
-                    perturbation, critics[0], s, generated(decoder, s, latents.own), rho
-                )
-                flat["perturbation"].descend()
+                q = parts.perturbation_gradient(s, parts.generated(s, latents.own), rho)
+                flat["perturbation"].descend(exact=exact)
                 return q
 
             def generate(result: Results) -> tuple[Tensor, Tensor]:
                 result("decoder")
                 if not frozen:
-                    flat["generator"].descend(_ENCODER)
+                    flat["generator"].descend(_ENCODER, exact)
                 return self._generator_gradient(following)
 
             # y = r + γ (1 − done) of that
@@ -316,10 +231,10 @@ class BatchRLMTF(Learner):
                 return r + settings.gamma * (1.0 - now.batch.done) * next_q
 
             def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
-                points = critic_gradient(critics[j], sa, result("y"))
+                points = parts.critic_gradient(j, sa, result("y"))
                 if j == 0:
                     result("perturbation")  # whose gradient is of Q_1 as it was
-                flat["critics"].descend(j)
+                flat["critics"].descend(j, exact)
                 return points
 
             did = lanes.run(
@@ -355,8 +270,7 @@ class BatchRLMTF(Learner):
         """Left in its place; returns reconstruction and KL."""
         if drawn.noise is None:
             return (torch.zeros((), device=self.device),) * 2
-        nets, weight = self.flat["generator"].nets, self.settings.kl_weight
-        return generator_gradient(*nets, drawn.sa, drawn.batch.a, drawn.noise, weight)
+        return self.parts.generator_gradient(drawn.sa, drawn.batch.a, drawn.noise, self.settings.kl_weight)
 
     def _draw(self, step: int) -> Drawn:
         batch, noise, low = self.batch(step), self.noise_of(step), self.dtype

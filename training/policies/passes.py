@@ -38,6 +38,7 @@ class Net(NamedTuple):
     exact_weight: Tensor  # of the last layer, in float32
     exact_bias: Tensor
     gradients: list[Tensor]  # where those of W, b, W, b, … belong; empty where nothing is learnt
+    exact_gradients: list[Tensor]  # and those in float32, which may be the same
 
 
 def hidden(net: Net, x: Tensor) -> list[Tensor]:
@@ -169,7 +170,8 @@ class Flat:
                 parameter.data = view
             low = _views(self.low, at)
             gradients = [] if lr is None else _views(self.gradient, at)
-            self.nets.append(Net(low[::2], low[1::2], *exact[-2:], gradients))
+            exact_gradients = [] if lr is None else _views(self.exact_gradient, at)
+            self.nets.append(Net(low[::2], low[1::2], *exact[-2:], gradients, exact_gradients))
             last, shape = at[-1]
             if lr is not None:
                 vectors = self.values, self.low, self.gradient, self.exact_gradient, *self.moments.values()
@@ -188,12 +190,12 @@ class Flat:
         if self.low is not self.values:
             self.low.copy_(self.values)
 
-    def descend(self, which: int = 0) -> None:
-        """One step of Adam on the gradient that the passes left of one net."""
+    def descend(self, which: int = 0, exact: bool = False) -> None:
+        """One step of Adam on the gradient that the passes left of one net; ``exact``: in float32."""
         net = self._learnt[which]
         net.steps.add_(1.0)
         rounded = self.low is not self.values
-        if rounded:
+        if rounded and not exact:
             net.exact_gradient.copy_(net.gradient)
         # what torch.optim.Adam(fused=True) calls, without the optimiser's bookkeeping around it
         torch._fused_adam_(

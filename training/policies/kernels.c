@@ -1,0 +1,942 @@
+/* The passes of a step on bfloat16: equations (3), (5), (6) and (7) with their derivatives, one call each.
+
+   A lane of a vector is a row of the batch. Activations lie as pairs of bfloat16, [i / 2][vector][lane], as
+   VDPBF16PS multiplies them, in blocks of up to four vectors: a block goes through all layers before the next one
+   begins, and nothing that is between two layers leaves the cache. Every product is one function: sums over pairs
+   of which one factor is a vector and the other the same for all its lanes, read where it lies. What a row's
+   results are does not depend on its lane.
+
+   For eq. (7) a lane is a state and a vector one candidate of each: what a first layer makes of the states is
+   shared by all candidates, and the maximum over them is one of vectors.
+
+   Called by kernels.py, which keeps to what is asked for here. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_LAYERS 8
+
+/* A ReLU MLP with at least one hidden layer; the last layer is linear. */
+typedef struct {
+    int32_t layers;
+    int32_t widths[MOST_LAYERS + 1];      /* of the input, and of each layer's output */
+    const uint16_t *weights[MOST_LAYERS]; /* bfloat16[o][i] */
+    const uint16_t *biases[MOST_LAYERS];  /* bfloat16[o] */
+    const float *last_weight, *last_bias; /* the last layer's in float32 */
+    float *gradients[2 * MOST_LAYERS];    /* where those of W, b, W, b, ... belong; NULL where nothing is learnt */
+} Net;
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+#include <math.h>
+
+#define LANES 16
+#define MOST_VECTORS 4
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Room for a call's intermediate results, kept by the thread for the next. */
+static _Thread_local struct {
+    char *start;
+    size_t bytes, used;
+} arena;
+
+static int arena_of(size_t bytes) {
+    arena.used = 0;
+    if (arena.bytes >= bytes) return 1;
+    free(arena.start);
+    arena.start = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    arena.bytes = arena.start ? bytes : 0;
+    return arena.start != NULL;
+}
+
+static void *take(size_t numbers) { /* of four bytes */
+    char *at = arena.start + arena.used;
+    arena.used += (numbers + LANES - 1) / LANES * 64;
+    return at;
+}
+
+/* Numbers. */
+
+INLINE __m512 all(float x) { return _mm512_set1_ps(x); }
+
+INLINE __m512 of_bfloat16(uint16_t bits) {
+    return _mm512_castsi512_ps(_mm512_set1_epi32((int)((uint32_t)bits << 16)));
+}
+
+INLINE __m512i pair_of(__m512 even, __m512 odd) {
+    const __m512i turns = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(turns, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+INLINE __m512 one_of(__m512i pair, int odd) {
+    return _mm512_castsi512_ps(odd ? _mm512_and_si512(pair, _mm512_set1_epi32((int)0xFFFF0000u))
+                                   : _mm512_slli_epi32(pair, 16));
+}
+
+/* 2^y to about 1e-7; NaN stays NaN. */
+INLINE __m512 power_of_two(__m512 y) {
+    static const float series[] = {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f,
+                                   2.40226507e-1f, 6.93147181e-1f, 1.0f}; /* of 2^part, by Taylor */
+    const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 part = _mm512_sub_ps(y, whole);
+    __m512 e = all(1.54035304e-4f);
+    UNROLL for (int i = 0; i < 6; i++) e = _mm512_fmadd_ps(e, part, all(series[i]));
+    return _mm512_scalef_ps(e, whole);
+}
+
+INLINE __m512 exponential(__m512 x) { return power_of_two(_mm512_mul_ps(x, all(1.44269504f))); }
+
+INLINE __m512 hyperbolic_tangent(__m512 x) {
+    const __m512i sign = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32((int)0x80000000u));
+    const __m512 e = exponential(_mm512_max_ps(all(-40.0f), _mm512_mul_ps(_mm512_abs_ps(x), all(-2.0f))));
+    const __m512 value = _mm512_div_ps(_mm512_sub_ps(all(1.0f), e), _mm512_add_ps(all(1.0f), e));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(value), sign));
+}
+
+/* The number comes second, so that NaN stays. */
+INLINE __m512 between(float low, __m512 x, float high) {
+    return _mm512_max_ps(all(low), _mm512_min_ps(all(high), x));
+}
+
+/* Products. */
+
+/* sum[o][v] = start + what the pairs k of both factors make */
+typedef struct {
+    const uint16_t *shared; /* pair k of output o begins at shared + o * by_output + k * by_pair */
+    ptrdiff_t by_output, by_pair;
+    const uint32_t *vectors; /* and of vector v at vectors + k * vectors_by_pair + v * LANES */
+    ptrdiff_t vectors_by_pair;
+    int pairs, single; /* whether one number is left after the pairs */
+    int outputs;
+    const float *start;   /* [o][lane], for all vectors; */
+    const uint16_t *bias; /* or [o], for all lanes; or both NULL */
+} Product;
+
+/* What becomes of the sums: one of four. */
+typedef struct {
+    enum { LINEAR, RELU, DOT, BACK } kind;
+    float *linear; /* LINEAR: at linear + o * by_output + v * LANES; of the last vector only ``last`` */
+    ptrdiff_t by_output;
+    __mmask16 last;
+    __m512 *most;             /* RELU: [v], the most of it so far; or NULL */
+    uint32_t *pairs;          /* RELU: pairs of it. BACK: pairs of those whose ReLU let something through, */
+    const uint32_t *activity; /* which these pairs are, */
+    uint16_t *rows;           /* and the same row by row, at rows + o * by_output + v * LANES */
+    __m512 *dot;              /* DOT: [v], to which their ReLU times weight[o] is added */
+    const float *weight;
+} Then;
+
+/* What becomes of O * V sums. */
+INLINE void finish(const int V, const int O, __m512 sum[16][MOST_VECTORS], int o, const Then *then) {
+    const __m512 zero = _mm512_setzero_ps();
+    switch (then->kind) {
+    case LINEAR:
+        UNROLL for (int i = 0; i < O; i++)
+            UNROLL for (int v = 0; v < V; v++)
+                _mm512_mask_storeu_ps(then->linear + (o + i) * then->by_output + v * LANES,
+                                      v + 1 < V ? (__mmask16)0xFFFF : then->last, sum[i][v]);
+        break;
+    case RELU:
+        if (then->most)
+            UNROLL for (int i = 0; i < O; i++)
+                UNROLL for (int v = 0; v < V; v++) then->most[v] = _mm512_max_ps(then->most[v], sum[i][v]);
+        UNROLL for (int i = 0; i < O; i += 2)
+            UNROLL for (int v = 0; v < V; v++)
+                _mm512_store_si512(then->pairs + ((size_t)(o + i) / 2 * V + v) * LANES,
+                                   pair_of(_mm512_max_ps(zero, sum[i][v]),
+                                           i + 1 < O ? _mm512_max_ps(zero, sum[i + 1][v]) : zero));
+        break;
+    case DOT:
+        UNROLL for (int i = 0; i < O; i++)
+            UNROLL for (int v = 0; v < V; v++)
+                then->dot[v] =
+                    _mm512_fmadd_ps(_mm512_max_ps(zero, sum[i][v]), all(then->weight[o + i]), then->dot[v]);
+        break;
+    case BACK:
+        UNROLL for (int i = 0; i < O; i += 2)
+            UNROLL for (int v = 0; v < V; v++) {
+                const size_t at = ((size_t)(o + i) / 2 * V + v) * LANES;
+                const __m512i active = _mm512_load_si512(then->activity + at);
+                const __m512 even = _mm512_maskz_mov_ps(
+                    _mm512_test_epi32_mask(active, _mm512_set1_epi32(0xFFFF)), sum[i][v]);
+                const __m512 odd =
+                    i + 1 < O ? _mm512_maskz_mov_ps(
+                                    _mm512_test_epi32_mask(active, _mm512_set1_epi32((int)0xFFFF0000u)), sum[i + 1][v])
+                              : zero;
+                uint16_t *row = then->rows + (o + i) * then->by_output + v * LANES;
+                _mm512_store_si512(then->pairs + at, pair_of(even, odd));
+                _mm256_store_si256((__m256i *)row, (__m256i)_mm512_cvtneps_pbh(even));
+                if (i + 1 < O) _mm256_store_si256((__m256i *)(row + then->by_output), (__m256i)_mm512_cvtneps_pbh(odd));
+            }
+        break;
+    }
+}
+
+/* O outputs from ``o`` on of V vectors; their O * V sums stay in registers. */
+INLINE void tile(const int V, const int O, const Product *p, int o, const Then *then) {
+    __m512 sum[16][MOST_VECTORS], input[MOST_VECTORS];
+    const ptrdiff_t by_output = p->by_output, by_pair = p->by_pair, step = p->vectors_by_pair;
+    const uint16_t *shared = p->shared + o * by_output;
+    const uint32_t *x = p->vectors;
+    const __m512 zero = _mm512_setzero_ps();
+    UNROLL for (int i = 0; i < O; i++) {
+        const __m512 start = p->start  ? _mm512_load_ps(p->start + (size_t)(o + i) * LANES)
+                             : p->bias ? of_bfloat16(p->bias[o + i])
+                                       : zero;
+        UNROLL for (int v = 0; v < V; v++) sum[i][v] = start;
+    }
+    for (int k = 0; k < p->pairs; k++, x += step, shared += by_pair) {
+        UNROLL for (int v = 0; v < V; v++) input[v] = _mm512_load_ps(x + v * LANES);
+        UNROLL for (int i = 0; i < O; i++) {
+            int32_t pair;
+            memcpy(&pair, shared + i * by_output, sizeof pair);
+            const __m512bh factor = (__m512bh)_mm512_set1_epi32(pair);
+            UNROLL for (int v = 0; v < V; v++) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], (__m512bh)input[v], factor);
+        }
+    }
+    if (p->single) {
+        UNROLL for (int v = 0; v < V; v++) input[v] = _mm512_load_ps(x + v * LANES);
+        UNROLL for (int i = 0; i < O; i++) {
+            const __m512bh factor = (__m512bh)_mm512_set1_epi32(shared[i * by_output]);
+            UNROLL for (int v = 0; v < V; v++) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], (__m512bh)input[v], factor);
+        }
+    }
+    finish(V, O, sum, o, then);
+}
+
+/* For each number of vectors, tiles as large as the 32 registers allow. */
+#define MULTIPLY(NAME, FACTORS, TILE, V, O)                                               \
+    static void NAME##_##V(const FACTORS *p, const Then *then) {                          \
+        int o = 0;                                                                        \
+        for (; o + O <= p->outputs; o += O) TILE(V, O, p, o, then);                       \
+        for (; o + 2 <= p->outputs; o += 2) TILE(V, 2, p, o, then);                       \
+        if (o < p->outputs) TILE(V, 1, p, o, then);                                       \
+    }
+MULTIPLY(multiply, Product, tile, 1, 16)
+MULTIPLY(multiply, Product, tile, 2, 12)
+MULTIPLY(multiply, Product, tile, 3, 8)
+MULTIPLY(multiply, Product, tile, 4, 6)
+static void (*const multiply[])(const Product *, const Then *) = {NULL, multiply_1, multiply_2, multiply_3, multiply_4};
+
+/* A layer's product, of its input's columns from ``skipped`` on, for V vectors of pairs. */
+static Product layer_of(const Net *net, int l, int skipped, int inputs, int V, const uint32_t *x, const float *start) {
+    return (Product){.shared = net->weights[l] + skipped, .by_output = net->widths[l], .by_pair = 2, .vectors = x,
+                     .vectors_by_pair = V * LANES, .pairs = inputs / 2, .single = inputs % 2,
+                     .outputs = net->widths[l + 1], .start = start, .bias = net->biases[l]};
+}
+
+/* Rows of ``width`` bfloat16, one a lane, into the pairs from ``pairs`` on of vector v of V. */
+static void gather(uint32_t *pairs, int V, int v, const uint16_t *from, __m512i offsets, int width) {
+    uint32_t *to = pairs + (size_t)v * LANES;
+    for (int i = 0; i + 2 <= width; i += 2, to += V * LANES)
+        _mm512_store_si512(to, _mm512_i32gather_epi32(offsets, from + i, sizeof *from));
+    if (width % 2) { /* the last one's neighbour may lie outside */
+        int32_t offset[LANES];
+        _mm512_storeu_si512(offset, offsets);
+        for (int lane = 0; lane < LANES; lane++) to[lane] = from[offset[lane] + width - 1];
+    }
+}
+
+/* The lanes' offsets in rows of ``stride``, of which there are ``count``: lanes without one repeat the last. */
+static __m512i offsets_of(int count, int stride) {
+    int32_t offset[LANES];
+    for (int lane = 0; lane < LANES; lane++) offset[lane] = (lane < count ? lane : count - 1) * stride;
+    return _mm512_loadu_si512(offset);
+}
+
+static size_t widest_of(const Net *net) {
+    int widest = 0;
+    for (int l = 0; l <= net->layers; l++)
+        if (net->widths[l] > widest) widest = net->widths[l];
+    return (size_t)widest;
+}
+
+/* The same of integers of eight bits, for what a ReLU let through: four at a time, by VPDPBUSD. Each row has a
+   scale, and each output's weights have one. */
+
+typedef struct {
+    int8_t *weights; /* [o][stride], the columns up to stride being 0 */
+    ptrdiff_t stride;
+    float *scales; /* [o] */
+} Eight;
+
+typedef struct {
+    const Eight *eight;
+    const uint32_t *fours; /* [i / 4][vector][lane] */
+    __m512 scales[MOST_VECTORS];
+    const uint16_t *bias;
+    int outputs;
+} EightProduct;
+
+INLINE void eight_tile(const int V, const int O, const EightProduct *p, int o, const Then *then) {
+    __m512i whole[16][MOST_VECTORS], input[MOST_VECTORS];
+    __m512 sum[16][MOST_VECTORS];
+    const ptrdiff_t stride = p->eight->stride;
+    const int8_t *row = p->eight->weights + o * stride;
+    const uint32_t *x = p->fours;
+    UNROLL for (int i = 0; i < O; i++)
+        UNROLL for (int v = 0; v < V; v++) whole[i][v] = _mm512_setzero_si512();
+    for (ptrdiff_t k = 0; k < stride; k += 4, x += V * LANES) {
+        UNROLL for (int v = 0; v < V; v++) input[v] = _mm512_load_si512(x + v * LANES);
+        UNROLL for (int i = 0; i < O; i++) {
+            int32_t four;
+            memcpy(&four, row + i * stride + k, sizeof four);
+            const __m512i factor = _mm512_set1_epi32(four);
+            /* of _mm512_dpbusd_epi32, GCC 12 keeps the sums in memory */
+            UNROLL for (int v = 0; v < V; v++)
+                __asm__("vpdpbusd %2, %1, %0" : "+v"(whole[i][v]) : "v"(input[v]), "v"(factor));
+        }
+    }
+    UNROLL for (int i = 0; i < O; i++) {
+        const __m512 scale = all(p->eight->scales[o + i]), bias = of_bfloat16(p->bias[o + i]);
+        UNROLL for (int v = 0; v < V; v++)
+            sum[i][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i][v]), _mm512_mul_ps(scale, p->scales[v]), bias);
+    }
+    finish(V, O, sum, o, then);
+}
+
+MULTIPLY(multiply_eight, EightProduct, eight_tile, 1, 16)
+MULTIPLY(multiply_eight, EightProduct, eight_tile, 2, 12)
+MULTIPLY(multiply_eight, EightProduct, eight_tile, 3, 8)
+MULTIPLY(multiply_eight, EightProduct, eight_tile, 4, 6)
+static void (*const multiply_eight[])(const EightProduct *, const Then *) = {
+    NULL, multiply_eight_1, multiply_eight_2, multiply_eight_3, multiply_eight_4};
+
+static size_t fours(int width) { return ((size_t)width + 3) / 4; }
+
+/* W [o][i] in eight bits, each row's largest number being 127. */
+static void round_weights(const Net *net, int l, const Eight *eight) {
+    const int outputs = net->widths[l + 1], inputs = net->widths[l];
+    for (int o = 0; o < outputs; o++) {
+        const uint16_t *row = net->weights[l] + (size_t)o * inputs;
+        __m512 largest = all(1e-30f);
+        for (int pass = 0; pass < 2; pass++) {
+            const float most = pass ? _mm512_reduce_max_ps(largest) : 0.0f;
+            if (pass) eight->scales[o] = most / 127.0f;
+            for (int i = 0; i < eight->stride; i += LANES) {
+                const int left = inputs - i, kept = (int)eight->stride - i;
+                const __mmask16 in = left >= LANES ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+                const __m512 w = _mm512_castsi512_ps(
+                    _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, row + i)), 16));
+                if (!pass)
+                    largest = _mm512_max_ps(largest, _mm512_abs_ps(w));
+                else
+                    _mm512_mask_cvtsepi32_storeu_epi8(
+                        eight->weights + o * eight->stride + i,
+                        kept >= LANES ? 0xFFFF : (__mmask16)((1u << kept) - 1),
+                        _mm512_cvtps_epi32(_mm512_mul_ps(w, all(127.0f / most))));
+            }
+        }
+    }
+}
+
+/* Pairs [i / 2][vector][lane] of what is not negative, of each lane the largest being ``most``, as fours. */
+static void round_activations(int V, int width, const uint32_t *pairs, const __m512 *most, uint32_t *out, __m512 *scales) {
+    __m512 by[MOST_VECTORS];
+    for (int v = 0; v < V; v++) {
+        const __m512 largest = _mm512_max_ps(most[v], all(1e-30f));
+        scales[v] = _mm512_mul_ps(largest, all(1.0f / 254.0f)); /* rounded to bfloat16 it may be a bit more */
+        by[v] = _mm512_div_ps(all(254.0f), largest);
+    }
+    const int height = (width + 1) / 2;
+    for (int p = 0; p < height; p += 2)
+        for (int v = 0; v < V; v++, out += LANES) {
+            const __m512i one = _mm512_load_si512(pairs + ((size_t)p * V + v) * LANES);
+            const __m512i two = p + 1 < height ? _mm512_load_si512(pairs + ((size_t)(p + 1) * V + v) * LANES)
+                                               : _mm512_setzero_si512();
+            __m512i four = _mm512_cvtps_epi32(_mm512_mul_ps(one_of(one, 0), by[v]));
+            four = _mm512_or_si512(
+                four, _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(one_of(one, 1), by[v])), 8));
+            four = _mm512_or_si512(
+                four, _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(one_of(two, 0), by[v])), 16));
+            four = _mm512_or_si512(
+                four, _mm512_slli_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(one_of(two, 1), by[v])), 24));
+            _mm512_store_si512(out, four);
+        }
+}
+
+/* Eq. (7). */
+
+typedef struct {
+    uint32_t *states, *beside; /* pairs of s, and of what is beside it: latents, then actions */
+    uint32_t *layers[2];       /* pairs of a layer's ReLU, and of the next one's */
+    uint32_t *fours;           /* the same in eight bits */
+    float *action;             /* [k][vector][lane] */
+    float *of_state[4];        /* what each net's first layer makes of s: [o][lane] */
+} Room;
+
+typedef struct {
+    const Net *perturbation, *critics[2], *decoder;
+    Eight eight[4][MOST_LAYERS]; /* the hidden layers' but the first one's, where they are taken in eight bits */
+    int in_eight;
+    const uint16_t *x; /* of the first state's first candidate */
+    __m512i offsets;   /* of the other states' */
+    int d, width, k;
+    float rho;
+} Candidates;
+
+static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
+    for (int i = 0; i < k; i += 2)
+        for (int v = 0; v < V; v++, pairs += LANES) {
+            const float *even = action + ((size_t)i * V + v) * LANES;
+            const __m512 odd = i + 1 < k ? _mm512_load_ps(even + V * LANES) : _mm512_setzero_ps();
+            _mm512_store_si512(pairs, pair_of(_mm512_load_ps(even), odd));
+        }
+}
+
+/* The hidden layers of V candidates; what the last of them leaves is left as ``last`` says, if it does. */
+static const uint32_t *hidden(int V, const Net *net, int j, const Candidates *c, const Room *room, const Then *last) {
+    const uint32_t *x = room->beside;
+    __m512 most[2][MOST_VECTORS];
+    for (int l = 0; l + 1 < net->layers; l++) {
+        const int followed = l + 2 < net->layers, skipped = l ? 0 : c->d; /* of_state holds what these columns make */
+        const Then kept = {.kind = RELU, .pairs = room->layers[l % 2],
+                           .most = c->in_eight && followed ? most[l % 2] : NULL};
+        const Then *then = last && !followed ? last : &kept;
+        if (kept.most)
+            for (int v = 0; v < V; v++) most[l % 2][v] = _mm512_setzero_ps();
+        if (l && c->in_eight) {
+            EightProduct product = {.eight = &c->eight[j][l], .fours = room->fours, .bias = net->biases[l],
+                                    .outputs = net->widths[l + 1]};
+            round_activations(V, net->widths[l], x, most[(l - 1) % 2], room->fours, product.scales);
+            multiply_eight[V](&product, then);
+        } else {
+            const Product product =
+                layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : room->of_state[j]);
+            multiply[V](&product, then);
+        }
+        x = room->layers[l % 2];
+    }
+    return x;
+}
+
+/* tanh of a net's outputs into room->action. */
+static void bounded_outputs(int V, const Net *net, int j, const Candidates *c, const Room *room) {
+    const int l = net->layers - 1, k = net->widths[l + 1];
+    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, j, c, room, NULL), NULL);
+    multiply[V](&product, &(Then){.kind = LINEAR, .linear = room->action, .by_output = V * LANES, .last = 0xFFFF});
+    for (float *at = room->action; at < room->action + (size_t)k * V * LANES; at += LANES)
+        _mm512_store_ps(at, hyperbolic_tangent(_mm512_load_ps(at)));
+}
+
+/* The best of V candidates of each state, from candidate ``first`` on. */
+static __m512 best_of(int V, int first, const Candidates *c, const Room *room) {
+    const int k = c->k;
+    for (int v = 0; v < V; v++)
+        gather(room->beside, V, v, c->x + (size_t)(first + v) * c->width, c->offsets, c->width);
+    if (c->decoder) {
+        bounded_outputs(V, c->decoder, 3, c, room);
+        pair_up(room->beside, V, room->action, k);
+    }
+    bounded_outputs(V, c->perturbation, 0, c, room);
+    for (int i = 0; i < k; i++)
+        for (int v = 0; v < V; v++) {
+            float *action = room->action + ((size_t)i * V + v) * LANES;
+            const __m512 a = one_of(_mm512_load_si512(room->beside + ((size_t)i / 2 * V + v) * LANES), i % 2);
+            _mm512_store_ps(action, between(-1.0f, _mm512_fmadd_ps(all(c->rho), _mm512_load_ps(action), a), 1.0f));
+        }
+    pair_up(room->beside, V, room->action, k);
+    __m512 q[2][MOST_VECTORS];
+    for (int j = 0; j < 2; j++) {
+        const Net *net = c->critics[j];
+        for (int v = 0; v < V; v++) q[j][v] = all(net->last_bias[0]);
+        hidden(V, net, 1 + j, c, room, &(Then){.kind = DOT, .dot = q[j], .weight = net->last_weight});
+    }
+    __m512 best = _mm512_min_ps(q[0][0], q[1][0]);
+    for (int v = 1; v < V; v++) best = _mm512_max_ps(best, _mm512_min_ps(q[0][v], q[1][v]));
+    return best;
+}
+
+/* Into best[m] for bfloat16 s[m][d] and x[m][n][width], which are latents of the decoder or, where that is NULL,
+   actions. in_eight: the hidden layers' products but the first one's are of integers of eight bits. Returns 0, or
+   1 where there is no memory. */
+int mtf_next_values(const Net *decoder, const Net *perturbation, const Net *first, const Net *second,
+                    const uint16_t *s, const uint16_t *x, int32_t m, int32_t d, int32_t n, int32_t width, float rho,
+                    int32_t in_eight, float *best) {
+    const Net *const nets[4] = {perturbation, first, second, decoder};
+    Candidates c = {.perturbation = perturbation, .critics = {first, second}, .decoder = decoder, .d = d,
+                    .width = width, .k = perturbation->widths[perturbation->layers], .rho = rho,
+                    .in_eight = in_eight};
+    size_t weights = 0, widest = (size_t)(d > width ? d : width);
+    for (int j = 0; j < 4; j++)
+        if (nets[j]) {
+            if (widest_of(nets[j]) > widest) widest = widest_of(nets[j]);
+            for (int l = 1; in_eight && l + 1 < nets[j]->layers; l++)
+                weights += (size_t)nets[j]->widths[l + 1] * (fours(nets[j]->widths[l]) + 1) + 2 * LANES;
+        }
+    const size_t pairs = (widest + 3) / 2 * MOST_VECTORS * LANES;
+    if (!arena_of((5 * pairs + widest * LANES * (MOST_VECTORS + 4) + weights) * 4)) return 1;
+    Room room = {.states = take(pairs), .beside = take(pairs), .layers = {take(pairs), take(pairs)},
+                 .fours = take(pairs), .action = take(widest * LANES * MOST_VECTORS)};
+    for (int j = 0; j < 4; j++) room.of_state[j] = take(widest * LANES);
+    for (int j = 0; j < 4; j++)
+        for (int l = 1; in_eight && nets[j] && l + 1 < nets[j]->layers; l++) {
+            const size_t four = fours(nets[j]->widths[l]), outputs = (size_t)nets[j]->widths[l + 1];
+            c.eight[j][l] = (Eight){take(outputs * four), 4 * (ptrdiff_t)four, take(outputs)};
+            round_weights(nets[j], l, &c.eight[j][l]);
+        }
+    for (int at = 0; at < m; at += LANES) {
+        const int count = m - at < LANES ? m - at : LANES;
+        gather(room.states, 1, 0, s + (size_t)at * d, offsets_of(count, d), d);
+        for (int j = 0; j < 4; j++)
+            if (nets[j]) {
+                const Product product = layer_of(nets[j], 0, 0, d, 1, room.states, NULL);
+                multiply_1(&product, &(Then){.kind = LINEAR, .linear = room.of_state[j], .by_output = LANES,
+                                             .last = 0xFFFF});
+            }
+        c.x = x + (size_t)at * n * width;
+        c.offsets = offsets_of(count, n * width);
+        __m512 most = all(-INFINITY);
+        /* as many at a time as make the groups alike */
+        const int groups = (n + MOST_VECTORS - 1) / MOST_VECTORS;
+        for (int group = 0, i = 0; group < groups; group++) {
+            const int vectors = (n - i) / (groups - group);
+            most = _mm512_max_ps(most, best_of(vectors, i, &c, &room));
+            i += vectors;
+        }
+        _mm512_mask_storeu_ps(best + at, (__mmask16)((1u << count) - 1), most);
+    }
+    return 0;
+}
+
+/* Gradients. A batch has ``vectors`` vectors of rows; the last one's lanes without a row repeat the last row, and
+   their gradients are nothing. */
+
+typedef struct {
+    int rows, vectors;
+    uint32_t *x[MOST_LAYERS]; /* pairs of each layer's input, block by block */
+    float *y;                 /* the outputs, [o][row] */
+} Pass;
+
+typedef struct {
+    uint32_t *pairs[2]; /* of the gradient by a layer's outputs, block by block, and by its input */
+    uint16_t *rows[2];  /* the same, [o][row] */
+    uint32_t *weight;   /* W as pairs of outputs, [o / 2][i] */
+    uint32_t *input;    /* x as pairs of rows, [row / 2][i] */
+} Scratch;
+
+static size_t pairs_of(int width) { return (size_t)(width + 1) / 2; }
+static size_t padded(int width) { return ((size_t)width + LANES - 1) / LANES * LANES; }
+
+static size_t pass_numbers(const Net *net, int vectors) {
+    size_t numbers = 0;
+    for (int l = 0; l < net->layers; l++) numbers += pairs_of(net->widths[l]) * (size_t)vectors * LANES;
+    return numbers + (size_t)net->widths[net->layers] * (size_t)vectors * LANES;
+}
+
+static size_t scratch_numbers(const Net *net, int vectors) {
+    const size_t widest = widest_of(net), rows = (size_t)vectors * LANES;
+    return 2 * (widest + 2) / 2 * rows + 2 * (widest + 1) * rows / 2 + (widest + 2) / 2 * widest +
+           rows / 2 * padded((int)widest) + 8 * LANES;
+}
+
+static Pass pass_of(const Net *net, int rows) {
+    Pass pass = {.rows = rows, .vectors = (rows + LANES - 1) / LANES};
+    for (int l = 0; l < net->layers; l++) pass.x[l] = take(pairs_of(net->widths[l]) * (size_t)pass.vectors * LANES);
+    pass.y = take((size_t)net->widths[net->layers] * (size_t)pass.vectors * LANES);
+    return pass;
+}
+
+static Scratch scratch_of(const Net *net, int vectors) {
+    const size_t widest = widest_of(net), rows = (size_t)vectors * LANES;
+    Scratch s;
+    for (int i = 0; i < 2; i++) s.pairs[i] = take((widest + 2) / 2 * rows);
+    for (int i = 0; i < 2; i++) s.rows[i] = take((widest + 1) * rows / 2);
+    s.weight = take((widest + 2) / 2 * widest);
+    s.input = take(rows / 2 * padded((int)widest));
+    return s;
+}
+
+static __mmask16 rows_in(const Pass *pass, int vector) {
+    const int left = pass->rows - vector * LANES;
+    return left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1);
+}
+
+#define FOR_BLOCKS(at, V, vectors) \
+    for (int at = 0, V = 0; V = (vectors) - at < MOST_VECTORS ? (vectors) - at : MOST_VECTORS, at < (vectors); at += V)
+
+/* Where the block from vector ``at`` on of numbers [i][vector][lane] begins. */
+#define BLOCK(numbers, height, at) ((numbers) + (size_t)(height) * (size_t)(at) * LANES)
+
+/* Rows [B][stride] of bfloat16 as columns ``column`` to ``column + width`` of x; ``column`` is even. */
+static void put_rows(const Pass *pass, uint32_t *x, int height, int column, const uint16_t *rows, int stride, int width) {
+    FOR_BLOCKS(at, V, pass->vectors)
+        for (int v = 0; v < V; v++) {
+            const int row = (at + v) * LANES, count = pass->rows - row < LANES ? pass->rows - row : LANES;
+            gather(BLOCK(x, height, at) + (size_t)column / 2 * V * LANES, V, v, rows + (size_t)row * stride,
+                   offsets_of(count, stride), width);
+        }
+}
+
+/* Numbers [i][row] as columns ``column`` to ``column + width``. */
+static void put_numbers(const Pass *pass, uint32_t *x, int height, int column, const float *numbers, int width) {
+    const size_t rows = (size_t)pass->vectors * LANES;
+    FOR_BLOCKS(at, V, pass->vectors)
+        for (int i = 0; i < width; i += 2)
+            for (int v = 0; v < V; v++) {
+                const float *even = numbers + (size_t)i * rows + (size_t)(at + v) * LANES;
+                _mm512_store_si512(BLOCK(x, height, at) + ((size_t)(column + i) / 2 * V + v) * LANES,
+                                   pair_of(_mm512_load_ps(even),
+                                           i + 1 < width ? _mm512_load_ps(even + rows) : _mm512_setzero_ps()));
+            }
+}
+
+/* O outputs of the last layer in float32: bfloat16 would round a Q of 25 to eighths. */
+INLINE void exact_tile(const int O, const Net *net, int o, int V, int v, const uint32_t *x, float *y, size_t rows) {
+    const int inputs = net->widths[net->layers - 1];
+    const float *weight = net->last_weight + (size_t)o * inputs;
+    __m512 sum[12][2];
+    UNROLL for (int i = 0; i < O; i++) sum[i][0] = all(net->last_bias[o + i]), sum[i][1] = _mm512_setzero_ps();
+    for (int k = 0; k < inputs; k += 2) {
+        const __m512i pair = _mm512_load_si512(x + ((size_t)k / 2 * V + v) * LANES);
+        const __m512 even = one_of(pair, 0), odd = one_of(pair, 1);
+        UNROLL for (int i = 0; i < O; i++) {
+            sum[i][0] = _mm512_fmadd_ps(even, all(weight[(size_t)i * inputs + k]), sum[i][0]);
+            if (k + 1 < inputs) sum[i][1] = _mm512_fmadd_ps(odd, all(weight[(size_t)i * inputs + k + 1]), sum[i][1]);
+        }
+    }
+    UNROLL for (int i = 0; i < O; i++)
+        _mm512_store_ps(y + (size_t)(o + i) * rows, _mm512_add_ps(sum[i][0], sum[i][1]));
+}
+
+/* All layers, from the input that lies in x[0] on. */
+static void forward(const Net *net, const Pass *pass) {
+    const int last = net->layers - 1, outputs = net->widths[net->layers];
+    const size_t rows = (size_t)pass->vectors * LANES;
+    FOR_BLOCKS(at, V, pass->vectors) {
+        for (int l = 0; l < last; l++) {
+            const Product product = layer_of(net, l, 0, net->widths[l], V,
+                                             BLOCK(pass->x[l], pairs_of(net->widths[l]), at), NULL);
+            multiply[V](&product, &(Then){.kind = RELU,
+                                          .pairs = BLOCK(pass->x[l + 1], pairs_of(net->widths[l + 1]), at)});
+        }
+        const uint32_t *x = BLOCK(pass->x[last], pairs_of(net->widths[last]), at);
+        for (int v = 0; v < V; v++) {
+            float *y = pass->y + (size_t)(at + v) * LANES;
+            int o = 0;
+            for (; o + 12 <= outputs; o += 12) exact_tile(12, net, o, V, v, x, y, rows);
+            for (; o + 4 <= outputs; o += 4) exact_tile(4, net, o, V, v, x, y, rows);
+            for (; o < outputs; o++) exact_tile(1, net, o, V, v, x, y, rows);
+        }
+    }
+}
+
+/* 16 vectors as the rows of a matrix become its columns. */
+INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* Two rows of bfloat16 as pairs: of the first sixteen columns, and of the next. */
+INLINE __m512i interleaved(__m512i a, __m512i b, int second) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    return _mm512_permutex2var_epi16(a, second ? _mm512_add_epi16(low, _mm512_set1_epi16(16)) : low, b);
+}
+
+/* A layer's input as pairs of rows, [row / 2][i]. */
+static void pair_rows(const Pass *pass, const uint32_t *x, int width, uint32_t *out) {
+    const int height = (int)pairs_of(width);
+    const size_t stride = padded(width);
+    FOR_BLOCKS(at, V, pass->vectors)
+        for (int v = 0; v < V; v++)
+            for (int p = 0; p < height; p += LANES) {
+                __m512i r[16];
+                UNROLL for (int i = 0; i < 16; i++)
+                    r[i] = p + i < height
+                               ? _mm512_load_si512(BLOCK(x, height, at) + ((size_t)(p + i) * V + v) * LANES)
+                               : _mm512_setzero_si512();
+                transpose(r);
+                UNROLL for (int i = 0; i < 16; i += 2) {
+                    uint32_t *to = out + ((size_t)(at + v) * LANES + i) / 2 * stride + 2 * (size_t)p;
+                    _mm512_store_si512(to, interleaved(r[i], r[i + 1], 0));
+                    if (2 * (size_t)p + LANES < stride) _mm512_store_si512(to + LANES, interleaved(r[i], r[i + 1], 1));
+                }
+            }
+}
+
+/* Columns ``column`` to ``column + width`` of W [o][i] as pairs of outputs, [o / 2][width]. */
+static void pair_outputs(const uint16_t *w, int outputs, int inputs, int column, int width, uint32_t *out) {
+    for (int o = 0; o < outputs; o += 2)
+        for (int i = 0; i < width; i += 2 * LANES) {
+            const int left = width - i;
+            const __mmask32 mask = left >= 32 ? 0xFFFFFFFFu : (1u << left) - 1;
+            const uint16_t *from = w + (size_t)o * inputs + column + i;
+            const __m512i a = _mm512_maskz_loadu_epi16(mask, from);
+            const __m512i b = o + 1 < outputs ? _mm512_maskz_loadu_epi16(mask, from + inputs) : _mm512_setzero_si512();
+            uint32_t *to = out + (size_t)o / 2 * width + i;
+            _mm512_mask_storeu_epi32(to, (__mmask16)mask, interleaved(a, b, 0));
+            _mm512_mask_storeu_epi32(to + LANES, (__mmask16)(mask >> 16), interleaved(a, b, 1));
+        }
+}
+
+/* The product that goes back through W, of which ``weight`` holds pairs of outputs: one output for each column. */
+static Product back_through(int outputs, int width, const uint32_t *weight, int V, const uint32_t *gradient) {
+    return (Product){.shared = (const uint16_t *)weight, .by_output = 2, .by_pair = 2 * (ptrdiff_t)width,
+                     .vectors = gradient, .vectors_by_pair = V * LANES, .pairs = (int)pairs_of(outputs),
+                     .outputs = width};
+}
+
+/* From the gradient float32[o][row] by the outputs to all parameters' (not where ``learn`` is 0) and, where
+   by_input is given, to that [i][row] by the input's columns from ``column`` on. */
+static void backward(const Net *net, const Pass *pass, Scratch *s, const float *gradient, int learn, int column,
+                     float *by_input) {
+    const size_t rows = (size_t)pass->vectors * LANES;
+    const int last = net->layers - 1, outputs = net->widths[net->layers];
+    put_numbers(pass, s->pairs[last % 2], (int)pairs_of(outputs), 0, gradient, outputs);
+    for (size_t i = 0; i < (size_t)outputs * rows; i += LANES)
+        _mm256_store_si256((__m256i *)(s->rows[last % 2] + i),
+                           (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(gradient + i)));
+    for (int l = last; l >= 0; l--) {
+        const int out = net->widths[l + 1], in = net->widths[l];
+        const uint32_t *pairs = s->pairs[l % 2];
+        const uint16_t *own = s->rows[l % 2];
+        if (learn) {
+            pair_rows(pass, pass->x[l], in, s->input);
+            FOR_BLOCKS(at, V, (int)(padded(in) / LANES)) {
+                const int left = in - (at + V - 1) * LANES;
+                const Product product = {.shared = own, .by_output = (ptrdiff_t)rows, .by_pair = 2,
+                                         .vectors = s->input + (size_t)at * LANES,
+                                         .vectors_by_pair = (ptrdiff_t)padded(in), .pairs = (int)(rows / 2),
+                                         .outputs = out};
+                multiply[V](&product, &(Then){.kind = LINEAR, .linear = net->gradients[2 * l] + at * LANES,
+                                              .by_output = in,
+                                              .last = left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1)});
+            }
+            for (int o = 0; o < out; o++) {
+                __m512 sum = _mm512_setzero_ps();
+                for (size_t row = 0; row < rows; row += LANES)
+                    sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(
+                        _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)(own + (size_t)o * rows + row))), 16)));
+                net->gradients[2 * l + 1][o] = _mm512_reduce_add_ps(sum);
+            }
+        }
+        if (l > 0) {
+            pair_outputs(net->weights[l], out, in, 0, in, s->weight);
+            FOR_BLOCKS(at, V, pass->vectors) {
+                const Product product = back_through(out, in, s->weight, V, BLOCK(pairs, pairs_of(out), at));
+                multiply[V](&product, &(Then){.kind = BACK, .pairs = BLOCK(s->pairs[(l - 1) % 2], pairs_of(in), at),
+                                              .activity = BLOCK(pass->x[l], pairs_of(in), at),
+                                              .rows = s->rows[(l - 1) % 2] + (size_t)at * LANES,
+                                              .by_output = (ptrdiff_t)rows});
+            }
+        } else if (by_input) {
+            const int width = in - column;
+            pair_outputs(net->weights[0], out, in, column, width, s->weight);
+            FOR_BLOCKS(at, V, pass->vectors) {
+                const Product product = back_through(out, width, s->weight, V, BLOCK(pairs, pairs_of(out), at));
+                multiply[V](&product, &(Then){.kind = LINEAR, .linear = by_input + (size_t)at * LANES,
+                                              .by_output = (ptrdiff_t)rows, .last = 0xFFFF});
+            }
+        }
+    }
+}
+
+/* A float32 of each row [B][width] at column i. */
+static __m512 column_of(const Pass *pass, const float *rows, int vector, int width, int i) {
+    const int row = vector * LANES, count = pass->rows - row < LANES ? pass->rows - row : LANES;
+    return _mm512_i32gather_ps(offsets_of(count, width), rows + (size_t)row * width + i, sizeof *rows);
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+/* D(s, z) [B][k] in bfloat16, for bfloat16 s [B][stride] and z [B][width]. 1 where there is no memory. */
+int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const uint16_t *z, int32_t batch, int32_t d,
+                  int32_t width, uint16_t *action) {
+    const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
+    if (!arena_of(4 * pass_numbers(decoder, vectors) + 64 * 16)) return 1;
+    const Pass pass = pass_of(decoder, batch);
+    const int height = (int)pairs_of(decoder->widths[0]);
+    put_rows(&pass, pass.x[0], height, 0, s, stride, d);
+    put_rows(&pass, pass.x[0], height, d, z, width, width);
+    forward(decoder, &pass);
+    const size_t rows = (size_t)vectors * LANES;
+    for (int i = 0; i < k; i++)
+        for (int at = 0; at < batch; at += LANES) {
+            uint16_t value[LANES];
+            _mm256_storeu_si256((__m256i *)value, (__m256i)_mm512_cvtneps_pbh(hyperbolic_tangent(
+                                                      _mm512_load_ps(pass.y + (size_t)i * rows + at))));
+            for (int lane = 0; lane < LANES && at + lane < batch; lane++)
+                action[(size_t)(at + lane) * k + i] = value[lane];
+        }
+    return 0;
+}
+
+/* Of eq. (3), as training.policies.batchrl_mtf.generator_gradient: into losses[2] the reconstruction's and KL. */
+int mtf_generator_gradient(const Net *encoder, const Net *decoder, const uint16_t *sa, const float *a,
+                           const float *noise, int32_t batch, int32_t d, float kl_weight, float *losses) {
+    const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
+    const int z = encoder->widths[encoder->layers] / 2;
+    const size_t rows = (size_t)vectors * LANES;
+    if (!arena_of(4 * (pass_numbers(encoder, vectors) + pass_numbers(decoder, vectors) +
+                       larger(scratch_numbers(encoder, vectors), scratch_numbers(decoder, vectors)) +
+                       (5 * (size_t)z + (size_t)k) * rows) + 64 * 64))
+        return 1;
+    const Pass to_z = pass_of(encoder, batch), to_a = pass_of(decoder, batch);
+    float *std = take((size_t)z * rows), *drawn = take((size_t)z * rows), *d_z = take((size_t)z * rows);
+    float *d_out = take(2 * (size_t)z * rows), *d_a = take((size_t)k * rows);
+    Scratch scratch = widest_of(encoder) > widest_of(decoder) ? scratch_of(encoder, vectors) : scratch_of(decoder, vectors);
+    put_rows(&to_z, to_z.x[0], (int)pairs_of(encoder->widths[0]), 0, sa, d + k, d + k);
+    forward(encoder, &to_z);
+    float *mean = to_z.y, *raw = to_z.y + (size_t)z * rows;
+    __m512 divergence = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    for (int i = 0; i < z; i++)
+        for (int v = 0; v < vectors; v++) {
+            const size_t at = (size_t)i * rows + (size_t)v * LANES;
+            const __m512 log_std = between(-4.0f, _mm512_load_ps(raw + at), 15.0f); /* the BCQ reference's bounds */
+            const __m512 m = _mm512_load_ps(mean + at), deviation = exponential(log_std);
+            const __m512 e = column_of(&to_z, noise, v, z, i);
+            _mm512_store_ps(std + at, deviation);
+            _mm512_store_ps(drawn + at, e);
+            _mm512_store_ps(d_z + at, _mm512_fmadd_ps(deviation, e, m)); /* z, until its gradient is here */
+            __m512 term = _mm512_fmadd_ps(all(2.0f), log_std, all(1.0f));
+            term = _mm512_fnmadd_ps(m, m, term);
+            term = _mm512_fnmadd_ps(deviation, deviation, term);
+            divergence = _mm512_mask_add_ps(divergence, rows_in(&to_z, v), divergence, term);
+        }
+    const int height = (int)pairs_of(decoder->widths[0]);
+    put_rows(&to_a, to_a.x[0], height, 0, sa, d + k, d);
+    put_numbers(&to_a, to_a.x[0], height, d, d_z, z);
+    forward(decoder, &to_a);
+    const float numbers = (float)batch * (float)k;
+    for (int i = 0; i < k; i++)
+        for (int v = 0; v < vectors; v++) {
+            const size_t at = (size_t)i * rows + (size_t)v * LANES;
+            const __m512 rebuilt = hyperbolic_tangent(_mm512_load_ps(to_a.y + at));
+            const __m512 error = _mm512_maskz_sub_ps(rows_in(&to_a, v), rebuilt, column_of(&to_a, a, v, k, i));
+            squares = _mm512_fmadd_ps(error, error, squares);
+            const __m512 slope = _mm512_fnmadd_ps(rebuilt, rebuilt, all(1.0f));
+            _mm512_store_ps(d_a + at, _mm512_mul_ps(_mm512_mul_ps(error, all(2.0f / numbers)), slope));
+        }
+    backward(decoder, &to_a, &scratch, d_a, 1, d, d_z);
+    const float weight = kl_weight / ((float)batch * (float)z);
+    for (int i = 0; i < z; i++)
+        for (int v = 0; v < vectors; v++) {
+            const size_t at = (size_t)i * rows + (size_t)v * LANES;
+            const __mmask16 in = rows_in(&to_z, v);
+            const __m512 deviation = _mm512_load_ps(std + at), by_z = _mm512_load_ps(d_z + at);
+            const __m512 wide = _mm512_fmsub_ps(deviation, deviation, all(1.0f));
+            const __m512 by_log_std = _mm512_fmadd_ps(
+                by_z, _mm512_mul_ps(_mm512_load_ps(drawn + at), deviation), _mm512_mul_ps(all(weight), wide));
+            const __m512 log_std = _mm512_load_ps(raw + at);
+            const __mmask16 free_of_bounds = _mm512_cmp_ps_mask(log_std, between(-4.0f, log_std, 15.0f), _CMP_EQ_OQ);
+            _mm512_store_ps(d_out + at, _mm512_maskz_fmadd_ps(in, all(weight), _mm512_load_ps(mean + at), by_z));
+            _mm512_store_ps(d_out + (size_t)z * rows + at, _mm512_maskz_mov_ps(in & free_of_bounds, by_log_std));
+        }
+    backward(encoder, &to_z, &scratch, d_out, 1, 0, NULL);
+    losses[0] = _mm512_reduce_add_ps(squares) / numbers;
+    losses[1] = -0.5f * _mm512_reduce_add_ps(divergence) / ((float)batch * (float)z);
+    return 0;
+}
+
+/* Of eq. (5), as training.policies.batchrl_mtf.perturbation_gradient: into value[1] the mean of Q_1. */
+int mtf_perturbation_gradient(const Net *perturbation, const Net *critic, const uint16_t *s, int32_t stride,
+                              const uint16_t *a, int32_t batch, int32_t d, float rho, float *value) {
+    const int vectors = (batch + LANES - 1) / LANES, k = perturbation->widths[perturbation->layers];
+    const size_t rows = (size_t)vectors * LANES;
+    if (!arena_of(4 * (pass_numbers(perturbation, vectors) + pass_numbers(critic, vectors) +
+                       larger(scratch_numbers(perturbation, vectors), scratch_numbers(critic, vectors)) +
+                       (3 * (size_t)k + 1) * rows) + 64 * 64))
+        return 1;
+    const Pass to_xi = pass_of(perturbation, batch), to_q = pass_of(critic, batch);
+    float *moved = take((size_t)k * rows), *within = take((size_t)k * rows), *d_a = take((size_t)k * rows);
+    float *d_q = take(rows);
+    Scratch scratch =
+        widest_of(perturbation) > widest_of(critic) ? scratch_of(perturbation, vectors) : scratch_of(critic, vectors);
+    const int height = (int)pairs_of(d + k);
+    put_rows(&to_xi, to_xi.x[0], height, 0, s, stride, d);
+    put_rows(&to_xi, to_xi.x[0], height, d, a, k, k);
+    forward(perturbation, &to_xi);
+    FOR_BLOCKS(at, V, vectors)
+        for (int i = 0; i < k; i++)
+            for (int v = 0; v < V; v++) {
+                const size_t to = (size_t)i * rows + (size_t)(at + v) * LANES;
+                const uint32_t *pair = BLOCK(to_xi.x[0], height, at) + ((size_t)(d + i) / 2 * V + v) * LANES;
+                const __m512 xi = hyperbolic_tangent(_mm512_load_ps(to_xi.y + to));
+                const __m512 sum = _mm512_fmadd_ps(all(rho), xi, one_of(_mm512_load_si512(pair), i % 2));
+                _mm512_store_ps(to_xi.y + to, xi);
+                _mm512_store_ps(moved + to, sum);
+                _mm512_store_ps(within + to, between(-1.0f, sum, 1.0f));
+            }
+    put_rows(&to_q, to_q.x[0], height, 0, s, stride, d);
+    put_numbers(&to_q, to_q.x[0], height, d, within, k);
+    forward(critic, &to_q);
+    __m512 sum = _mm512_setzero_ps();
+    for (int v = 0; v < vectors; v++) {
+        const __mmask16 in = rows_in(&to_q, v);
+        sum = _mm512_mask_add_ps(sum, in, sum, _mm512_load_ps(to_q.y + (size_t)v * LANES));
+        _mm512_store_ps(d_q + (size_t)v * LANES, _mm512_maskz_mov_ps(in, all(-1.0f / (float)batch)));
+    }
+    backward(critic, &to_q, &scratch, d_q, 0, d, d_a);
+    for (size_t at = 0; at < (size_t)k * rows; at += LANES) {
+        const __m512 xi = _mm512_load_ps(to_xi.y + at);
+        const __mmask16 inside = _mm512_cmp_ps_mask(_mm512_load_ps(moved + at), _mm512_load_ps(within + at), _CMP_EQ_OQ);
+        const __m512 slope = _mm512_mul_ps(all(rho), _mm512_fnmadd_ps(xi, xi, all(1.0f)));
+        _mm512_store_ps(d_a + at, _mm512_maskz_mul_ps(inside, _mm512_load_ps(d_a + at), slope));
+    }
+    backward(perturbation, &to_xi, &scratch, d_a, 1, 0, NULL);
+    value[0] = _mm512_reduce_add_ps(sum) / (float)batch;
+    return 0;
+}
+
+/* Of eq. (6) for one critic, as training.policies.batchrl_mtf.critic_gradient: into losses[2] it and the mean of Q. */
+int mtf_critic_gradient(const Net *critic, const uint16_t *sa, const float *y, int32_t batch, float *losses) {
+    const int vectors = (batch + LANES - 1) / LANES;
+    const size_t rows = (size_t)vectors * LANES;
+    if (!arena_of(4 * (pass_numbers(critic, vectors) + scratch_numbers(critic, vectors) + rows) + 64 * 64)) return 1;
+    const Pass pass = pass_of(critic, batch);
+    float *d_q = take(rows);
+    Scratch scratch = scratch_of(critic, vectors);
+    put_rows(&pass, pass.x[0], (int)pairs_of(critic->widths[0]), 0, sa, critic->widths[0], critic->widths[0]);
+    forward(critic, &pass);
+    __m512 squares = _mm512_setzero_ps(), sum = _mm512_setzero_ps();
+    for (int v = 0; v < vectors; v++) {
+        const __mmask16 in = rows_in(&pass, v);
+        const __m512 q = _mm512_load_ps(pass.y + (size_t)v * LANES);
+        const __m512 error = _mm512_maskz_sub_ps(in, q, _mm512_maskz_loadu_ps(in, y + (size_t)v * LANES));
+        squares = _mm512_fmadd_ps(error, error, squares);
+        sum = _mm512_mask_add_ps(sum, in, sum, q);
+        _mm512_store_ps(d_q + (size_t)v * LANES, _mm512_mul_ps(error, all(2.0f / (float)batch)));
+    }
+    backward(critic, &pass, &scratch, d_q, 1, 0, NULL);
+    losses[0] = _mm512_reduce_add_ps(squares) / (float)batch;
+    losses[1] = _mm512_reduce_add_ps(sum) / (float)batch;
+    return 0;
+}
+
+int mtf_has_kernels(void) {
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+#else /* another processor, or a compiler that does not know this one */
+
+int mtf_has_kernels(void) { return 0; }
+
+#endif

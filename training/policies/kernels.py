@@ -1,0 +1,149 @@
+"""The parts of a step by the compiled ``kernels.c``, where the processor multiplies bfloat16.
+
+As operations of PyTorch half of a step's time goes into what lies between its products. ``make install``
+compiles the file; without a C compiler, on another processor and in another precision the parts are
+:class:`training.policies.parts.Parts`, which compute the same up to rounding.
+"""
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.policies.parts import Nets, Parts
+from training.policies.passes import Net
+
+_MOST_LAYERS = 8  # of kernels.c, as is the order of all fields and arguments
+_LANES = 16
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+_FUNCTIONS = {
+    "next_values": [*[_POINTER] * 6, *[_INT] * 4, _FLOAT, _INT, _POINTER],
+    "generated": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER],
+    "generator_gradient": [*[_POINTER] * 5, _INT, _INT, _FLOAT, _POINTER],
+    "perturbation_gradient": [*[_POINTER] * 3, _INT, _POINTER, _INT, _INT, _FLOAT, _POINTER],
+    "critic_gradient": [*[_POINTER] * 3, _INT, _POINTER],
+}
+
+
+class _Net(ctypes.Structure):
+    _fields_ = (
+        ("layers", _INT),
+        ("widths", _INT * (_MOST_LAYERS + 1)),
+        ("weights", _POINTER * _MOST_LAYERS),
+        ("biases", _POINTER * _MOST_LAYERS),
+        ("last_weight", _POINTER),
+        ("last_bias", _POINTER),
+        ("gradients", _POINTER * (2 * _MOST_LAYERS)),
+    )
+
+
+def _library() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_kernels{suffix}")
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            if not library.mtf_has_kernels():
+                return None
+            for name, arguments in _FUNCTIONS.items():
+                getattr(library, f"mtf_{name}").argtypes = arguments
+            return library
+    return None
+
+
+_LIBRARY = _library()
+
+
+class Kernels(Parts):
+    """The parts, each one call without the interpreter's lock. All tensors are contiguous, but for s."""
+
+    exact_gradients = True
+    in_eight = True
+
+    def __init__(self, nets: Nets) -> None:
+        super().__init__(nets)
+        described = (_described(net) for net in nets)
+        self._kept = Nets(*described)  # a kernel reads them
+        self._at = Nets(*(ctypes.addressof(net) for net in self._kept))
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def generated(self, s: Tensor, z: Tensor) -> Tensor:
+        a = torch.empty(len(s), self._kept.perturbation.widths[self._kept.perturbation.layers], dtype=s.dtype)
+        shape = len(s), s.shape[1], z.shape[1]
+        _call("generated", self._at.decoder, s.data_ptr(), s.stride(0), z.data_ptr(), *shape, a.data_ptr())
+        return a
+
+    def next_values(self, s: Tensor, x: Tensor, rho: float, frozen: bool) -> Tensor:
+        """The states are shared among PyTorch's threads; what comes out does not depend on how many they are."""
+        best = torch.empty(len(s))
+        at = self._at
+        nets = None if frozen else at.decoder, at.target_perturbation, at.target_first, at.target_second
+
+        def compute(part: slice) -> None:
+            shape = len(s[part]), s.shape[1], *x.shape[1:]
+            pointers = s[part].data_ptr(), x[part].data_ptr()
+            _call("next_values", *nets, *pointers, *shape, rho, self.in_eight, best[part].data_ptr())
+
+        threads = min(torch.get_num_threads(), -(-len(s) // _LANES))
+        if threads <= 1:
+            compute(slice(None))
+            return best
+        if self._pool is None or self._pool[0] < threads:
+            self._pool = threads, ThreadPoolExecutor(threads, "kernels")
+        rows = -(-len(s) // threads)
+        list(self._pool[1].map(compute, (slice(start, start + rows) for start in range(0, len(s), rows))))
+        return best
+
+    def generator_gradient(
+        self, sa: Tensor, a: Tensor, noise: Tensor, kl_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        losses = torch.empty(2)
+        pointers = sa.data_ptr(), a.data_ptr(), noise.data_ptr()
+        shape = len(sa), sa.shape[1] - a.shape[1]
+        nets = self._at.encoder, self._at.decoder
+        _call("generator_gradient", *nets, *pointers, *shape, kl_weight, losses.data_ptr())
+        return losses[0], losses[1]
+
+    def perturbation_gradient(self, s: Tensor, a: Tensor, rho: float) -> Tensor:
+        q = torch.empty(())
+        pointers = s.data_ptr(), s.stride(0), a.data_ptr()
+        nets = self._at.perturbation, self._at.first
+        _call("perturbation_gradient", *nets, *pointers, *s.shape, rho, q.data_ptr())
+        return q
+
+    def critic_gradient(self, j: int, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        losses = torch.empty(2)
+        net = self._at.second if j else self._at.first
+        _call("critic_gradient", net, sa.data_ptr(), y.data_ptr(), len(sa), losses.data_ptr())
+        return losses[0], losses[1]
+
+
+def parts_of(nets: Nets) -> Parts:
+    """The parts of these nets: compiled ones where there are any for them and for this processor."""
+    inputs = nets.first.weights[0].shape[1] - nets.perturbation.weights[-1].shape[0]
+    fits = inputs % 2 == 0 and all(  # a pair of bfloat16 is not half state and half action
+        net.weights[0].dtype == torch.bfloat16
+        and net.weights[0].is_cpu
+        and 2 <= len(net.weights) <= _MOST_LAYERS
+        for net in nets
+    )
+    return Kernels(nets) if fits and _LIBRARY is not None else Parts(nets)
+
+
+def _call(name: str, *arguments: float | None) -> None:
+    if getattr(_LIBRARY, f"mtf_{name}")(*arguments):
+        raise MemoryError(f"no memory for what lies between the layers ({name})")
+
+
+def _described(net: Net) -> _Net:
+    described = _Net(layers=len(net.weights))
+    described.widths[0] = net.weights[0].shape[1]
+    for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+        described.widths[layer + 1] = weight.shape[0]
+        described.weights[layer], described.biases[layer] = weight.data_ptr(), bias.data_ptr()
+    described.last_weight, described.last_bias = net.exact_weight.data_ptr(), net.exact_bias.data_ptr()
+    for at, gradient in enumerate(net.exact_gradients):
+        described.gradients[at] = gradient.data_ptr()
+    return described
