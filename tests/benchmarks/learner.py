@@ -35,6 +35,7 @@ WIDTHS = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # of our settings; the first is the default
     "default": {},
+    "bfloat16": {"precision": "bfloat16"},
     "float32": {"precision": "float32"},
     "frozen generator": {"freeze_generator_after": 1},
 }

@@ -228,10 +228,11 @@ class LearnerSettings(Section):
         description="steps after which the generator is fixed and each state keeps its n actions; none "
         "trains it throughout, as the paper and BCQ do (ours)",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); auto is "
-        "bfloat16 where the processor multiplies it in hardware (ours)",
+        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); int8 is "
+        "bfloat16 with 8 bits in the hidden layers of the candidates at s'; auto is the shortest that the "
+        "processor multiplies in hardware (ours)",
     )
     generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")

@@ -110,7 +110,6 @@ class BatchRLMTF(Learner):
         self.lanes = Lanes(self.device)
         self._pool: Tensor | None = None
         self._ahead: Ahead | None = None
-        self._parts: Parts | None = None
         self.dtype = training_dtype(settings, self.device)
         self.generator = self.add(
             "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
@@ -124,22 +123,22 @@ class BatchRLMTF(Learner):
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
         self.target_critics = self.add_target("target_critics", self.critics)
         self.flatten(self.dtype)
+        self.parts = self._parts()
 
     def __deepcopy__(self, memo: dict) -> "BatchRLMTF":
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        # not what was done ahead: its gradient lies in the generator, whose copy has none; nor the parts, which
-        # know where these parameters lie
-        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None, "_parts": None}, memo))
+        # not what was done ahead, as its gradient lies in the generator, whose copy has none; nor the parts,
+        # which know where the parameters lie
+        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None, "parts": None}, memo))
+        other.parts = other._parts()
         return other
 
-    @property
-    def parts(self) -> Parts:
-        """The parts of a step, by the fastest means that this processor and these networks allow."""
-        if self._parts is None:
-            names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
-            self._parts = parts_of(Nets(*(net for name in names for net in self.flat[name].nets)))
-        return self._parts
+    def _parts(self) -> Parts:
+        """Of a step, by the fastest means that this processor and these networks allow."""
+        names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
+        nets = Nets(*(net for name in names for net in self.flat[name].nets))
+        return parts_of(nets, self.settings.precision)
 
     def noise_of(self, step: int) -> torch.Generator:
         """The noise of a step depends on seed and step number alone: the next one can be prepared early."""

@@ -103,6 +103,11 @@ INLINE __m512 between(float low, __m512 x, float high) {
     return _mm512_max_ps(all(low), _mm512_min_ps(all(high), x));
 }
 
+/* Of what is not negative; NaN is the largest. */
+INLINE __m512 largest_of(__m512 a, __m512 b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(_mm512_abs_ps(b))));
+}
+
 /* Products. */
 
 /* sum[o][v] = start + what the pairs k of both factors make */
@@ -144,7 +149,7 @@ INLINE void finish(const int V, const int O, __m512 sum[16][MOST_VECTORS], int o
     case RELU:
         if (then->most)
             UNROLL for (int i = 0; i < O; i++)
-                UNROLL for (int v = 0; v < V; v++) then->most[v] = _mm512_max_ps(then->most[v], sum[i][v]);
+                UNROLL for (int v = 0; v < V; v++) then->most[v] = largest_of(then->most[v], _mm512_max_ps(zero, sum[i][v]));
         UNROLL for (int i = 0; i < O; i += 2)
             UNROLL for (int v = 0; v < V; v++)
                 _mm512_store_si512(then->pairs + ((size_t)(o + i) / 2 * V + v) * LANES,
@@ -339,7 +344,7 @@ static void round_weights(const Net *net, int l, const Eight *eight) {
 static void round_activations(int V, int width, const uint32_t *pairs, const __m512 *most, uint32_t *out, __m512 *scales) {
     __m512 by[MOST_VECTORS];
     for (int v = 0; v < V; v++) {
-        const __m512 largest = _mm512_max_ps(most[v], all(1e-30f));
+        const __m512 largest = _mm512_max_ps(all(1e-30f), most[v]);
         scales[v] = _mm512_mul_ps(largest, all(1.0f / 254.0f)); /* rounded to bfloat16 it may be a bit more */
         by[v] = _mm512_div_ps(all(254.0f), largest);
     }
@@ -563,26 +568,34 @@ static __mmask16 rows_in(const Pass *pass, int vector) {
 /* Where the block from vector ``at`` on of numbers [i][vector][lane] begins. */
 #define BLOCK(numbers, height, at) ((numbers) + (size_t)(height) * (size_t)(at) * LANES)
 
-/* Rows [B][stride] of bfloat16 as columns ``column`` to ``column + width`` of x; ``column`` is even. */
+/* Rows [B][stride] of bfloat16 as columns ``column`` to ``column + width`` of x, those before being there. */
 static void put_rows(const Pass *pass, uint32_t *x, int height, int column, const uint16_t *rows, int stride, int width) {
+    const int shared = column % 2; /* the first one is half of a pair */
     FOR_BLOCKS(at, V, pass->vectors)
         for (int v = 0; v < V; v++) {
             const int row = (at + v) * LANES, count = pass->rows - row < LANES ? pass->rows - row : LANES;
-            gather(BLOCK(x, height, at) + (size_t)column / 2 * V * LANES, V, v, rows + (size_t)row * stride,
-                   offsets_of(count, stride), width);
+            const uint16_t *from = rows + (size_t)row * stride;
+            uint32_t *to = BLOCK(x, height, at) + (size_t)(column / 2) * V * LANES;
+            if (shared) {
+                for (int lane = 0; lane < LANES; lane++)
+                    to[v * LANES + lane] |= (uint32_t)from[(lane < count ? lane : count - 1) * stride] << 16;
+                to += V * LANES;
+            }
+            gather(to, V, v, from + shared, offsets_of(count, stride), width - shared);
         }
 }
 
-/* Numbers [i][row] as columns ``column`` to ``column + width``. */
+/* The same of numbers [i][row]. */
 static void put_numbers(const Pass *pass, uint32_t *x, int height, int column, const float *numbers, int width) {
     const size_t rows = (size_t)pass->vectors * LANES;
     FOR_BLOCKS(at, V, pass->vectors)
-        for (int i = 0; i < width; i += 2)
+        for (int i = -(column % 2); i < width; i += 2)
             for (int v = 0; v < V; v++) {
-                const float *even = numbers + (size_t)i * rows + (size_t)(at + v) * LANES;
-                _mm512_store_si512(BLOCK(x, height, at) + ((size_t)(column + i) / 2 * V + v) * LANES,
-                                   pair_of(_mm512_load_ps(even),
-                                           i + 1 < width ? _mm512_load_ps(even + rows) : _mm512_setzero_ps()));
+                const float *even = numbers + (ptrdiff_t)i * (ptrdiff_t)rows + (ptrdiff_t)(at + v) * LANES;
+                uint32_t *to = BLOCK(x, height, at) + ((size_t)(column + i) / 2 * V + v) * LANES;
+                _mm512_store_si512(
+                    to, pair_of(i < 0 ? one_of(_mm512_load_si512(to), 0) : _mm512_load_ps(even),
+                                i + 1 < width ? _mm512_load_ps(even + rows) : _mm512_setzero_ps()));
             }
 }
 
@@ -877,9 +890,9 @@ int mtf_perturbation_gradient(const Net *perturbation, const Net *critic, const 
         for (int i = 0; i < k; i++)
             for (int v = 0; v < V; v++) {
                 const size_t to = (size_t)i * rows + (size_t)(at + v) * LANES;
-                const uint32_t *pair = BLOCK(to_xi.x[0], height, at) + ((size_t)(d + i) / 2 * V + v) * LANES;
+                const uint32_t *pair = BLOCK(to_xi.x[0], height, at) + ((size_t)(d + i) / 2 * V + v) * LANES; /* of a */
                 const __m512 xi = hyperbolic_tangent(_mm512_load_ps(to_xi.y + to));
-                const __m512 sum = _mm512_fmadd_ps(all(rho), xi, one_of(_mm512_load_si512(pair), i % 2));
+                const __m512 sum = _mm512_fmadd_ps(all(rho), xi, one_of(_mm512_load_si512(pair), (d + i) % 2));
                 _mm512_store_ps(to_xi.y + to, xi);
                 _mm512_store_ps(moved + to, sum);
                 _mm512_store_ps(within + to, between(-1.0f, sum, 1.0f));

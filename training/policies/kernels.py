@@ -13,8 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.contract.errors import SettingsError
+from training.contract.settings import LearnerSettings
 from training.policies.parts import Nets, Parts
 from training.policies.passes import Net
+from training.policies.products import training_dtype
 
 _MOST_LAYERS = 8  # of kernels.c, as is the order of all fields and arguments
 _LANES = 16
@@ -60,10 +63,11 @@ class Kernels(Parts):
     """The parts, each one call without the interpreter's lock. All tensors are contiguous, but for s."""
 
     exact_gradients = True
-    in_eight = True
 
-    def __init__(self, nets: Nets) -> None:
+    def __init__(self, nets: Nets, in_eight: bool) -> None:
+        """``in_eight``: hidden layers of the candidates, but the first ones, by integers of eight bits."""
         super().__init__(nets)
+        self.in_eight = in_eight
         described = (_described(net) for net in nets)
         self._kept = Nets(*described)  # a kernel reads them
         self._at = Nets(*(ctypes.addressof(net) for net in self._kept))
@@ -76,7 +80,7 @@ class Kernels(Parts):
         return a
 
     def next_values(self, s: Tensor, x: Tensor, rho: float, frozen: bool) -> Tensor:
-        """The states are shared among PyTorch's threads; what comes out does not depend on how many they are."""
+        """PyTorch's threads share the states; what comes out does not depend on how many they are."""
         best = torch.empty(len(s))
         at = self._at
         nets = None if frozen else at.decoder, at.target_perturbation, at.target_first, at.target_second
@@ -120,16 +124,33 @@ class Kernels(Parts):
         return losses[0], losses[1]
 
 
-def parts_of(nets: Nets) -> Parts:
-    """The parts of these nets: compiled ones where there are any for them and for this processor."""
-    inputs = nets.first.weights[0].shape[1] - nets.perturbation.weights[-1].shape[0]
-    fits = inputs % 2 == 0 and all(  # a pair of bfloat16 is not half state and half action
+def parts_of(nets: Nets, precision: str) -> Parts:
+    """The parts of these nets by the fastest means that there are for them, in ``learner.precision``.
+
+    Raises :class:`SettingsError` for int8 where that needs a kernel that is not there.
+    """
+    fits = all(
         net.weights[0].dtype == torch.bfloat16
         and net.weights[0].is_cpu
         and 2 <= len(net.weights) <= _MOST_LAYERS
         for net in nets
     )
-    return Kernels(nets) if fits and _LIBRARY is not None else Parts(nets)
+    if fits and _LIBRARY is not None:
+        return Kernels(nets, in_eight=precision != "bfloat16")
+    if precision == "int8":
+        raise SettingsError(
+            "learner.precision: int8 needs a processor with AVX-512 for bfloat16 and int8, the compiled "
+            f"training/policies/kernels.c, device cpu, and nets of 2 to {_MOST_LAYERS} layers"
+        )
+    return Parts(nets)
+
+
+def arithmetic(settings: LearnerSettings, device: torch.device) -> str:
+    """What :func:`parts_of` computes in, and whether by kernels, for the lineage of a model."""
+    dtype = str(training_dtype(settings, device)).removeprefix("torch.")
+    if dtype != "bfloat16" or device.type != "cpu" or _LIBRARY is None:
+        return dtype
+    return f"{'bfloat16' if settings.precision == 'bfloat16' else 'int8'}, compiled"
 
 
 def _call(name: str, *arguments: float | None) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from training.contract.settings import Settings
+from training.policies.kernels import arithmetic
 from training.policies.learner import device
-from training.policies.products import training_dtype
 from training.trajectories import Trajectories
 
 _SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
@@ -42,7 +42,7 @@ def code_sha256() -> str:
     """Of the sources that turn transitions into weights: a changed learner must not resume an old one."""
     here = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in [*sorted(here.glob("*.py")), here.parent / "trajectories.py"]:
+    for path in [*sorted(here.glob("*.py")), *sorted(here.glob("*.c")), here.parent / "trajectories.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -68,7 +68,7 @@ def describe(
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "precision": str(training_dtype(settings.learner, device(settings.learner))),
+        "precision": arithmetic(settings.learner, device(settings.learner)),
     }
 
 

@@ -1,7 +1,7 @@
 """The parts of BatchRL-MTF's step: its equations and their derivatives on the explicit passes.
 
-Letters are :mod:`training.policies.batchrl_mtf`'s; ``d_x`` is the loss's derivative by x. s, a, sa = (s, a), z
-and x are [B, ·] in the precision of the products.
+Letters are :mod:`training.policies.batchrl_mtf`'s; ``d_x`` is the loss's derivative by x. s, a, sa = (s, a),
+z and x are [B, ·] in the precision of the products.
 """
 
 from typing import NamedTuple
@@ -113,7 +113,7 @@ def critic_gradient(critic: Net, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 
 class Parts:
-    """The parts by PyTorch, on any device and in any precision, for nets whose parameters stay in their place."""
+    """The parts by PyTorch, on any device and in any precision; the nets' parameters stay where they are."""
 
     exact_gradients = False  # whether gradients are left in float32 at once
 

@@ -13,7 +13,8 @@ SMALL = Path(__file__).with_name("small.yaml")
 
 
 @pytest.mark.slow
-def test_bfloat16_candidates_bring_the_same_return(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "auto"])
+def test_lower_precision_brings_the_same_return(tmp_path: Path, precision: str) -> None:
     """Paired by session, over three logs; the interval must lie within 2 % of the return, around 0."""
     values = yaml.safe_load(SMALL.read_text()) | {
         "seeds": [1, 2, 3],
@@ -23,7 +24,7 @@ def test_bfloat16_candidates_bring_the_same_return(tmp_path: Path) -> None:
         "columns": ["session_return"],
         "methods": [
             {"name": name, "kind": "learner", "learner": {"precision": name}}
-            for name in ("float32", "bfloat16")
+            for name in ("float32", precision)
         ],
     }
     values["settings"]["world"] = {"users": 600, "items": 1_000, "requests_per_day": 1_500}
@@ -47,7 +48,7 @@ def test_bfloat16_candidates_bring_the_same_return(tmp_path: Path) -> None:
         )
         return np.stack([np.load(file, allow_pickle=False)["session_return"] for file in files])
 
-    exact, rough = returns("float32"), returns("bfloat16")
+    exact, rough = returns("float32"), returns(precision)
     assert (exact != rough).any()  # they are not the same policy
     difference = (rough - exact).mean(axis=1)
     half = 1.96 * (rough - exact).std() / np.sqrt(exact.size)

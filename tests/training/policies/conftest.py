@@ -13,8 +13,9 @@ D, K, N = 5, 3, 200
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread_and_seed() -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_a_tasks_error_is_raised_when_what_was_begun_has_ended(failing, threads)
         assert lanes.run({"a": lambda _: 3, "b": lambda _: 4}) == {"a": 3, "b": 4}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "auto"])
 def test_a_learner_learns_the_same_in_one_lane_and_in_two(precision, random_transitions, small):
     data, learnt = random_transitions(), []
     settings = small(precision=precision, freeze_generator_after=7, batch_size=40)
