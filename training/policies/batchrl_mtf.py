@@ -21,16 +21,14 @@ from torch import Tensor, nn
 
 from training.policies.kernels import parts_of
 from training.policies.lanes import Lanes, Results
-from training.policies.learner import Batch, Learner
+from training.policies.learner import Learner
 from training.policies.networks import StateMLP
-from training.policies.parts import Nets, Parts
+from training.policies.parts import Nets, Noise, Parts, Rows
 from training.policies.products import training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 _CHOSEN_ON, _CHOSEN_PART = 1_024, 128  # states that serving latents are chosen on, and at once
 _ENCODER, _DECODER = 0, 1  # of the generator's nets
-_ROUNDED = 8  # a multiple of which is the number of s' with candidates
-_NOISE = 15_485_863  # between the seeds of two steps
 
 
 class Generator(nn.Module):
@@ -74,11 +72,8 @@ class Drawn(NamedTuple):
     """What a step takes from the data and its seed alone, in the precision of the products."""
 
     step: int
-    batch: Batch
-    sa: Tensor  # [B, d + k]
-    on: Tensor  # int64[M]: the rows whose Q' counts, and few others
-    next_s: Tensor  # [M, d]
-    source: torch.Generator  # of the noise, drawn in this order
+    of: Rows
+    source: Noise  # of the noise, drawn in this order
     noise: Tensor | None  # float32[B, z] of the generator's z, eq. (3); not where it is frozen
 
 
@@ -140,28 +135,10 @@ class BatchRLMTF(Learner):
         nets = Nets(*(net for name in names for net in self.flat[name].nets))
         return parts_of(nets, self.settings.precision)
 
-    def noise_of(self, step: int) -> torch.Generator:
-        """The noise of a step depends on seed and step number alone: the next one can be prepared early."""
-        return torch.Generator(self.device).manual_seed(self.seed + _NOISE * (step + 1))
-
     def frozen(self, step: int) -> bool:
         """Whether the generator is not trained in this step."""
         after = self.settings.freeze_generator_after
         return after is not None and step >= after
-
-    @staticmethod
-    def bootstrapped(done: Tensor) -> Tensor:
-        """Rows [M] of the transitions whose Q' counts, and of a few more: kernels are made for each M."""
-        count = _ROUNDED * max(1, -(-int((done < 1.0).sum()) // _ROUNDED))
-        return torch.argsort(done, stable=True)[: min(len(done), count)]
-
-    def _normal(self, noise: torch.Generator, *shape: int) -> Tensor:
-        return torch.randn(*shape, self.latent, generator=noise, device=self.device)
-
-    def _latents(self, noise: torch.Generator, *shape: int) -> Tensor:
-        """z ~ N(0, I), clipped as when the policy generates actions."""
-        clip = self.settings.latent_clip
-        return self._normal(noise, *shape).clamp_(-clip, clip)
 
     @torch.no_grad()
     def _candidates(self) -> Tensor:
@@ -171,9 +148,10 @@ class BatchRLMTF(Learner):
         """
         if self._pool is None:
             noise = torch.Generator(self.device).manual_seed(self.seed + 2)
-            pools = []
+            pools, clip = [], self.settings.latent_clip
             for states in self.data.next_states.split(_POOL_PART):
-                z = self._latents(noise, len(states), self.settings.candidates)
+                shape = len(states), self.settings.candidates, self.latent
+                z = torch.randn(shape, generator=noise, device=self.device).clamp_(-clip, clip)
                 pools.append(self.generator.decode(self.standardised(states), z))
             self._pool = torch.cat(pools)
         return self._pool
@@ -193,9 +171,9 @@ class BatchRLMTF(Learner):
         exact = parts.exact_gradients
         with self.lanes as lanes:
             (now, following), latents, losses = self._ahead or self._look_ahead()
-            frozen, sa, r = now.noise is None, now.sa, now.batch.r
-            s = sa[:, : now.next_s.shape[1]]
-            pool, half = self._candidates() if frozen else None, len(now.on) // 2
+            frozen, sa, r, on, next_s = now.noise is None, now.of.sa, now.of.r, now.of.on, now.of.next_s
+            s = sa[:, : next_s.shape[1]]
+            pool, half = self._candidates() if frozen else None, len(on) // 2
 
             def decode(_: Results) -> None:
                 if not frozen:
@@ -204,11 +182,11 @@ class BatchRLMTF(Learner):
             # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
             def values(result: Results, part: slice) -> Tensor:
                 if frozen:
-                    x = pool.index_select(0, now.batch.rows[now.on[part]]).to(self.dtype)
+                    x = pool.index_select(0, now.of.rows[on[part]]).to(self.dtype)
                 else:
                     x = latents.next[part]
                 result("decoder")
-                return parts.next_values(now.next_s[part], x, rho, frozen)
+                return parts.next_values(next_s[part], x, rho, frozen)
 
             # P, then Q: both gradients are of the weights before
             def perturb(result: Results) -> Tensor:
@@ -226,8 +204,8 @@ class BatchRLMTF(Learner):
             # y = r + γ (1 − done) of that
             def target(result: Results) -> Tensor:
                 next_q = torch.cat([result("first values"), result("second values")])
-                next_q = torch.zeros_like(r).index_copy_(0, now.on, next_q)
-                return r + settings.gamma * (1.0 - now.batch.done) * next_q
+                next_q = torch.zeros_like(r).index_copy_(0, on, next_q)
+                return r + settings.gamma * (1.0 - now.of.done) * next_q
 
             def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
                 points = parts.critic_gradient(j, sa, result("y"))
@@ -269,21 +247,20 @@ class BatchRLMTF(Learner):
         """Left in its place; returns reconstruction and KL."""
         if drawn.noise is None:
             return (torch.zeros((), device=self.device),) * 2
-        return self.parts.generator_gradient(drawn.sa, drawn.batch.a, drawn.noise, self.settings.kl_weight)
+        return self.parts.generator_gradient(drawn.of.sa, drawn.of.a, drawn.noise, self.settings.kl_weight)
 
     def _draw(self, step: int) -> Drawn:
-        batch, noise, low = self.batch(step), self.noise_of(step), self.dtype
-        sa = torch.cat([batch.s.to(low), batch.a.to(low)], dim=1)
-        on = self.bootstrapped(batch.done)
-        trains = None if self.frozen(step) else self._normal(noise, len(sa))
-        return Drawn(step, batch, sa, on, batch.next_s.index_select(0, on).to(low), noise, trains)
+        rows = self.parts.rows(self.data, self.rows(step), self.state_mean, self.state_scale)
+        source = self.parts.noise(self.seed, step)
+        noise = None if self.frozen(step) else source.normal(len(rows.sa), self.latent)
+        return Drawn(step, rows, source, noise)
 
     def _draw_latents(self, drawn: Drawn) -> Latents:
-        candidates = None
+        candidates, clip = None, self.settings.latent_clip
         if not self.frozen(drawn.step):
-            count = len(drawn.on), self.settings.candidates
-            candidates = self._latents(drawn.source, *count).to(self.dtype)
-        return Latents(candidates, self._latents(drawn.source, len(drawn.sa)).to(self.dtype))
+            count = len(drawn.of.on), self.settings.candidates
+            candidates = drawn.source.latents(clip, *count, self.latent)
+        return Latents(candidates, drawn.source.latents(clip, len(drawn.of.sa), self.latent))
 
     def drawn_latents(self, count: int) -> Tensor:
         """[count, z] ~ N(0, I), clipped; from the seed alone."""

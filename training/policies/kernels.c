@@ -943,6 +943,132 @@ int mtf_critic_gradient(const Net *critic, const uint16_t *sa, const float *y, i
     return 0;
 }
 
+/* What a step reads. */
+
+/* Rows ``rows`` [B] of the transitions: into sa [B][d + k] (s, a) with s standardised, in bfloat16; into a [B][k],
+   r [B] and done [B]; and of those that do not end a session, their places into on and s' into next_s [M][d].
+   Returns M. */
+int mtf_rows(const int64_t *rows, int32_t batch, const float *states, const float *next_states, const float *actions,
+             const float *rewards, const float *dones, const float *mean, const float *scale, float clip, int32_t d,
+             int32_t k, uint16_t *sa, float *a, float *r, float *done, int64_t *on, uint16_t *next_s) {
+    int count = 0;
+    for (int i = 0; i < batch; i++) {
+        if (i + 4 < batch) /* these lie anywhere in memory */
+            for (int j = 0; j < d; j += LANES) {
+                _mm_prefetch((const char *)(states + rows[i + 4] * d + j), _MM_HINT_T0);
+                _mm_prefetch((const char *)(next_states + rows[i + 4] * d + j), _MM_HINT_T0);
+            }
+        r[i] = rewards[rows[i]];
+        done[i] = dones[rows[i]];
+        const int goes_on = done[i] < 1.0f;
+        uint16_t *own = sa + (size_t)i * (size_t)(d + k), *next = next_s + (size_t)count * (size_t)d;
+        for (int j = 0; j < d; j += LANES) {
+            const __mmask16 in = d - j >= LANES ? 0xFFFF : (__mmask16)((1u << (d - j)) - 1);
+            const __m512 m = _mm512_maskz_loadu_ps(in, mean + j), by = _mm512_mask_loadu_ps(all(1.0f), in, scale + j);
+            for (int after = 0; after <= goes_on; after++) {
+                const __m512 x = _mm512_maskz_loadu_ps(in, (after ? next_states : states) + rows[i] * d + j);
+                const __m512 value = between(-clip, _mm512_div_ps(_mm512_sub_ps(x, m), by), clip);
+                _mm256_mask_storeu_epi16((after ? next : own) + j, in, (__m256i)_mm512_cvtneps_pbh(value));
+            }
+        }
+        for (int j = 0; j < k; j += LANES) {
+            const __mmask16 in = k - j >= LANES ? 0xFFFF : (__mmask16)((1u << (k - j)) - 1);
+            const __m512 value = _mm512_maskz_loadu_ps(in, actions + rows[i] * k + j);
+            _mm512_mask_storeu_ps(a + (size_t)i * (size_t)k + j, in, value);
+            _mm256_mask_storeu_epi16(own + d + j, in, (__m256i)_mm512_cvtneps_pbh(value));
+        }
+        if (goes_on) on[count++] = i;
+    }
+    return count;
+}
+
+/* One round of Philox 4x32 (Salmon et al. 2011): the halves of the product of c and a constant. */
+INLINE void halves(__m512i c, uint32_t by, __m512i *high, __m512i *low) {
+    const __m512i factor = _mm512_set1_epi64(by), even = _mm512_mul_epu32(c, factor);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(c, 32), factor);
+    *high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    *low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+}
+
+/* ln x for 0 < x <= 1, to about 1e-7. */
+INLINE __m512 logarithm(__m512 x) {
+    __m512 m = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero), e = _mm512_getexp_ps(x);
+    const __mmask16 large = _mm512_cmp_ps_mask(m, all(1.41421356f), _CMP_GT_OQ);
+    m = _mm512_mask_mul_ps(m, large, m, all(0.5f));
+    e = _mm512_mask_add_ps(e, large, e, all(1.0f));
+    /* ln m = 2 artanh t */
+    const __m512 t = _mm512_div_ps(_mm512_sub_ps(m, all(1.0f)), _mm512_add_ps(m, all(1.0f)));
+    const __m512 square = _mm512_mul_ps(t, t);
+    __m512 series = all(2.0f / 9.0f);
+    series = _mm512_fmadd_ps(series, square, all(2.0f / 7.0f));
+    series = _mm512_fmadd_ps(series, square, all(2.0f / 5.0f));
+    series = _mm512_fmadd_ps(series, square, all(2.0f / 3.0f));
+    series = _mm512_fmadd_ps(series, square, all(2.0f));
+    return _mm512_fmadd_ps(e, all(0.693147181f), _mm512_mul_ps(series, t));
+}
+
+/* Two standard normals of two random integers (Box and Muller 1958). */
+INLINE void normals_of(__m512i one, __m512i two, __m512 *first, __m512 *second) {
+    /* a multiple of 2^-24 above 0 */
+    const __m512 u = _mm512_mul_ps(
+        _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_srli_epi32(one, 8), _mm512_set1_epi32(1))), all(0x1p-24f));
+    const __m512 radius = _mm512_sqrt_ps(_mm512_mul_ps(all(-2.0f), logarithm(u)));
+    /* an angle of x half turns, of which f beside a whole number of quarter turns */
+    const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(two), all(0x1p-31f));
+    const __m512 quarters = _mm512_roundscale_ps(_mm512_add_ps(x, x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_mul_ps(_mm512_fnmadd_ps(quarters, all(0.5f), x), all(3.14159265f));
+    const __m512 square = _mm512_mul_ps(f, f);
+    __m512 sine = all(2.75573192e-6f), cosine = all(2.48015873e-5f);
+    sine = _mm512_fmadd_ps(sine, square, all(-1.98412698e-4f));
+    sine = _mm512_fmadd_ps(sine, square, all(8.33333333e-3f));
+    sine = _mm512_fmadd_ps(sine, square, all(-1.66666667e-1f));
+    sine = _mm512_mul_ps(f, _mm512_fmadd_ps(sine, square, all(1.0f)));
+    cosine = _mm512_fmadd_ps(cosine, square, all(-1.38888889e-3f));
+    cosine = _mm512_fmadd_ps(cosine, square, all(4.16666667e-2f));
+    cosine = _mm512_fmadd_ps(cosine, square, all(-0.5f));
+    cosine = _mm512_fmadd_ps(cosine, square, all(1.0f));
+    const __m512i q = _mm512_cvtps_epi32(quarters);
+    const __mmask16 turned = _mm512_test_epi32_mask(q, _mm512_set1_epi32(1));
+    const __mmask16 back = _mm512_test_epi32_mask(q, _mm512_set1_epi32(2));
+    const __m512 s = _mm512_mask_blend_ps(turned, sine, cosine), c = _mm512_mask_blend_ps(turned, cosine, sine);
+    const __mmask16 c_back = back ^ turned; /* of the cosine: in the second and the third quarter */
+    *first = _mm512_mul_ps(radius, _mm512_mask_sub_ps(s, back, _mm512_setzero_ps(), s));
+    *second = _mm512_mul_ps(radius, _mm512_mask_sub_ps(c, c_back, _mm512_setzero_ps(), c));
+}
+
+/* The numbers ``count`` of a stream of standard normals within ± clip, into float32 or, where that is NULL, into
+   bfloat16. A stream depends on seed and stream alone, and a number on its place. */
+int mtf_normals(uint64_t seed, uint64_t stream, int64_t count, float clip, float *exact, uint16_t *rounded) {
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int64_t at = 0; at < count; at += 4 * LANES) {
+        __m512i c[4] = {_mm512_add_epi32(_mm512_set1_epi32((int)(at / 4)), lanes),
+                        _mm512_set1_epi32((int)((uint64_t)(at / 4) >> 32)), _mm512_set1_epi32((int)stream),
+                        _mm512_set1_epi32((int)(stream >> 32))};
+        uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+        for (int round = 0; round < 10; round++, key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u) {
+            __m512i high[2], low[2];
+            halves(c[0], 0xD2511F53u, &high[0], &low[0]);
+            halves(c[2], 0xCD9E8D57u, &high[1], &low[1]);
+            c[0] = _mm512_xor_si512(_mm512_xor_si512(high[1], c[1]), _mm512_set1_epi32((int)key[0]));
+            c[2] = _mm512_xor_si512(_mm512_xor_si512(high[0], c[3]), _mm512_set1_epi32((int)key[1]));
+            c[1] = low[1], c[3] = low[0];
+        }
+        __m512 normal[4];
+        normals_of(c[0], c[1], &normal[0], &normal[1]);
+        normals_of(c[2], c[3], &normal[2], &normal[3]);
+        for (int i = 0; i < 4 && at + i * LANES < count; i++) {
+            const int64_t from = at + i * LANES, left = count - from;
+            const __mmask16 in = left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1);
+            const __m512 value = between(-clip, normal[i], clip);
+            if (exact)
+                _mm512_mask_storeu_ps(exact + from, in, value);
+            else
+                _mm256_mask_storeu_epi16(rounded + from, in, (__m256i)_mm512_cvtneps_pbh(value));
+        }
+    }
+    return 0;
+}
+
 int mtf_has_kernels(void) {
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");

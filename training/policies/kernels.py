@@ -6,6 +6,7 @@ compiles the file; without a C compiler, on another processor and in another pre
 """
 
 import ctypes
+import math
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from training.contract.errors import SettingsError
 from training.contract.settings import LearnerSettings
-from training.policies.parts import Nets, Parts
+from training.policies.networks import STATE_CLIP
+from training.policies.parts import Nets, Noise, Parts, Rows
 from training.policies.passes import Net
 from training.policies.products import training_dtype
+from training.trajectories import Transitions
 
 _MOST_LAYERS = 8  # of kernels.c, as is the order of all fields and arguments
 _LANES = 16
+_CALLS_BITS = 8  # of a stream's number: which draw of a step it is of
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 _FUNCTIONS = {
     "next_values": [*[_POINTER] * 6, *[_INT] * 4, _FLOAT, _INT, _POINTER],
@@ -28,6 +32,8 @@ _FUNCTIONS = {
     "generator_gradient": [*[_POINTER] * 5, _INT, _INT, _FLOAT, _POINTER],
     "perturbation_gradient": [*[_POINTER] * 3, _INT, _POINTER, _INT, _INT, _FLOAT, _POINTER],
     "critic_gradient": [*[_POINTER] * 3, _INT, _POINTER],
+    "rows": [_POINTER, _INT, *[_POINTER] * 7, _FLOAT, _INT, _INT, *[_POINTER] * 6],
+    "normals": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int64, _FLOAT, _POINTER, _POINTER],
 }
 
 
@@ -59,6 +65,27 @@ def _library() -> ctypes.CDLL | None:
 _LIBRARY = _library()
 
 
+class _Noise(Noise):
+    """The same from a stream of numbers that are what their places in it are (Philox)."""
+
+    def __init__(self, seed: int, step: int) -> None:
+        self._seed, self._stream = seed, step << _CALLS_BITS
+
+    def normal(self, *shape: int) -> Tensor:
+        normals = torch.empty(shape)
+        self._next(normals.numel(), math.inf, normals.data_ptr(), None)
+        return normals
+
+    def latents(self, clip: float, *shape: int) -> Tensor:
+        latents = torch.empty(shape, dtype=torch.bfloat16)
+        self._next(latents.numel(), clip, None, latents.data_ptr())
+        return latents
+
+    def _next(self, *arguments: float | None) -> None:
+        _call("normals", self._seed % 2**64, self._stream, *arguments)
+        self._stream += 1
+
+
 class Kernels(Parts):
     """The parts, each one call without the interpreter's lock. All tensors are contiguous, but for s."""
 
@@ -72,6 +99,23 @@ class Kernels(Parts):
         self._kept = Nets(*described)  # a kernel reads them
         self._at = Nets(*(ctypes.addressof(net) for net in self._kept))
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def noise(self, seed: int, step: int) -> Noise:
+        return _Noise(seed, step)
+
+    def rows(self, data: Transitions, rows: Tensor, mean: Tensor, scale: Tensor) -> Rows:
+        """Of s' no more than those whose Q' counts."""
+        count, (d, k) = len(rows), (data.states.shape[1], data.actions.shape[1])
+        sa = torch.empty(count, d + k, dtype=torch.bfloat16)
+        a, r, done = torch.empty(count, k), torch.empty(count), torch.empty(count)
+        on, next_s = torch.empty(count, dtype=torch.int64), torch.empty(count, d, dtype=torch.bfloat16)
+        read = data.states, data.next_states, data.actions, data.rewards, data.dones, mean, scale
+        assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in read)
+        inputs, outputs = (
+            [tensor.data_ptr() for tensor in group] for group in (read, (sa, a, r, done, on, next_s))
+        )
+        kept = _LIBRARY.mtf_rows(rows.data_ptr(), count, *inputs, STATE_CLIP, d, k, *outputs)
+        return Rows(rows, sa, a, r, done, on[:kept], next_s[:kept])
 
     def generated(self, s: Tensor, z: Tensor) -> Tensor:
         a = torch.empty(len(s), self._kept.perturbation.widths[self._kept.perturbation.layers], dtype=s.dtype)

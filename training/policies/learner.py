@@ -117,17 +117,21 @@ class Learner(ABC):
         """target ← rate · online + (1 − rate) · target."""
         torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
-    def batch(self, step: int | None = None) -> Batch:
-        """M ~ the replay: ``batch_size`` transitions, uniform with replacement, of a step or of this one.
+    def rows(self, step: int) -> Tensor:
+        """M ~ the replay: int64[batch_size] of the transitions, uniform with replacement.
 
-        Its rows depend on seed and step number alone, so a resumed run draws the same ones.
+        They depend on seed and step number alone, so a resumed run draws the same ones.
         """
-        block, at = divmod(self.step_count if step is None else step, _INDEX_BLOCK)
+        block, at = divmod(step, _INDEX_BLOCK)
         if self._rows is None or self._rows[0] != block:
             generator = torch.Generator().manual_seed(self.seed + 7_919 * (block + 1))
             shape = (_INDEX_BLOCK, self.settings.batch_size)
             self._rows = block, torch.randint(len(self.data), shape, generator=generator).to(self.device)
-        rows, data = self._rows[1][at], self.data
+        return self._rows[1][at]
+
+    def batch(self, step: int | None = None) -> Batch:
+        """The transitions :meth:`rows` of a step, or of this one."""
+        rows, data = self.rows(self.step_count if step is None else step), self.data
         return Batch(
             rows,
             self.standardised(data.states.index_select(0, rows)),

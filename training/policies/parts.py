@@ -9,8 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.policies.networks import standardise
 from training.policies.passes import Net, Room, back, by_input, hidden, hidden_of_each, out, room, rough_out
 from training.policies.products import compiled
+from training.trajectories import Transitions
+
+_ROUNDED = 8  # a multiple of which is the number of s' with candidates
+_NOISE = 15_485_863  # between the seeds of two steps
 
 
 class Nets(NamedTuple):
@@ -24,6 +29,12 @@ class Nets(NamedTuple):
     target_perturbation: Net
     target_first: Net
     target_second: Net
+
+
+def bootstrapped(done: Tensor) -> Tensor:
+    """Rows [M] of the transitions whose Q' counts, and of a few more: oneDNN makes kernels for each M."""
+    count = _ROUNDED * max(1, -(-int((done < 1.0).sum()) // _ROUNDED))
+    return torch.argsort(done, stable=True)[: min(len(done), count)]
 
 
 @compiled
@@ -112,6 +123,34 @@ def critic_gradient(critic: Net, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return error.square().mean(), q.mean()
 
 
+class Rows(NamedTuple):
+    """B transitions as a step reads them; s and s' are standardised."""
+
+    rows: Tensor  # int64[B], of the transitions
+    sa: Tensor  # [B, d + k]
+    a: Tensor  # float32[B, k]
+    r: Tensor  # float32[B]
+    done: Tensor  # float32[B]
+    on: Tensor  # int64[M]: the rows whose Q' counts, and perhaps others
+    next_s: Tensor  # [M, d], of those
+
+
+class Noise:
+    """Standard normals of one step by PyTorch; they depend on seed and step number alone."""
+
+    def __init__(self, seed: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._source = torch.Generator(device).manual_seed(seed + _NOISE * (step + 1))
+        self._dtype = dtype
+
+    def normal(self, *shape: int) -> Tensor:
+        """The next ones, in float32."""
+        return torch.randn(*shape, generator=self._source, device=self._source.device)
+
+    def latents(self, clip: float, *shape: int) -> Tensor:
+        """The next ones, within ± clip, in the precision of the products."""
+        return self.normal(*shape).clamp_(-clip, clip).to(self._dtype)
+
+
 class Parts:
     """The parts by PyTorch, on any device and in any precision; the nets' parameters stay where they are."""
 
@@ -120,6 +159,24 @@ class Parts:
     def __init__(self, nets: Nets) -> None:
         self.nets = nets
         self._widest = max(weight.shape[0] for net in nets for weight in net.weights)
+        self._dtype, self._device = nets.first.weights[0].dtype, nets.first.weights[0].device
+
+    def noise(self, seed: int, step: int) -> Noise:
+        """Of a step, so that the next one can be prepared early."""
+        return Noise(seed, step, self._device, self._dtype)
+
+    def rows(self, data: Transitions, rows: Tensor, mean: Tensor, scale: Tensor) -> Rows:
+        """These rows of the transitions, standardised by mean [d] and scale [d]."""
+
+        def standardised(states: Tensor) -> Tensor:
+            return standardise(states, mean, scale).to(self._dtype)
+
+        a, done = data.actions.index_select(0, rows), data.dones.index_select(0, rows)
+        s = standardised(data.states.index_select(0, rows))
+        on = bootstrapped(done)
+        next_s = standardised(data.next_states.index_select(0, rows.index_select(0, on)))
+        sa = torch.cat([s, a.to(self._dtype)], dim=1)
+        return Rows(rows, sa, a, data.rewards.index_select(0, rows), done, on, next_s)
 
     def generated(self, s: Tensor, z: Tensor) -> Tensor:
         """:func:`generated` by D."""

@@ -20,6 +20,7 @@ from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.cql_sac import CQLSAC
 from training.policies.iql import IQL
 from training.policies.learner import Learner
+from training.policies.parts import bootstrapped
 from training.policies.td3 import TD3, TD3BC
 
 pytestmark = pytest.mark.peers
@@ -92,8 +93,8 @@ def cql_noise(g: torch.Generator, learner: Learner) -> list[Tensor]:
 
 def bcq_noise(_: torch.Generator, learner: BatchRLMTF) -> list[Tensor]:
     step = learner.step_count - 1
-    g, on = learner.noise_of(step), learner.bootstrapped(learner.batch(step).done)
-    encoder, at_next, at_s = (torch.randn(*shape, 2 * K, generator=g) for shape in ((B,), (len(on), N), (B,)))
+    noise, on = learner.parts.noise(learner.seed, step), bootstrapped(learner.batch(step).done)
+    encoder, at_next, at_s = (noise.normal(*shape, 2 * K) for shape in ((B,), (len(on), N), (B,)))
     of_all = torch.zeros(B, N, 2 * K)  # where a session ends, ours draws no candidates: theirs do not count
     of_all[on] = at_next
     return [encoder, at_s, of_all.flatten(0, 1)]

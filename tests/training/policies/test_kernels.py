@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor, nn
 
 from training.contract.errors import SettingsError
@@ -17,6 +18,7 @@ from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.kernels import Kernels, parts_of
 from training.policies.parts import Nets, Parts
 from training.policies.passes import Flat
+from training.trajectories import Transitions
 
 NEEDS = {"avx512_bf16", "avx512bw", "avx512vl", "avx512_vnni"}
 RHO, KL = 0.3, 0.7
@@ -138,6 +140,69 @@ def test_what_a_state_is_worth_depends_on_no_other_and_on_no_thread(precision):
             assert torch.equal(some, whole[part])
     torch.set_num_threads(3)
     assert torch.equal(parts.next_values(drawn.next_s, drawn.latents, RHO, False), whole)
+
+
+@given(
+    d=st.integers(1, 70),
+    k=st.integers(1, 20),
+    batch=st.integers(1, 40),
+    dones=st.floats(0.0, 1.0),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_rows_are_read_as_pytorch_reads_them(d, k, batch, dones, seed):
+    g = torch.Generator().manual_seed(seed)
+    random = {
+        name: torch.randn(shape, generator=g)
+        for name, shape in {
+            "states": (50, d),
+            "next_states": (50, d),
+            "actions": (50, k),
+            "rewards": (50,),
+        }.items()
+    }
+    last = (torch.rand(50, generator=g) < dones).float()
+    empty = dict.fromkeys(
+        ("next_actions", "action_means", "log_densities", "sessions", "steps", "arms"), torch.zeros(50)
+    )
+    data = Transitions(**random, **empty, dones=last, arm_names=("random",))
+    rows, scale = (
+        torch.randint(50, (batch,), generator=g),
+        torch.rand(d, generator=g) * 0.2 + 1e-3,
+    )  # some are clipped
+    nets = Drawn(0, d, k, 2, [[3]] * 5, 1, 1).nets
+    ours, theirs = (
+        parts.rows(data, rows, torch.ones(d), scale) for parts in (parts_of(nets, "auto"), Parts(nets))
+    )
+    for name in ("rows", "sa", "a", "r", "done"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    counted = dict(zip(theirs.on.tolist(), theirs.next_s, strict=True))
+    assert set(torch.nonzero(ours.done < 1.0).flatten().tolist()) <= set(ours.on.tolist())
+    for at, next_s in zip(ours.on.tolist(), ours.next_s, strict=True):
+        assert torch.equal(next_s, counted[at])
+
+
+def test_noise_is_standard_normal_and_depends_on_seed_and_step_alone():
+    parts = parts_of(Drawn(0, 4, 2, 4, [[8]] * 5, 3, 2).nets, "auto")
+    noise = parts.noise(7, 12)
+    first, second = noise.normal(200_000), noise.normal(200_000)
+    for drawn in (first, second):
+        assert stats.kstest(drawn.numpy(), "norm").pvalue > 1e-3
+        assert 4.0 < drawn.abs().max() < 6.0
+    others = (parts.noise(8, 12).normal(200_000), parts.noise(7, 13).normal(200_000), second)
+    pairs = [
+        *((first, other) for other in others),
+        *((first[lag:], first[:-lag]) for lag in (1, 2, 3, 16, 64)),
+    ]
+    for one, other in pairs:  # five standard errors of a correlation
+        for both in (one * other, (one.square() - 1.0) * (other.square() - 1.0) / 2.0):
+            assert abs(float(both.mean())) < 5.0 / len(one) ** 0.5
+    again = parts.noise(7, 12)
+    assert torch.equal(again.normal(200_000), first) and torch.equal(again.normal(200_000), second)
+    clipped = parts.noise(7, 12).latents(0.5, 100, 20)
+    assert clipped.dtype == torch.bfloat16 and clipped.shape == (100, 20)
+    if isinstance(parts, Kernels):  # a number does not depend on how many are asked for
+        assert torch.equal(clipped.flatten(), first[:2_000].clamp(-0.5, 0.5).bfloat16())
 
 
 @pytest.mark.parametrize("broken", ["decoder", "target_perturbation", "target_second"])
