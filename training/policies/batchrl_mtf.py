@@ -173,7 +173,8 @@ class BatchRLMTF(Learner):
             (now, following), latents, losses = self._ahead or self._look_ahead()
             frozen, sa, r, on, next_s = now.noise is None, now.of.sa, now.of.r, now.of.on, now.of.next_s
             s = sa[:, : next_s.shape[1]]
-            pool, half = self._candidates() if frozen else None, len(on) // 2
+            pool = self._candidates() if frozen else None
+            shares = {f"values from {share.start}": share for share in parts.shares(len(on))}
 
             def decode(_: Results) -> None:
                 if not frozen:
@@ -203,7 +204,7 @@ class BatchRLMTF(Learner):
 
             # y = r + γ (1 − done) of that
             def target(result: Results) -> Tensor:
-                next_q = torch.cat([result("first values"), result("second values")])
+                next_q = torch.cat([result(share) for share in shares])
                 next_q = torch.zeros_like(r).index_copy_(0, on, next_q)
                 return r + settings.gamma * (1.0 - now.of.done) * next_q
 
@@ -214,18 +215,18 @@ class BatchRLMTF(Learner):
                 flat["critics"].descend(j, exact)
                 return points
 
+            # the longest first, so that both lanes end together; what is drawn needs no decoder
             did = lanes.run(
                 {
                     "decoder": decode,
-                    "first values": partial(values, part=slice(half)),
-                    "second values": partial(values, part=slice(half, None)),
+                    "drawn": lambda _: self._draw(following.step + 1),
+                    "latents": lambda _: self._draw_latents(following),
                     "generator": generate,
                     "perturbation": perturb,
+                    **{name: partial(values, part=share) for name, share in shares.items()},
                     "y": target,
                     "second critic": partial(critic, j=1),
                     "first critic": partial(critic, j=0),
-                    "drawn": lambda _: self._draw(following.step + 1),
-                    "latents": lambda _: self._draw_latents(following),
                 }
             )
             self._ahead = Ahead((following, did["drawn"]), did["latents"], did["generator"])

@@ -117,6 +117,11 @@ class Kernels(Parts):
         kept = _LIBRARY.mtf_rows(rows.data_ptr(), count, *inputs, STATE_CLIP, d, k, *outputs)
         return Rows(rows, sa, a, r, done, on[:kept], next_s[:kept])
 
+    def shares(self, count: int) -> list[slice]:
+        """Four, of whole vectors."""
+        size = _LANES * max(1, -(-count // (4 * _LANES)))
+        return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+
     def generated(self, s: Tensor, z: Tensor) -> Tensor:
         a = torch.empty(len(s), self._kept.perturbation.widths[self._kept.perturbation.layers], dtype=s.dtype)
         shape = len(s), s.shape[1], z.shape[1]

@@ -178,6 +178,10 @@ class Parts:
         sa = torch.cat([s, a.to(self._dtype)], dim=1)
         return Rows(rows, sa, a, data.rewards.index_select(0, rows), done, on, next_s)
 
+    def shares(self, count: int) -> list[slice]:
+        """Of ``count`` states for :meth:`next_values`, so that lanes can take them; at least one."""
+        return [slice(0, count // 2), slice(count // 2, count)]
+
     def generated(self, s: Tensor, z: Tensor) -> Tensor:
         """:func:`generated` by D."""
         return generated(self.nets.decoder, s, z)
