@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from training.policies.passes import Net
 from training.policies.products import training_dtype
 from training.trajectories import Transitions
 
+_log = structlog.get_logger("mtf.policies")
 _MOST_LAYERS = 8  # of kernels.c, as is the order of all fields and arguments
 _LANES = 16
 _CALLS_BITS = 8  # of a stream's number: which draw of a step it is of
@@ -50,9 +52,13 @@ class _Net(ctypes.Structure):
 
 
 def _library() -> ctypes.CDLL | None:
+    source = Path(__file__).with_name("kernels.c")
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_kernels{suffix}")
+        path = source.with_name(f"_kernels{suffix}")
         if path.exists():
+            if source.exists() and source.stat().st_mtime > path.stat().st_mtime:
+                _log.warning("kernels not used: compiled of an older kernels.c; run `make install`")
+                return None
             library = ctypes.CDLL(str(path))
             if not library.mtf_has_kernels():
                 return None
