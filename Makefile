@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine: Python 3.11, make, a package index.
+# `make demo` and `make test` do everything on a fresh machine: Python 3.11, make, a package index; a C compiler is used where there is one.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
