@@ -74,22 +74,21 @@ _LIBRARY = _library()
 class _Noise(Noise):
     """The same from a stream of numbers that are what their places in it are (Philox)."""
 
-    def __init__(self, seed: int, step: int) -> None:
-        self._seed, self._stream = seed, step << _CALLS_BITS
+    def __init__(self, seed: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._seed, self._stream, self._dtype = seed, step << _CALLS_BITS, dtype
 
     def normal(self, *shape: int) -> Tensor:
-        normals = torch.empty(shape)
-        self._next(normals.numel(), math.inf, normals.data_ptr(), None)
-        return normals
+        return self._next(math.inf, shape, torch.float32)
 
     def latents(self, clip: float, *shape: int) -> Tensor:
-        latents = torch.empty(shape, dtype=torch.bfloat16)
-        self._next(latents.numel(), clip, None, latents.data_ptr())
-        return latents
+        return self._next(clip, shape, self._dtype)
 
-    def _next(self, *arguments: float | None) -> None:
-        _call("normals", self._seed % 2**64, self._stream, *arguments)
+    def _next(self, clip: float, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        numbers = torch.empty(shape, dtype=dtype)
+        at = (numbers.data_ptr(), None) if dtype == torch.float32 else (None, numbers.data_ptr())
+        _call("normals", self._seed % 2**64, self._stream, numbers.numel(), clip, *at)
         self._stream += 1
+        return numbers
 
 
 class Kernels(Parts):
@@ -99,15 +98,12 @@ class Kernels(Parts):
 
     def __init__(self, nets: Nets, in_eight: bool) -> None:
         """``in_eight``: hidden layers of the candidates, but the first ones, by integers of eight bits."""
-        super().__init__(nets)
+        super().__init__(nets, _Noise)
         self.in_eight = in_eight
         described = (_described(net) for net in nets)
         self._kept = Nets(*described)  # a kernel reads them
         self._at = Nets(*(ctypes.addressof(net) for net in self._kept))
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
-
-    def noise(self, seed: int, step: int) -> Noise:
-        return _Noise(seed, step)
 
     def rows(self, data: Transitions, rows: Tensor, mean: Tensor, scale: Tensor) -> Rows:
         """Of s' no more than those whose Q' counts."""
@@ -197,7 +193,8 @@ def parts_of(nets: Nets, precision: str) -> Parts:
             "learner.precision: int8 needs a processor with AVX-512 for bfloat16 and int8, the compiled "
             f"training/policies/kernels.c, device cpu, and nets of 2 to {_MOST_LAYERS} layers"
         )
-    return Parts(nets)
+    on_cpu = nets.first.weights[0].is_cpu
+    return Parts(nets, Noise if _LIBRARY is None or not on_cpu else _Noise)
 
 
 def arithmetic(settings: LearnerSettings, device: torch.device) -> str:

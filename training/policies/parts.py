@@ -156,14 +156,15 @@ class Parts:
 
     exact_gradients = False  # whether gradients are left in float32 at once
 
-    def __init__(self, nets: Nets) -> None:
-        self.nets = nets
+    def __init__(self, nets: Nets, noise: type[Noise] = Noise) -> None:
+        """``noise``: the same in every precision, so that policies learnt in two of them can be paired."""
+        self.nets, self._noise = nets, noise
         self._widest = max(weight.shape[0] for net in nets for weight in net.weights)
         self._dtype, self._device = nets.first.weights[0].dtype, nets.first.weights[0].device
 
     def noise(self, seed: int, step: int) -> Noise:
         """Of a step, so that the next one can be prepared early."""
-        return Noise(seed, step, self._device, self._dtype)
+        return self._noise(seed, step, self._device, self._dtype)
 
     def rows(self, data: Transitions, rows: Tensor, mean: Tensor, scale: Tensor) -> Rows:
         """These rows of the transitions, standardised by mean [d] and scale [d]."""
