@@ -61,6 +61,11 @@ static void *take(size_t numbers) { /* of four bytes */
 
 /* Numbers. */
 
+/* The first ``left`` lanes, or all where there are more. */
+INLINE __mmask16 lanes_of(int64_t left) {
+    return left >= LANES ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+}
+
 INLINE __m512 all(float x) { return _mm512_set1_ps(x); }
 
 INLINE __m512 of_bfloat16(uint16_t bits) {
@@ -325,7 +330,7 @@ static void round_weights(const Net *net, int l, const Eight *eight) {
             if (pass) eight->scales[o] = most / 127.0f;
             for (int i = 0; i < eight->stride; i += LANES) {
                 const int left = inputs - i, kept = (int)eight->stride - i;
-                const __mmask16 in = left >= LANES ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+                const __mmask16 in = lanes_of(left);
                 const __m512 w = _mm512_castsi512_ps(
                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, row + i)), 16));
                 if (!pass)
@@ -333,7 +338,7 @@ static void round_weights(const Net *net, int l, const Eight *eight) {
                 else
                     _mm512_mask_cvtsepi32_storeu_epi8(
                         eight->weights + o * eight->stride + i,
-                        kept >= LANES ? 0xFFFF : (__mmask16)((1u << kept) - 1),
+                        lanes_of(kept),
                         _mm512_cvtps_epi32(_mm512_mul_ps(w, all(127.0f / most))));
             }
         }
@@ -504,7 +509,7 @@ int mtf_next_values(const Net *decoder, const Net *perturbation, const Net *firs
             most = _mm512_max_ps(most, best_of(vectors, i, &c, &room));
             i += vectors;
         }
-        _mm512_mask_storeu_ps(best + at, (__mmask16)((1u << count) - 1), most);
+        _mm512_mask_storeu_ps(best + at, lanes_of(count), most);
     }
     return 0;
 }
@@ -558,8 +563,7 @@ static Scratch scratch_of(const Net *net, int vectors) {
 }
 
 static __mmask16 rows_in(const Pass *pass, int vector) {
-    const int left = pass->rows - vector * LANES;
-    return left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1);
+    return lanes_of(pass->rows - vector * LANES);
 }
 
 #define FOR_BLOCKS(at, V, vectors) \
@@ -740,7 +744,7 @@ static void backward(const Net *net, const Pass *pass, Scratch *s, const float *
                                          .outputs = out};
                 multiply[V](&product, &(Then){.kind = LINEAR, .linear = net->gradients[2 * l] + at * LANES,
                                               .by_output = in,
-                                              .last = left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1)});
+                                              .last = lanes_of(left)});
             }
             for (int o = 0; o < out; o++) {
                 __m512 sum = _mm512_setzero_ps();
@@ -963,7 +967,7 @@ int mtf_rows(const int64_t *rows, int32_t batch, const float *states, const floa
         const int goes_on = done[i] < 1.0f;
         uint16_t *own = sa + (size_t)i * (size_t)(d + k), *next = next_s + (size_t)count * (size_t)d;
         for (int j = 0; j < d; j += LANES) {
-            const __mmask16 in = d - j >= LANES ? 0xFFFF : (__mmask16)((1u << (d - j)) - 1);
+            const __mmask16 in = lanes_of(d - j);
             const __m512 m = _mm512_maskz_loadu_ps(in, mean + j), by = _mm512_mask_loadu_ps(all(1.0f), in, scale + j);
             for (int after = 0; after <= goes_on; after++) {
                 const __m512 x = _mm512_maskz_loadu_ps(in, (after ? next_states : states) + rows[i] * d + j);
@@ -972,7 +976,7 @@ int mtf_rows(const int64_t *rows, int32_t batch, const float *states, const floa
             }
         }
         for (int j = 0; j < k; j += LANES) {
-            const __mmask16 in = k - j >= LANES ? 0xFFFF : (__mmask16)((1u << (k - j)) - 1);
+            const __mmask16 in = lanes_of(k - j);
             const __m512 value = _mm512_maskz_loadu_ps(in, actions + rows[i] * k + j);
             _mm512_mask_storeu_ps(a + (size_t)i * (size_t)k + j, in, value);
             _mm256_mask_storeu_epi16(own + d + j, in, (__m256i)_mm512_cvtneps_pbh(value));
@@ -1058,7 +1062,7 @@ int mtf_normals(uint64_t seed, uint64_t stream, int64_t count, float clip, float
         normals_of(c[2], c[3], &normal[2], &normal[3]);
         for (int i = 0; i < 4 && at + i * LANES < count; i++) {
             const int64_t from = at + i * LANES, left = count - from;
-            const __mmask16 in = left >= LANES ? 0xFFFF : (__mmask16)((1u << left) - 1);
+            const __mmask16 in = lanes_of(left);
             const __m512 value = between(-clip, normal[i], clip);
             if (exact)
                 _mm512_mask_storeu_ps(exact + from, in, value);
