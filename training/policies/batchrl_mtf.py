@@ -20,15 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from training.policies.kernels import parts_of
-from training.policies.lanes import Lanes, Results
+from training.policies.lanes import Lanes, Results, Task
 from training.policies.learner import Learner
 from training.policies.networks import StateMLP
-from training.policies.parts import Nets, Noise, Parts, Rows
+from training.policies.parts import DECODER, ENCODER, Drawn, Given, Parts
 from training.policies.products import training_dtype
 
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 _CHOSEN_ON, _CHOSEN_PART = 1_024, 128  # states that serving latents are chosen on, and at once
-_ENCODER, _DECODER = 0, 1  # of the generator's nets
 
 
 class Generator(nn.Module):
@@ -68,28 +67,14 @@ class Critics(nn.Module):
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
 
-class Drawn(NamedTuple):
-    """What a step takes from the data and its seed alone, in the precision of the products."""
-
-    step: int
-    of: Rows
-    source: Noise  # of the noise, drawn in this order
-    noise: Tensor | None  # float32[B, z] of the generator's z, eq. (3); not where it is frozen
-
-
-class Latents(NamedTuple):
-    """The rest of a step's noise, in the precision of the products."""
-
-    next: Tensor | None  # [M, n, z] for candidates at s', eq. (7); not where the generator is frozen
-    own: Tensor  # [B, z] for an action at s, eq. (5)
-
-
 class Ahead(NamedTuple):
-    """What was done for the steps to come, to be done by whichever lane is free."""
+    """What was done for the steps to come, to be done by whichever lane is free.
 
-    drawn: tuple[Drawn, Drawn]  # of the next two steps
-    latents: Latents  # of the first
-    losses: tuple[Tensor, Tensor]  # of the generator in the next one, whose gradient lies in its place
+    All of the first is drawn, and the gradient of its generator is taken.
+    """
+
+    now: Drawn
+    following: Drawn
 
 
 class BatchRLMTF(Learner):
@@ -118,22 +103,24 @@ class BatchRLMTF(Learner):
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
         self.target_critics = self.add_target("target_critics", self.critics)
         self.flatten(self.dtype)
-        self.parts = self._parts()
+        self._prepare()
 
     def __deepcopy__(self, memo: dict) -> "BatchRLMTF":
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        # not what was done ahead, as its gradient lies in the generator, whose copy has none; nor the parts,
-        # which know where the parameters lie
-        other.__dict__.update(copy.deepcopy(self.__dict__ | {"_ahead": None, "parts": None}, memo))
-        other.parts = other._parts()
+        # not what was done ahead, as its gradient lies in the generator, whose copy has none; nor the parts
+        # and tasks, which know where the parameters lie
+        without = dict.fromkeys(("_ahead", "parts", "_tasks"))
+        other.__dict__.update(copy.deepcopy(self.__dict__ | without, memo))
+        other._prepare()
         return other
 
-    def _parts(self) -> Parts:
-        """Of a step, by the fastest means that this processor and these networks allow."""
+    def _prepare(self) -> None:
+        """A step's parts, by the fastest means that this processor and these networks allow, and tasks."""
         names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
-        nets = Nets(*(net for name in names for net in self.flat[name].nets))
-        return parts_of(nets, self.settings.precision)
+        given = Given(self.settings, self.data, self.state_mean, self.state_scale, self.seed)
+        self.parts: Parts = parts_of({name: self.flat[name] for name in names}, given)
+        self._tasks = {frozen: self._tasks_of(frozen) for frozen in (False, True)}
 
     def frozen(self, step: int) -> bool:
         """Whether the generator is not trained in this step."""
@@ -142,7 +129,7 @@ class BatchRLMTF(Learner):
 
     @torch.no_grad()
     def _candidates(self) -> Tensor:
-        """float32[N, n, k]: n actions of the frozen generator for every s', drawn once.
+        """[N, n, k]: n actions of the frozen generator for every s', drawn once.
 
         They depend on the generator and the seed alone, so a resumed run draws the same ones.
         """
@@ -152,13 +139,14 @@ class BatchRLMTF(Learner):
             for states in self.data.next_states.split(_POOL_PART):
                 shape = len(states), self.settings.candidates, self.latent
                 z = torch.randn(shape, generator=noise, device=self.device).clamp_(-clip, clip)
-                pools.append(self.generator.decode(self.standardised(states), z))
+                pools.append(self.generator.decode(self.standardised(states), z).to(self.dtype))
             self._pool = torch.cat(pools)
         return self._pool
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_weights(tensors)
         self._pool = self._ahead = None
+        self._prepare()
 
     @torch.no_grad()
     def step(self) -> Tensor:
@@ -167,101 +155,97 @@ class BatchRLMTF(Learner):
         The generator's gradient depends on nothing that the rest of a step changes: that of the next step is
         taken beside it.
         """
-        settings, flat, rho, parts = self.settings, self.flat, self.settings.rho, self.parts
-        exact = parts.exact_gradients
         with self.lanes as lanes:
-            (now, following), latents, losses = self._ahead or self._look_ahead()
-            frozen, sa, r, on, next_s = now.noise is None, now.of.sa, now.of.r, now.of.on, now.of.next_s
-            s = sa[:, : next_s.shape[1]]
-            pool = self._candidates() if frozen else None
-            shares = {f"values from {share.start}": share for share in parts.shares(len(on))}
-
-            def decode(_: Results) -> None:
-                if not frozen:
-                    flat["generator"].descend(_DECODER, exact)
-
-            # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
-            def values(result: Results, part: slice) -> Tensor:
-                if frozen:
-                    x = pool.index_select(0, now.of.rows[on[part]]).to(self.dtype)
-                else:
-                    x = latents.next[part]
-                result("decoder")
-                return parts.next_values(next_s[part], x, rho, frozen)
-
-            # P, then Q: both gradients are of the weights before
-            def perturb(result: Results) -> Tensor:
-                result("decoder")
-                q = parts.perturbation_gradient(s, parts.generated(s, latents.own), rho)
-                flat["perturbation"].descend(exact=exact)
-                return q
-
-            def generate(result: Results) -> tuple[Tensor, Tensor]:
-                result("decoder")
-                if not frozen:
-                    flat["generator"].descend(_ENCODER, exact)
-                return self._generator_gradient(following)
-
-            # y = r + γ (1 − done) of that
-            def target(result: Results) -> Tensor:
-                next_q = torch.cat([result(share) for share in shares])
-                next_q = torch.zeros_like(r).index_copy_(0, on, next_q)
-                return r + settings.gamma * (1.0 - now.of.done) * next_q
-
-            def critic(result: Results, j: int) -> tuple[Tensor, Tensor]:
-                points = parts.critic_gradient(j, sa, result("y"))
-                if j == 0:
-                    result("perturbation")  # whose gradient is of Q_1 as it was
-                flat["critics"].descend(j, exact)
-                return points
-
-            # the longest first, so that both lanes end together; what is drawn needs no decoder
-            did = lanes.run(
-                {
-                    "decoder": decode,
-                    "drawn": lambda _: self._draw(following.step + 1),
-                    "latents": lambda _: self._draw_latents(following),
-                    "generator": generate,
-                    "perturbation": perturb,
-                    **{name: partial(values, part=share) for name, share in shares.items()},
-                    "y": target,
-                    "second critic": partial(critic, j=1),
-                    "first critic": partial(critic, j=0),
-                }
-            )
-            self._ahead = Ahead((following, did["drawn"]), did["latents"], did["generator"])
-
-            # every L steps: target ← η · online + (1 − η) · target
+            self._ahead = self._ahead or self._look_ahead()
+            now, following = self._ahead
+            did = lanes.run(self._tasks[self.frozen(now.step)])
+            self._ahead = Ahead(following, did["drawn"])
             self.step_count += 1
-            if self.step_count % settings.target_interval == 0:
-                for name in ("critics", "perturbation"):
-                    flat[f"target_{name}"].track(flat[name], settings.target_rate)
-        (loss, q), (second_loss, second_q) = did["first critic"], did["second critic"]
-        points = did["perturbation"], loss + second_loss, 0.5 * (q + second_q), did["y"].mean()
-        return torch.stack([*losses, *points])
+            if self.step_count % self.settings.target_interval == 0:  # every L steps
+                self.parts.track()
+        return self.parts.curves(now)
+
+    def _tasks_of(self, frozen: bool) -> dict[str, Task]:
+        """A step's, on what ``_ahead`` holds."""
+        parts = self.parts
+        halves = {f"decoder {half}": half for half in range(0 if frozen else parts.halves)}
+        shares = {f"values {share}": share for share in range(parts.shares)}
+
+        def decode(result: Results) -> None:
+            for half in halves:
+                result(half)
+            if not frozen:
+                parts.descended("generator", DECODER)
+
+        def draw(_: Results) -> Drawn:
+            return self._draw(self.step_count + 2)
+
+        def draw_latents(_: Results) -> None:
+            self._draw_latents(self._ahead.following)
+
+        def generate(result: Results) -> None:
+            result("decoder")
+            if not frozen:
+                parts.descend("generator", ENCODER)
+            self._generate(self._ahead.following)
+
+        # P, then Q: both gradients are of the weights before
+        def perturb(result: Results) -> None:
+            result("decoder")
+            parts.perturbation(self._ahead.now)
+            parts.descend("perturbation")
+
+        # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
+        def values(result: Results, share: int) -> None:
+            result("decoder")
+            parts.values(self._ahead.now, share, frozen)
+
+        def target(result: Results) -> None:
+            for share in shares:
+                result(share)
+            parts.target(self._ahead.now)
+
+        def critic(result: Results, j: int) -> None:
+            result("y")
+            parts.critic(j, self._ahead.now)
+            if j == 0:
+                result("perturbation")  # whose gradient is of Q_1 as it was
+            parts.descend("critics", j)
+
+        # the longest first, so that both lanes end together; what is drawn needs no decoder
+        return {
+            **{
+                name: lambda _, half=half: parts.descend_half("generator", DECODER, half)
+                for name, half in halves.items()
+            },
+            "decoder": decode,
+            "drawn": draw,
+            "latents": draw_latents,
+            "generator": generate,
+            "perturbation": perturb,
+            **{name: partial(values, share=share) for name, share in shares.items()},
+            "y": target,
+            "second critic": partial(critic, j=1),
+            "first critic": partial(critic, j=0),
+        }
 
     def _look_ahead(self) -> Ahead:
         now, following = self._draw(self.step_count), self._draw(self.step_count + 1)
-        return Ahead((now, following), self._draw_latents(now), self._generator_gradient(now))
+        self._draw_latents(now)
+        self._generate(now)
+        return Ahead(now, following)
 
-    def _generator_gradient(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Left in its place; returns reconstruction and KL."""
-        if drawn.noise is None:
-            return (torch.zeros((), device=self.device),) * 2
-        return self.parts.generator_gradient(drawn.of.sa, drawn.of.a, drawn.noise, self.settings.kl_weight)
+    def _generate(self, drawn: Drawn) -> None:
+        """Leaves the generator's gradient in its place, where one is asked for."""
+        if not self.frozen(drawn.step):
+            self.parts.generator(drawn)
 
     def _draw(self, step: int) -> Drawn:
-        rows = self.parts.rows(self.data, self.rows(step), self.state_mean, self.state_scale)
-        source = self.parts.noise(self.seed, step)
-        noise = None if self.frozen(step) else source.normal(len(rows.sa), self.latent)
-        return Drawn(step, rows, source, noise)
+        frozen = self.frozen(step)
+        return self.parts.draw(self.parts.place(step, frozen), step, self.rows(step), frozen)
 
-    def _draw_latents(self, drawn: Drawn) -> Latents:
-        candidates, clip = None, self.settings.latent_clip
-        if not self.frozen(drawn.step):
-            count = len(drawn.of.on), self.settings.candidates
-            candidates = drawn.source.latents(clip, *count, self.latent)
-        return Latents(candidates, drawn.source.latents(clip, len(drawn.of.sa), self.latent))
+    def _draw_latents(self, drawn: Drawn) -> None:
+        self.parts.draw_latents(drawn, self._candidates() if self.frozen(drawn.step) else None)
 
     def drawn_latents(self, count: int) -> Tensor:
         """[count, z] ~ N(0, I), clipped; from the seed alone."""

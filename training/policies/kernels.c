@@ -26,14 +26,18 @@ typedef struct {
     const uint16_t *biases[MOST_LAYERS];  /* bfloat16[o] */
     const float *last_weight, *last_bias; /* the last layer's in float32 */
     float *gradients[2 * MOST_LAYERS];    /* where those of W, b, W, b, ... belong; NULL where nothing is learnt */
+    int8_t *eight[MOST_LAYERS];           /* W in eight bits, a row every multiple of four; NULL where it is not used */
+    float *scales[MOST_LAYERS];           /* and what each row's numbers are multiples of */
 } Net;
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 
 #include <immintrin.h>
 #include <math.h>
+#include <sys/mman.h>
 
 #define LANES 16
+#define LARGE_PAGE ((size_t)1 << 21)
 #define MOST_VECTORS 4
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -48,8 +52,12 @@ static int arena_of(size_t bytes) {
     arena.used = 0;
     if (arena.bytes >= bytes) return 1;
     free(arena.start);
-    arena.start = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    const size_t page = bytes < LARGE_PAGE ? 64 : LARGE_PAGE, whole = (bytes + page - 1) / page * page;
+    arena.start = aligned_alloc(page, whole);
     arena.bytes = arena.start ? bytes : 0;
+#ifdef MADV_HUGEPAGE
+    if (arena.start && page == LARGE_PAGE) madvise(arena.start, whole, MADV_HUGEPAGE);
+#endif
     return arena.start != NULL;
 }
 
@@ -269,15 +277,13 @@ static size_t widest_of(const Net *net) {
 /* The same of integers of eight bits, for what a ReLU let through: four at a time, by VPDPBUSD. Each row has a
    scale, and each output's weights have one. */
 
-typedef struct {
-    int8_t *weights; /* [o][stride], the columns up to stride being 0 */
-    ptrdiff_t stride;
-    float *scales; /* [o] */
-} Eight;
+static ptrdiff_t fours(int width) { return ((ptrdiff_t)width + 3) / 4; }
 
 typedef struct {
-    const Eight *eight;
-    const uint32_t *fours; /* [i / 4][vector][lane] */
+    const int8_t *weights; /* [o][stride], the columns up to stride being 0 */
+    ptrdiff_t stride;
+    const float *by_output; /* the scales of the weights [o] */
+    const uint32_t *fours;  /* [i / 4][vector][lane] */
     __m512 scales[MOST_VECTORS];
     const uint16_t *bias;
     int outputs;
@@ -286,8 +292,8 @@ typedef struct {
 INLINE void eight_tile(const int V, const int O, const EightProduct *p, int o, const Then *then) {
     __m512i whole[16][MOST_VECTORS], input[MOST_VECTORS];
     __m512 sum[16][MOST_VECTORS];
-    const ptrdiff_t stride = p->eight->stride;
-    const int8_t *row = p->eight->weights + o * stride;
+    const ptrdiff_t stride = p->stride;
+    const int8_t *row = p->weights + o * stride;
     const uint32_t *x = p->fours;
     UNROLL for (int i = 0; i < O; i++)
         UNROLL for (int v = 0; v < V; v++) whole[i][v] = _mm512_setzero_si512();
@@ -303,7 +309,7 @@ INLINE void eight_tile(const int V, const int O, const EightProduct *p, int o, c
         }
     }
     UNROLL for (int i = 0; i < O; i++) {
-        const __m512 scale = all(p->eight->scales[o + i]), bias = of_bfloat16(p->bias[o + i]);
+        const __m512 scale = all(p->by_output[o + i]), bias = of_bfloat16(p->bias[o + i]);
         UNROLL for (int v = 0; v < V; v++)
             sum[i][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i][v]), _mm512_mul_ps(scale, p->scales[v]), bias);
     }
@@ -317,19 +323,18 @@ MULTIPLY(multiply_eight, EightProduct, eight_tile, 4, 6)
 static void (*const multiply_eight[])(const EightProduct *, const Then *) = {
     NULL, multiply_eight_1, multiply_eight_2, multiply_eight_3, multiply_eight_4};
 
-static size_t fours(int width) { return ((size_t)width + 3) / 4; }
-
 /* W [o][i] in eight bits, each row's largest number being 127. */
-static void round_weights(const Net *net, int l, const Eight *eight) {
+static void round_weights(const Net *net, int l) {
     const int outputs = net->widths[l + 1], inputs = net->widths[l];
+    const ptrdiff_t stride = 4 * fours(inputs);
     for (int o = 0; o < outputs; o++) {
         const uint16_t *row = net->weights[l] + (size_t)o * inputs;
         __m512 largest = all(1e-30f);
         for (int pass = 0; pass < 2; pass++) {
             const float most = pass ? _mm512_reduce_max_ps(largest) : 0.0f;
-            if (pass) eight->scales[o] = most / 127.0f;
-            for (int i = 0; i < eight->stride; i += LANES) {
-                const int left = inputs - i, kept = (int)eight->stride - i;
+            if (pass) net->scales[l][o] = most / 127.0f;
+            for (int i = 0; i < stride; i += LANES) {
+                const int left = inputs - i, kept = (int)stride - i;
                 const __mmask16 in = lanes_of(left);
                 const __m512 w = _mm512_castsi512_ps(
                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, row + i)), 16));
@@ -337,7 +342,7 @@ static void round_weights(const Net *net, int l, const Eight *eight) {
                     largest = _mm512_max_ps(largest, _mm512_abs_ps(w));
                 else
                     _mm512_mask_cvtsepi32_storeu_epi8(
-                        eight->weights + o * eight->stride + i,
+                        net->eight[l] + o * stride + i,
                         lanes_of(kept),
                         _mm512_cvtps_epi32(_mm512_mul_ps(w, all(127.0f / most))));
             }
@@ -370,7 +375,14 @@ static void round_activations(int V, int width, const uint32_t *pairs, const __m
         }
 }
 
-/* Eq. (7). */
+/* Eight bits of the layers that are used in them; the weights have changed. */
+int mtf_round(const Net *net) {
+    for (int l = 0; l < net->layers; l++)
+        if (net->eight[l]) round_weights(net, l);
+    return 0;
+}
+
+/* Actions that nothing is learnt through: those of eq. (7), and the generator's own. */
 
 typedef struct {
     uint32_t *states, *beside; /* pairs of s, and of what is beside it: latents, then actions */
@@ -380,10 +392,22 @@ typedef struct {
     float *of_state[4];        /* what each net's first layer makes of s: [o][lane] */
 } Room;
 
+static size_t room_pairs(size_t widest) { return (widest + 3) / 2 * MOST_VECTORS * LANES; }
+
+static size_t room_numbers(size_t widest) {
+    return 5 * room_pairs(widest) + widest * LANES * (MOST_VECTORS + 4) + 10 * LANES;
+}
+
+static Room room_of(size_t widest) {
+    Room room = {.action = take(widest * LANES * MOST_VECTORS)};
+    uint32_t **const kept[] = {&room.states, &room.beside, &room.layers[0], &room.layers[1], &room.fours};
+    for (int i = 0; i < 5; i++) *kept[i] = take(room_pairs(widest));
+    for (int j = 0; j < 4; j++) room.of_state[j] = take(widest * LANES);
+    return room;
+}
+
 typedef struct {
     const Net *perturbation, *critics[2], *decoder;
-    Eight eight[4][MOST_LAYERS]; /* the hidden layers' but the first one's, where they are taken in eight bits */
-    int in_eight;
     const uint16_t *x; /* of the first state's first candidate */
     __m512i offsets;   /* of the other states' */
     int d, width, k;
@@ -399,25 +423,28 @@ static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
         }
 }
 
-/* The hidden layers of V candidates; what the last of them leaves is left as ``last`` says, if it does. */
-static const uint32_t *hidden(int V, const Net *net, int j, const Candidates *c, const Room *room, const Then *last) {
+/* The hidden layers of V vectors of what is beside the states, of which ``of_state`` holds what the first layer makes
+   of their ``d`` columns; NULL where all columns lie beside. What the last layer leaves is left as ``last`` says, if
+   it does. */
+static const uint32_t *hidden(int V, const Net *net, int d, const float *of_state, const Room *room, const Then *last) {
     const uint32_t *x = room->beside;
     __m512 most[2][MOST_VECTORS];
     for (int l = 0; l + 1 < net->layers; l++) {
-        const int followed = l + 2 < net->layers, skipped = l ? 0 : c->d; /* of_state holds what these columns make */
+        const int followed = l + 2 < net->layers, skipped = l ? 0 : d;
         const Then kept = {.kind = RELU, .pairs = room->layers[l % 2],
-                           .most = c->in_eight && followed ? most[l % 2] : NULL};
+                           .most = followed && net->eight[l + 1] ? most[l % 2] : NULL};
         const Then *then = last && !followed ? last : &kept;
         if (kept.most)
             for (int v = 0; v < V; v++) most[l % 2][v] = _mm512_setzero_ps();
-        if (l && c->in_eight) {
-            EightProduct product = {.eight = &c->eight[j][l], .fours = room->fours, .bias = net->biases[l],
+        if (l && net->eight[l]) {
+            EightProduct product = {.weights = net->eight[l], .stride = 4 * fours(net->widths[l]),
+                                    .by_output = net->scales[l], .fours = room->fours, .bias = net->biases[l],
                                     .outputs = net->widths[l + 1]};
             round_activations(V, net->widths[l], x, most[(l - 1) % 2], room->fours, product.scales);
             multiply_eight[V](&product, then);
         } else {
             const Product product =
-                layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : room->of_state[j]);
+                layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : of_state);
             multiply[V](&product, then);
         }
         x = room->layers[l % 2];
@@ -426,9 +453,9 @@ static const uint32_t *hidden(int V, const Net *net, int j, const Candidates *c,
 }
 
 /* tanh of a net's outputs into room->action. */
-static void bounded_outputs(int V, const Net *net, int j, const Candidates *c, const Room *room) {
+static void bounded_outputs(int V, const Net *net, int d, const float *of_state, const Room *room) {
     const int l = net->layers - 1, k = net->widths[l + 1];
-    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, j, c, room, NULL), NULL);
+    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, d, of_state, room, NULL), NULL);
     multiply[V](&product, &(Then){.kind = LINEAR, .linear = room->action, .by_output = V * LANES, .last = 0xFFFF});
     for (float *at = room->action; at < room->action + (size_t)k * V * LANES; at += LANES)
         _mm512_store_ps(at, hyperbolic_tangent(_mm512_load_ps(at)));
@@ -440,10 +467,10 @@ static __m512 best_of(int V, int first, const Candidates *c, const Room *room) {
     for (int v = 0; v < V; v++)
         gather(room->beside, V, v, c->x + (size_t)(first + v) * c->width, c->offsets, c->width);
     if (c->decoder) {
-        bounded_outputs(V, c->decoder, 3, c, room);
+        bounded_outputs(V, c->decoder, c->d, room->of_state[3], room);
         pair_up(room->beside, V, room->action, k);
     }
-    bounded_outputs(V, c->perturbation, 0, c, room);
+    bounded_outputs(V, c->perturbation, c->d, room->of_state[0], room);
     for (int i = 0; i < k; i++)
         for (int v = 0; v < V; v++) {
             float *action = room->action + ((size_t)i * V + v) * LANES;
@@ -455,7 +482,7 @@ static __m512 best_of(int V, int first, const Candidates *c, const Room *room) {
     for (int j = 0; j < 2; j++) {
         const Net *net = c->critics[j];
         for (int v = 0; v < V; v++) q[j][v] = all(net->last_bias[0]);
-        hidden(V, net, 1 + j, c, room, &(Then){.kind = DOT, .dot = q[j], .weight = net->last_weight});
+        hidden(V, net, c->d, room->of_state[1 + j], room, &(Then){.kind = DOT, .dot = q[j], .weight = net->last_weight});
     }
     __m512 best = _mm512_min_ps(q[0][0], q[1][0]);
     for (int v = 1; v < V; v++) best = _mm512_max_ps(best, _mm512_min_ps(q[0][v], q[1][v]));
@@ -463,33 +490,18 @@ static __m512 best_of(int V, int first, const Candidates *c, const Room *room) {
 }
 
 /* Into best[m] for bfloat16 s[m][d] and x[m][n][width], which are latents of the decoder or, where that is NULL,
-   actions. in_eight: the hidden layers' products but the first one's are of integers of eight bits. Returns 0, or
-   1 where there is no memory. */
+   actions. Returns 0, or 1 where there is no memory. */
 int mtf_next_values(const Net *decoder, const Net *perturbation, const Net *first, const Net *second,
                     const uint16_t *s, const uint16_t *x, int32_t m, int32_t d, int32_t n, int32_t width, float rho,
-                    int32_t in_eight, float *best) {
+                    float *best) {
     const Net *const nets[4] = {perturbation, first, second, decoder};
     Candidates c = {.perturbation = perturbation, .critics = {first, second}, .decoder = decoder, .d = d,
-                    .width = width, .k = perturbation->widths[perturbation->layers], .rho = rho,
-                    .in_eight = in_eight};
-    size_t weights = 0, widest = (size_t)(d > width ? d : width);
+                    .width = width, .k = perturbation->widths[perturbation->layers], .rho = rho};
+    size_t widest = (size_t)(d > width ? d : width);
     for (int j = 0; j < 4; j++)
-        if (nets[j]) {
-            if (widest_of(nets[j]) > widest) widest = widest_of(nets[j]);
-            for (int l = 1; in_eight && l + 1 < nets[j]->layers; l++)
-                weights += (size_t)nets[j]->widths[l + 1] * (fours(nets[j]->widths[l]) + 1) + 2 * LANES;
-        }
-    const size_t pairs = (widest + 3) / 2 * MOST_VECTORS * LANES;
-    if (!arena_of((5 * pairs + widest * LANES * (MOST_VECTORS + 4) + weights) * 4)) return 1;
-    Room room = {.states = take(pairs), .beside = take(pairs), .layers = {take(pairs), take(pairs)},
-                 .fours = take(pairs), .action = take(widest * LANES * MOST_VECTORS)};
-    for (int j = 0; j < 4; j++) room.of_state[j] = take(widest * LANES);
-    for (int j = 0; j < 4; j++)
-        for (int l = 1; in_eight && nets[j] && l + 1 < nets[j]->layers; l++) {
-            const size_t four = fours(nets[j]->widths[l]), outputs = (size_t)nets[j]->widths[l + 1];
-            c.eight[j][l] = (Eight){take(outputs * four), 4 * (ptrdiff_t)four, take(outputs)};
-            round_weights(nets[j], l, &c.eight[j][l]);
-        }
+        if (nets[j] && widest_of(nets[j]) > widest) widest = widest_of(nets[j]);
+    if (!arena_of(4 * room_numbers(widest))) return 1;
+    const Room room = room_of(widest);
     for (int at = 0; at < m; at += LANES) {
         const int count = m - at < LANES ? m - at : LANES;
         gather(room.states, 1, 0, s + (size_t)at * d, offsets_of(count, d), d);
@@ -787,21 +799,23 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const uint16_t *z, int32_t batch, int32_t d,
                   int32_t width, uint16_t *action) {
     const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
-    if (!arena_of(4 * pass_numbers(decoder, vectors) + 64 * 16)) return 1;
-    const Pass pass = pass_of(decoder, batch);
-    const int height = (int)pairs_of(decoder->widths[0]);
-    put_rows(&pass, pass.x[0], height, 0, s, stride, d);
-    put_rows(&pass, pass.x[0], height, d, z, width, width);
-    forward(decoder, &pass);
-    const size_t rows = (size_t)vectors * LANES;
-    for (int i = 0; i < k; i++)
-        for (int at = 0; at < batch; at += LANES) {
-            uint16_t value[LANES];
-            _mm256_storeu_si256((__m256i *)value, (__m256i)_mm512_cvtneps_pbh(hyperbolic_tangent(
-                                                      _mm512_load_ps(pass.y + (size_t)i * rows + at))));
-            for (int lane = 0; lane < LANES && at + lane < batch; lane++)
-                action[(size_t)(at + lane) * k + i] = value[lane];
-        }
+    if (!arena_of(4 * room_numbers(widest_of(decoder)))) return 1;
+    const Room room = room_of(widest_of(decoder));
+    Pass pass = {.rows = batch};
+    FOR_BLOCKS(at, V, vectors) {
+        pass.rows = batch - at * LANES, pass.vectors = V;
+        put_rows(&pass, room.beside, 0, 0, s + (size_t)at * LANES * stride, stride, d);
+        put_rows(&pass, room.beside, 0, d, z + (size_t)at * LANES * width, width, width);
+        bounded_outputs(V, decoder, 0, NULL, &room);
+        for (int i = 0; i < k; i++)
+            for (int v = 0; v < V; v++) {
+                uint16_t value[LANES];
+                _mm256_storeu_si256((__m256i *)value, (__m256i)_mm512_cvtneps_pbh(
+                                                          _mm512_load_ps(room.action + ((size_t)i * V + v) * LANES)));
+                for (int lane = 0; lane < LANES && (at + v) * LANES + lane < batch; lane++)
+                    action[(size_t)((at + v) * LANES + lane) * k + i] = value[lane];
+            }
+    }
     return 0;
 }
 
@@ -944,6 +958,43 @@ int mtf_critic_gradient(const Net *critic, const uint16_t *sa, const float *y, i
     backward(critic, &pass, &scratch, d_q, 1, 0, NULL);
     losses[0] = _mm512_reduce_add_ps(squares) / (float)batch;
     losses[1] = _mm512_reduce_add_ps(sum) / (float)batch;
+    return 0;
+}
+
+/* y = r + gamma (1 - done) Q' of all rows, Q' being best[m] at the ``m`` rows ``on`` and nothing elsewhere, and the mean
+   of y. */
+int mtf_target(const float *r, const float *done, const float *best, const int64_t *on, int32_t m, int32_t batch,
+               float gamma, float *y, float *mean) {
+    double sum = 0.0;
+    memcpy(y, r, (size_t)batch * sizeof *y);
+    for (int i = 0; i < m; i++) y[on[i]] += gamma * (1.0f - done[on[i]]) * best[i];
+    for (int i = 0; i < batch; i++) sum += y[i];
+    *mean = (float)(sum / batch);
+    return 0;
+}
+
+/* One step of Adam (Kingma and Ba 2015) with its usual rates of decay on ``count`` parameters and on their rounded
+   copy, after ``steps`` others. */
+int mtf_adam(float *values, uint16_t *low, const float *gradient, float *mean, float *square, int64_t count, float lr,
+             const float *steps) {
+    const double step = *steps + 1.0;
+    const __m512 tenth = all(0.1f), most = all(0.999f), rest = all(0.001f); /* 1 - beta_1, beta_2, 1 - beta_2 */
+    const __m512 size = all((float)(lr / (1.0 - pow(0.9, step))));
+    const __m512 by = all((float)(1.0 / sqrt(1.0 - pow(0.999, step))));
+    for (int64_t at = 0; at < count; at += LANES) {
+        const __mmask16 in = lanes_of(count - at);
+        const __m512 g = _mm512_maskz_loadu_ps(in, gradient + at);
+        __m512 m = _mm512_maskz_loadu_ps(in, mean + at), v = _mm512_maskz_loadu_ps(in, square + at);
+        m = _mm512_fmadd_ps(tenth, _mm512_sub_ps(g, m), m);
+        v = _mm512_fmadd_ps(_mm512_mul_ps(rest, g), g, _mm512_mul_ps(most, v));
+        const __m512 below = _mm512_fmadd_ps(_mm512_sqrt_ps(v), by, all(1e-8f));
+        const __m512 value =
+            _mm512_fnmadd_ps(size, _mm512_div_ps(m, below), _mm512_maskz_loadu_ps(in, values + at));
+        _mm512_mask_storeu_ps(mean + at, in, m);
+        _mm512_mask_storeu_ps(square + at, in, v);
+        _mm512_mask_storeu_ps(values + at, in, value);
+        _mm256_mask_storeu_epi16(low + at, in, (__m256i)_mm512_cvtneps_pbh(value));
+    }
     return 0;
 }
 

@@ -59,7 +59,8 @@ class Lanes:
         """The tasks' results. When one raises, no more are begun, and those begun have ended."""
         self._runs += 1
         for name in tasks:
-            self._ended.setdefault(name, _Number())
+            if name not in self._ended:
+                self._ended[name] = _Number()
         shared = _Run(self._runs, tasks, self._ended)
         if self._pool is not None and self._threads > 1:
             with self._lock:
@@ -116,8 +117,10 @@ class _Run:
         return self._results[name]
 
     def results(self) -> dict[str, Any]:
+        """When all have ended; those of this lane have."""
         for name in self._results:
-            self._wait(name)
+            if self._ended[name].value < self.number:
+                self._wait(name)
         if self._error is not None:
             raise self._error
         return self._results
@@ -136,14 +139,14 @@ class _Number:
 
     def __init__(self) -> None:
         self._tensor = torch.zeros((), dtype=torch.int64)
-        self._value = self._tensor.numpy()
+        self._place, self.value = self._tensor.numpy(), 0
 
     def set(self, value: int) -> None:
-        self._value[()] = value
+        self._place[()] = self.value = value
 
     def reaches(self, value: int) -> bool:
         """Whether it does so before about a millisecond is over."""
-        if self._value >= value:
+        if self.value >= value:
             return True
         return _looked is not _look and _looked(self._tensor, value, _LOOKS)
 

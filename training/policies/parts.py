@@ -4,18 +4,35 @@ Letters are :mod:`training.policies.batchrl_mtf`'s; ``d_x`` is the loss's deriva
 z and x are [B, ·] in the precision of the products.
 """
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from training.contract.settings import LearnerSettings
 from training.policies.networks import standardise
-from training.policies.passes import Net, Room, back, by_input, hidden, hidden_of_each, out, room, rough_out
+from training.policies.passes import (
+    Flat,
+    Net,
+    Room,
+    back,
+    by_input,
+    hidden,
+    hidden_of_each,
+    out,
+    room,
+    rough_out,
+)
 from training.policies.products import compiled
 from training.trajectories import Transitions
 
+ENCODER, DECODER = 0, 1  # of the generator's nets
 _ROUNDED = 8  # a multiple of which is the number of s' with candidates
-_NOISE = 15_485_863  # between the seeds of two steps
+_NOISE = 15_485_863  # between the seeds of two draws
+_DRAWS = 3  # of a step
+OF_Z, OF_CANDIDATES, OF_OWN = range(_DRAWS)
 
 
 class Nets(NamedTuple):
@@ -123,95 +140,176 @@ def critic_gradient(critic: Net, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return error.square().mean(), q.mean()
 
 
-class Rows(NamedTuple):
-    """B transitions as a step reads them; s and s' are standardised."""
+class Given(NamedTuple):
+    """What a step learns from, and how."""
 
+    settings: LearnerSettings
+    data: Transitions
+    mean: Tensor  # [d], of the states, which are standardised by it
+    scale: Tensor  # [d]
+    seed: int
+
+
+class Drawn:
+    """What a step takes from the data and its seed alone, and what its parts leave for each other.
+
+    M is the number of transitions whose Q' counts, or of a few more.
+    """
+
+    step: int
     rows: Tensor  # int64[B], of the transitions
-    sa: Tensor  # [B, d + k]
+    sa: Tensor  # [B, d + k]; s and s' are standardised
     a: Tensor  # float32[B, k]
     r: Tensor  # float32[B]
     done: Tensor  # float32[B]
-    on: Tensor  # int64[M]: the rows whose Q' counts, and perhaps others
-    next_s: Tensor  # [M, d], of those
+    count: int  # M
+    on: Tensor  # int64[M or more]: their places in the batch
+    next_s: Tensor  # [M or more, d]
+    noise: Tensor  # float32[B, z], of the generator's z, eq. (3)
+    x: Tensor  # [M or more, n, ·], of the candidates of eq. (7): latents, or where D is frozen actions
+    own: Tensor  # [B, z]: latents of the actions at s, eq. (5)
+    best: Tensor  # float32[M or more], of eq. (7)
+    y: Tensor  # float32[B], the critics' target
+    points: Tensor  # float32[8]: reconstruction, KL, mean Q of eq. (5), mean y, then each critic's loss and Q
 
 
 class Noise:
-    """Standard normals of one step by PyTorch; they depend on seed and step number alone."""
+    """Standard normals by PyTorch; they depend on seed, step and which draw of the step it is alone."""
 
-    def __init__(self, seed: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._source = torch.Generator(device).manual_seed(seed + _NOISE * (step + 1))
-        self._dtype = dtype
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
-    def normal(self, *shape: int) -> Tensor:
-        """The next ones, in float32."""
-        return torch.randn(*shape, generator=self._source, device=self._source.device)
-
-    def latents(self, clip: float, *shape: int) -> Tensor:
-        """The next ones, within ± clip, in the precision of the products."""
-        return self.normal(*shape).clamp_(-clip, clip).to(self._dtype)
+    def fill(self, numbers: Tensor, step: int, which: int, clip: float = math.inf) -> Tensor:
+        """Of float32 or bfloat16, contiguous; within ± clip."""
+        source = torch.Generator(numbers.device).manual_seed(
+            self._seed + _NOISE * (_DRAWS * step + which + 1)
+        )
+        drawn = torch.randn(numbers.shape, generator=source, device=numbers.device)
+        return numbers.copy_(drawn.clamp_(-clip, clip))
 
 
 class Parts:
     """The parts by PyTorch, on any device and in any precision; the nets' parameters stay where they are."""
 
-    exact_gradients = False  # whether gradients are left in float32 at once
+    shares = 2  # of :meth:`values`
+    halves = 1  # of :meth:`descend`
 
-    def __init__(self, nets: Nets, noise: type[Noise] = Noise) -> None:
+    def __init__(self, flat: Mapping[str, Flat], given: Given, noise: Noise) -> None:
         """``noise``: the same in every precision, so that policies learnt in two of them can be paired."""
-        self.nets, self._noise = nets, noise
-        self._widest = max(weight.shape[0] for net in nets for weight in net.weights)
-        self._dtype, self._device = nets.first.weights[0].dtype, nets.first.weights[0].device
+        names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
+        self.flat, self.given, self.noise = flat, given, noise
+        self.nets = Nets(*(net for name in names for net in flat[name].nets))
+        self.latent = self.nets.encoder.weights[-1].shape[0] // 2
+        self._widest = max(weight.shape[0] for net in self.nets for weight in net.weights)
+        self.dtype, self._device = self.nets.first.weights[0].dtype, self.nets.first.weights[0].device
 
-    def noise(self, seed: int, step: int) -> Noise:
-        """Of a step, so that the next one can be prepared early."""
-        return self._noise(seed, step, self._device, self._dtype)
+    # what is drawn
 
-    def rows(self, data: Transitions, rows: Tensor, mean: Tensor, scale: Tensor) -> Rows:
-        """These rows of the transitions, standardised by mean [d] and scale [d]."""
+    def place(self, step: int, frozen: bool) -> Drawn:
+        """For a step, whose place may be that of the third step before; ``frozen``: the generator is."""
+        drawn = Drawn()
+        drawn.points = torch.zeros(8, device=self._device)
+        return drawn
 
-        def standardised(states: Tensor) -> Tensor:
-            return standardise(states, mean, scale).to(self._dtype)
+    def draw(self, drawn: Drawn, step: int, rows: Tensor, frozen: bool) -> Drawn:
+        """The transitions ``rows``, and z's noise."""
+        data = self.given.data
+        drawn.step, drawn.rows = step, rows
+        drawn.a, drawn.done = data.actions.index_select(0, rows), data.dones.index_select(0, rows)
+        drawn.r = data.rewards.index_select(0, rows)
+        drawn.on = bootstrapped(drawn.done)
+        drawn.count = len(drawn.on)
+        drawn.best = torch.empty(drawn.count, device=self._device)
+        drawn.next_s = self._standardised(data.next_states.index_select(0, rows.index_select(0, drawn.on)))
+        s = self._standardised(data.states.index_select(0, rows))
+        drawn.sa = torch.cat([s, drawn.a.to(self.dtype)], dim=1)
+        if not frozen:
+            drawn.noise = self._normal(torch.float32, len(rows), self.latent)
+            self.noise.fill(drawn.noise, step, OF_Z)
+        return drawn
 
-        a, done = data.actions.index_select(0, rows), data.dones.index_select(0, rows)
-        s = standardised(data.states.index_select(0, rows))
-        on = bootstrapped(done)
-        next_s = standardised(data.next_states.index_select(0, rows.index_select(0, on)))
-        sa = torch.cat([s, a.to(self._dtype)], dim=1)
-        return Rows(rows, sa, a, data.rewards.index_select(0, rows), done, on, next_s)
+    def draw_latents(self, drawn: Drawn, pool: Tensor | None) -> None:
+        """``pool`` [N, n, k] holds the candidates of every s' where the generator is frozen."""
+        clip = self.given.settings.latent_clip
+        if pool is None:
+            drawn.x = self._normal(self.dtype, drawn.count, self.given.settings.candidates, self.latent)
+            self.noise.fill(drawn.x, drawn.step, OF_CANDIDATES, clip)
+        else:
+            drawn.x = pool.index_select(0, drawn.rows.index_select(0, drawn.on))
+        drawn.own = self._normal(self.dtype, len(drawn.rows), self.latent)
+        self.noise.fill(drawn.own, drawn.step, OF_OWN, clip)
 
-    def shares(self, count: int) -> list[slice]:
-        """Of ``count`` states for :meth:`next_values`, so that lanes can take them; at least one."""
-        return [slice(0, count // 2), slice(count // 2, count)]
+    # what is learnt
 
-    def generated(self, s: Tensor, z: Tensor) -> Tensor:
-        """:func:`generated` by D."""
-        return generated(self.nets.decoder, s, z)
+    def generator(self, drawn: Drawn) -> None:
+        """Leaves the gradient of eq. (3)."""
+        nets, points = self.nets, drawn.points
+        points[0], points[1] = generator_gradient(
+            nets.encoder, nets.decoder, drawn.sa, drawn.a, drawn.noise, self.given.settings.kl_weight
+        )
 
-    def next_values(self, s: Tensor, x: Tensor, rho: float, frozen: bool) -> Tensor:
-        """:func:`next_values` by the targets; ``frozen``: x are actions."""
-        nets = self.nets
+    def perturbation(self, drawn: Drawn) -> None:
+        """Leaves the gradient of eq. (5)."""
+        nets, s = self.nets, drawn.sa[:, : drawn.next_s.shape[1]]
+        a = generated(nets.decoder, s, drawn.own)
+        rho = self.given.settings.rho
+        drawn.points[2] = perturbation_gradient(nets.perturbation, nets.first, s, a, rho)
+
+    def values(self, drawn: Drawn, share: int, frozen: bool) -> None:
+        """One share of eq. (7), by the targets."""
+        nets, size = self.nets, -(-drawn.count // self.shares)
+        part = slice(share * size, (share + 1) * size)
+        x = drawn.x[part]
+        if len(x) == 0:
+            return
         space = room(x.shape[0] * x.shape[1] * self._widest, x.dtype, x.device)
-        return next_values(
+        drawn.best[part] = next_values(
             None if frozen else nets.decoder,
             nets.target_perturbation,
             nets.target_first,
             nets.target_second,
-            s,
+            drawn.next_s[part],
             x,
-            rho,
+            self.given.settings.rho,
             space,
         )
 
-    def generator_gradient(
-        self, sa: Tensor, a: Tensor, noise: Tensor, kl_weight: float
-    ) -> tuple[Tensor, Tensor]:
-        """:func:`generator_gradient` of E and D."""
-        return generator_gradient(self.nets.encoder, self.nets.decoder, sa, a, noise, kl_weight)
+    def target(self, drawn: Drawn) -> None:
+        """y = r + γ (1 − done) of that."""
+        next_q = torch.zeros_like(drawn.r).index_copy_(0, drawn.on, drawn.best)
+        drawn.y = drawn.r + self.given.settings.gamma * (1.0 - drawn.done) * next_q
+        drawn.points[3] = drawn.y.mean()
 
-    def perturbation_gradient(self, s: Tensor, a: Tensor, rho: float) -> Tensor:
-        """:func:`perturbation_gradient` by Q_1."""
-        return perturbation_gradient(self.nets.perturbation, self.nets.first, s, a, rho)
+    def critic(self, j: int, drawn: Drawn) -> None:
+        """Leaves the gradient of eq. (6) for Q_1 (j = 0) or Q_2."""
+        net, points = self.nets.second if j else self.nets.first, drawn.points
+        points[4 + 2 * j], points[5 + 2 * j] = critic_gradient(net, drawn.sa, drawn.y)
 
-    def critic_gradient(self, j: int, sa: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`critic_gradient` of Q_1 (j = 0) or Q_2."""
-        return critic_gradient(self.nets.second if j else self.nets.first, sa, y)
+    def descend(self, name: str, which: int = 0) -> None:
+        """One step of Adam on the gradient that was left of one net of a module."""
+        for half in range(self.halves):
+            self.descend_half(name, which, half)
+        self.descended(name, which)
+
+    def descend_half(self, name: str, which: int, half: int) -> None:
+        """The first part of that, each of whose halves a lane can take."""
+        self.flat[name].descend(which)
+
+    def descended(self, name: str, which: int) -> None:
+        """The second."""
+
+    def track(self) -> None:
+        """target ← η · online + (1 − η) · target."""
+        for name in ("critics", "perturbation"):
+            self.flat[f"target_{name}"].track(self.flat[name], self.given.settings.target_rate)
+
+    def curves(self, drawn: Drawn) -> Tensor:
+        """float32[6]: reconstruction, KL, mean Q of eq. (5), both critics' loss, mean of their Q, mean y."""
+        critics = drawn.points[4:6] + drawn.points[6:]
+        return torch.cat([drawn.points[:3], critics[:1], 0.5 * critics[1:], drawn.points[3:4]])
+
+    def _standardised(self, states: Tensor) -> Tensor:
+        return standardise(states, self.given.mean, self.given.scale).to(self.dtype)
+
+    def _normal(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._device)

@@ -8,7 +8,9 @@ their gradient, their copy in the precision of the products, and an Adam that is
 They keep to what :func:`training.policies.products.compiled` takes. Autograd sees nothing of it.
 """
 
+import contextlib
 import copy
+import mmap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from training.policies.products import plus_product, product, times
 
 _ALIGNED = 32  # entries between the starts of two parameters, so that none straddles a cache line
+_LARGE = 1 << 21  # bytes of a large page
 _ADAM = {  # of torch.optim.Adam
     "beta1": 0.9,
     "beta2": 0.999,
@@ -153,16 +156,17 @@ class Flat:
             for parameter in own:
                 places[-1].append((end, parameter.shape))
                 end += -(-parameter.numel() // _ALIGNED) * _ALIGNED
-        self.values = torch.zeros(end, device=parameters[0][0].device)
+        device = parameters[0][0].device
+        self.values = _zeros(end, torch.float32, device)
         rounded = dtype != torch.float32
-        self.low = torch.empty_like(self.values, dtype=dtype) if rounded else self.values
+        self.low = _zeros(end, dtype, device) if rounded else self.values
         if lr is not None:
-            self.gradient = torch.zeros_like(self.low)
-            self.exact_gradient = torch.zeros_like(self.values) if rounded else self.gradient
-            self.moments = {name: torch.zeros_like(self.values) for name in ("mean", "square")}
+            self.gradient = _zeros(end, dtype, device)
+            self.exact_gradient = _zeros(end, torch.float32, device) if rounded else self.gradient
+            self.moments = {name: _zeros(end, torch.float32, device) for name in ("mean", "square")}
             self.steps = torch.zeros(len(nets), device=self.values.device)  # of Adam, for each MLP
         self.nets: list[Net] = []  # in the module's order
-        self._learnt: list[Learnt] = []  # of each of them, but for a target
+        self.learnt: list[Learnt] = []  # of each of them, but for a target
         for own, at in zip(parameters, places, strict=True):
             exact = _views(self.values, at)
             for parameter, view in zip(own, exact, strict=True):
@@ -176,7 +180,7 @@ class Flat:
             if lr is not None:
                 vectors = self.values, self.low, self.gradient, self.exact_gradient, *self.moments.values()
                 span = slice(at[0][0], last + shape.numel())
-                self._learnt.append(Learnt(*(v[span] for v in vectors), steps=self.steps[len(self._learnt)]))
+                self.learnt.append(Learnt(*(v[span] for v in vectors), steps=self.steps[len(self.learnt)]))
         self.refresh()
 
     def __deepcopy__(self, memo: dict) -> "Flat":
@@ -192,7 +196,7 @@ class Flat:
 
     def descend(self, which: int = 0, exact: bool = False) -> None:
         """One step of Adam on the gradient that the passes left of one net; ``exact``: in float32."""
-        net = self._learnt[which]
+        net = self.learnt[which]
         net.steps.add_(1.0)
         rounded = self.low is not self.values
         if rounded and not exact:
@@ -223,6 +227,18 @@ class Flat:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         for name, own in self.state().items():
             own.copy_(tensors[name])
+
+
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """In large pages, where there are any: a step reads all of it, and small ones take longer to find."""
+    size = max(1, count) * dtype.itemsize
+    if device.type != "cpu" or size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(count, dtype=dtype, device=device)
+    whole = -(-size // _LARGE) * _LARGE
+    memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=count)
 
 
 def _views(vector: Tensor, places: Sequence[tuple[int, torch.Size]]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from training.contract.policy import BatchRLMTFActor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
-from training.policies.parts import bootstrapped
+from training.policies.parts import OF_CANDIDATES, OF_OWN, OF_Z, bootstrapped
 from training.policies.passes import Flat, back, by_input, hidden, out, rough_out
 from training.trajectories import Transitions
 
@@ -145,7 +145,10 @@ def test_one_step_is_the_papers():
     data, config = transitions(), settings()
     learner = BatchRLMTF(config, data, seed=3)
     before = copy.deepcopy(learner)
-    noise = learner.parts.noise(3, 0)
+
+    def drawn(which: int, *shape: int) -> torch.Tensor:
+        return learner.parts.noise.fill(torch.empty(shape), 0, which)
+
     curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
 
     i = learner.batch(0).rows
@@ -154,7 +157,7 @@ def test_one_step_is_the_papers():
     a, r, done, z_width = data.actions[i], data.rewards[i], data.dones[i], 2 * K
     # G, eq. (3)
     mean, log_std = plain(before.generator.encoder, s, a).chunk(2, dim=1)
-    z = mean + log_std.exp() * noise.normal(16, z_width)
+    z = mean + log_std.exp() * drawn(OF_Z, 16, z_width)
     reconstruction = (torch.tanh(plain(before.generator.decoder, s, z)) - a).square().mean()
     posterior = torch.distributions.Normal(mean, log_std.exp())
     prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
@@ -168,7 +171,7 @@ def test_one_step_is_the_papers():
 
     on = bootstrapped(done)  # where a session ends, no candidates are drawn
     repeated = next_s[on].repeat_interleave(4, dim=0)
-    z = noise.normal(len(on), 4, z_width).clamp(-0.5, 0.5).flatten(0, 1)
+    z = drawn(OF_CANDIDATES, len(on), 4, z_width).clamp(-0.5, 0.5).flatten(0, 1)
     candidates = perturbed(
         before.target_perturbation.net, repeated, torch.tanh(plain(learner.generator.decoder, repeated, z))
     )
@@ -178,7 +181,7 @@ def test_one_step_is_the_papers():
     y = r + 0.95 * (1 - done) * next_q
     assert curves["target"] == pytest.approx(y.mean().item(), rel=1e-5)
     # P, eq. (5)
-    z = noise.normal(16, z_width).clamp(-0.5, 0.5)
+    z = drawn(OF_OWN, 16, z_width).clamp(-0.5, 0.5)
     moved = perturbed(before.perturbation.net, s, torch.tanh(plain(learner.generator.decoder, s, z)))
     expected = plain(before.critics.q[0], s, moved).mean()
     assert curves["perturbation_q"] == pytest.approx(expected.item(), rel=1e-4)

@@ -93,8 +93,9 @@ def cql_noise(g: torch.Generator, learner: Learner) -> list[Tensor]:
 
 def bcq_noise(_: torch.Generator, learner: BatchRLMTF) -> list[Tensor]:
     step = learner.step_count - 1
-    noise, on = learner.parts.noise(learner.seed, step), bootstrapped(learner.batch(step).done)
-    encoder, at_next, at_s = (noise.normal(*shape, 2 * K) for shape in ((B,), (len(on), N), (B,)))
+    fill, on = learner.parts.noise.fill, bootstrapped(learner.batch(step).done)
+    shapes = (B, 2 * K), (len(on), N, 2 * K), (B, 2 * K)
+    encoder, at_next, at_s = (fill(torch.empty(shape), step, which) for which, shape in enumerate(shapes))
     of_all = torch.zeros(B, N, 2 * K)  # where a session ends, ours draws no candidates: theirs do not count
     of_all[on] = at_next
     return [encoder, at_s, of_all.flatten(0, 1)]
