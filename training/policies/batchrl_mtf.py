@@ -170,6 +170,7 @@ class BatchRLMTF(Learner):
         parts = self.parts
         halves = {f"decoder {half}": half for half in range(0 if frozen else parts.halves)}
         shares = {f"values {share}": share for share in range(parts.shares)}
+        bests = {f"best {half}": half for half in range(parts.halves)}
 
         def decode(result: Results) -> None:
             for half in halves:
@@ -200,9 +201,14 @@ class BatchRLMTF(Learner):
             result("decoder")
             parts.values(self._ahead.now, share, frozen)
 
-        def target(result: Results) -> None:
+        def best(result: Results, half: int) -> None:
             for share in shares:
                 result(share)
+            parts.best(self._ahead.now, half)
+
+        def target(result: Results) -> None:
+            for half in bests:
+                result(half)
             parts.target(self._ahead.now)
 
         def critic(result: Results, j: int) -> None:
@@ -224,6 +230,7 @@ class BatchRLMTF(Learner):
             "generator": generate,
             "perturbation": perturb,
             **{name: partial(values, share=share) for name, share in shares.items()},
+            **{name: partial(best, half=half) for name, half in bests.items()},
             "y": target,
             "second critic": partial(critic, j=1),
             "first critic": partial(critic, j=0),

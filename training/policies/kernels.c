@@ -6,8 +6,8 @@
    of which one factor is a vector and the other the same for all its lanes, read where it lies. What a row's
    results are does not depend on its lane.
 
-   For eq. (7) a lane is a state and a vector one candidate of each: what a first layer makes of the states is
-   shared by all candidates, and the maximum over them is one of vectors.
+   For the candidates of eq. (7) a lane is a state and a vector one candidate of each: what a first layer makes of the
+   states is shared by all candidates.
 
    Called by kernels.py, which keeps to what is asked for here. */
 
@@ -37,6 +37,7 @@ typedef struct {
 #include <sys/mman.h>
 
 #define LANES 16
+#define AHEAD 8 /* rows that are fetched before they are read */
 #define LARGE_PAGE ((size_t)1 << 21)
 #define MOST_VECTORS 4
 #define INLINE static inline __attribute__((always_inline))
@@ -121,6 +122,37 @@ INLINE __m512 largest_of(__m512 a, __m512 b) {
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(_mm512_abs_ps(b))));
 }
 
+/* 16 vectors as the rows of a matrix become its columns. */
+INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+static size_t pairs_of(int width) { return (size_t)(width + 1) / 2; }
+static size_t padded(int width) { return ((size_t)width + LANES - 1) / LANES * LANES; }
+
 /* Products. */
 
 /* sum[o][v] = start + what the pairs k of both factors make */
@@ -131,7 +163,8 @@ typedef struct {
     ptrdiff_t vectors_by_pair;
     int pairs, single; /* whether one number is left after the pairs */
     int outputs;
-    const float *start;   /* [o][lane], for all vectors; */
+    const float *start;   /* [o][lane], for all vectors, or where starts is 1 [o][vector][lane]; */
+    int starts;
     const uint16_t *bias; /* or [o], for all lanes; or both NULL */
 } Product;
 
@@ -203,10 +236,11 @@ INLINE void tile(const int V, const int O, const Product *p, int o, const Then *
     const uint32_t *x = p->vectors;
     const __m512 zero = _mm512_setzero_ps();
     UNROLL for (int i = 0; i < O; i++) {
-        const __m512 start = p->start  ? _mm512_load_ps(p->start + (size_t)(o + i) * LANES)
+        const __m512 start = p->start  ? _mm512_load_ps(p->start + (size_t)(o + i) * (p->starts ? V : 1) * LANES)
                              : p->bias ? of_bfloat16(p->bias[o + i])
                                        : zero;
-        UNROLL for (int v = 0; v < V; v++) sum[i][v] = start;
+        UNROLL for (int v = 0; v < V; v++)
+            sum[i][v] = p->starts && v ? _mm512_load_ps(p->start + ((size_t)(o + i) * V + v) * LANES) : start;
     }
     for (int k = 0; k < p->pairs; k++, x += step, shared += by_pair) {
         UNROLL for (int v = 0; v < V; v++) input[v] = _mm512_load_ps(x + v * LANES);
@@ -389,30 +423,22 @@ typedef struct {
     uint32_t *layers[2];       /* pairs of a layer's ReLU, and of the next one's */
     uint32_t *fours;           /* the same in eight bits */
     float *action;             /* [k][vector][lane] */
-    float *of_state[4];        /* what each net's first layer makes of s: [o][lane] */
+    float *of_state[3];        /* what each net's first layer makes of s: [o][lane] */
 } Room;
 
 static size_t room_pairs(size_t widest) { return (widest + 3) / 2 * MOST_VECTORS * LANES; }
 
 static size_t room_numbers(size_t widest) {
-    return 5 * room_pairs(widest) + widest * LANES * (MOST_VECTORS + 4) + 10 * LANES;
+    return 5 * room_pairs(widest) + widest * LANES * (MOST_VECTORS + 3) + 9 * LANES;
 }
 
 static Room room_of(size_t widest) {
     Room room = {.action = take(widest * LANES * MOST_VECTORS)};
     uint32_t **const kept[] = {&room.states, &room.beside, &room.layers[0], &room.layers[1], &room.fours};
     for (int i = 0; i < 5; i++) *kept[i] = take(room_pairs(widest));
-    for (int j = 0; j < 4; j++) room.of_state[j] = take(widest * LANES);
+    for (int j = 0; j < 3; j++) room.of_state[j] = take(widest * LANES);
     return room;
 }
-
-typedef struct {
-    const Net *perturbation, *critics[2], *decoder;
-    const uint16_t *x; /* of the first state's first candidate */
-    __m512i offsets;   /* of the other states' */
-    int d, width, k;
-    float rho;
-} Candidates;
 
 static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
     for (int i = 0; i < k; i += 2)
@@ -424,9 +450,10 @@ static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
 }
 
 /* The hidden layers of V vectors of what is beside the states, of which ``of_state`` holds what the first layer makes
-   of their ``d`` columns; NULL where all columns lie beside. What the last layer leaves is left as ``last`` says, if
-   it does. */
-static const uint32_t *hidden(int V, const Net *net, int d, const float *of_state, const Room *room, const Then *last) {
+   of their ``d`` columns, the same for all vectors or each one's own; NULL where all columns lie beside. What the
+   last layer leaves is left as ``last`` says, if it does. */
+static const uint32_t *hidden(int V, const Net *net, int d, const float *of_state, int own, const Room *room,
+                              const Then *last) {
     const uint32_t *x = room->beside;
     __m512 most[2][MOST_VECTORS];
     for (int l = 0; l + 1 < net->layers; l++) {
@@ -443,8 +470,8 @@ static const uint32_t *hidden(int V, const Net *net, int d, const float *of_stat
             round_activations(V, net->widths[l], x, most[(l - 1) % 2], room->fours, product.scales);
             multiply_eight[V](&product, then);
         } else {
-            const Product product =
-                layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : of_state);
+            Product product = layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : of_state);
+            product.starts = !l && own;
             multiply[V](&product, then);
         }
         x = room->layers[l % 2];
@@ -455,73 +482,165 @@ static const uint32_t *hidden(int V, const Net *net, int d, const float *of_stat
 /* tanh of a net's outputs into room->action. */
 static void bounded_outputs(int V, const Net *net, int d, const float *of_state, const Room *room) {
     const int l = net->layers - 1, k = net->widths[l + 1];
-    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, d, of_state, room, NULL), NULL);
+    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, d, of_state, 0, room, NULL), NULL);
     multiply[V](&product, &(Then){.kind = LINEAR, .linear = room->action, .by_output = V * LANES, .last = 0xFFFF});
     for (float *at = room->action; at < room->action + (size_t)k * V * LANES; at += LANES)
         _mm512_store_ps(at, hyperbolic_tangent(_mm512_load_ps(at)));
 }
 
-/* The best of V candidates of each state, from candidate ``first`` on. */
-static __m512 best_of(int V, int first, const Candidates *c, const Room *room) {
-    const int k = c->k;
-    for (int v = 0; v < V; v++)
-        gather(room->beside, V, v, c->x + (size_t)(first + v) * c->width, c->offsets, c->width);
-    if (c->decoder) {
-        bounded_outputs(V, c->decoder, c->d, room->of_state[3], room);
-        pair_up(room->beside, V, room->action, k);
-    }
-    bounded_outputs(V, c->perturbation, c->d, room->of_state[0], room);
-    for (int i = 0; i < k; i++)
-        for (int v = 0; v < V; v++) {
-            float *action = room->action + ((size_t)i * V + v) * LANES;
-            const __m512 a = one_of(_mm512_load_si512(room->beside + ((size_t)i / 2 * V + v) * LANES), i % 2);
-            _mm512_store_ps(action, between(-1.0f, _mm512_fmadd_ps(all(c->rho), _mm512_load_ps(action), a), 1.0f));
-        }
-    pair_up(room->beside, V, room->action, k);
-    __m512 q[2][MOST_VECTORS];
-    for (int j = 0; j < 2; j++) {
-        const Net *net = c->critics[j];
-        for (int v = 0; v < V; v++) q[j][v] = all(net->last_bias[0]);
-        hidden(V, net, c->d, room->of_state[1 + j], room, &(Then){.kind = DOT, .dot = q[j], .weight = net->last_weight});
-    }
-    __m512 best = _mm512_min_ps(q[0][0], q[1][0]);
-    for (int v = 1; v < V; v++) best = _mm512_max_ps(best, _mm512_min_ps(q[0][v], q[1][v]));
-    return best;
+/* What each net's first layer makes of 16 states [m][d], of which ``count`` are there: [o][lane]. */
+static void of_states(const Net *net, const uint16_t *s, int count, int d, const Room *room, float *out) {
+    gather(room->states, 1, 0, s, offsets_of(count, d), d);
+    const Product product = layer_of(net, 0, 0, d, 1, room->states, NULL);
+    multiply_1(&product, &(Then){.kind = LINEAR, .linear = out, .by_output = LANES, .last = 0xFFFF});
 }
 
-/* Into best[m] for bfloat16 s[m][d] and x[m][n][width], which are latents of the decoder or, where that is NULL,
-   actions. Returns 0, or 1 where there is no memory. */
-int mtf_next_values(const Net *decoder, const Net *perturbation, const Net *first, const Net *second,
-                    const uint16_t *s, const uint16_t *x, int32_t m, int32_t d, int32_t n, int32_t width, float rho,
-                    float *best) {
-    const Net *const nets[4] = {perturbation, first, second, decoder};
-    Candidates c = {.perturbation = perturbation, .critics = {first, second}, .decoder = decoder, .d = d,
-                    .width = width, .k = perturbation->widths[perturbation->layers], .rho = rho};
+/* Candidates of eq. (7), and what the first critic says of them, for bfloat16 s[m][d] and x[m][n][width], which are
+   latents of the decoder or, where that is NULL, actions. Into pairs[m / 16][n][k / 2][lane] the moved actions, into
+   q[m / 16][n][lane] Q'_1. Returns 0, or 1 where there is no memory. */
+int mtf_candidates(const Net *decoder, const Net *perturbation, const Net *critic, const uint16_t *s, const uint16_t *x,
+                   int32_t m, int32_t d, int32_t n, int32_t width, float rho, uint32_t *pairs, float *q) {
+    const Net *const nets[3] = {perturbation, critic, decoder};
+    const int k = perturbation->widths[perturbation->layers], height = (int)pairs_of(k);
     size_t widest = (size_t)(d > width ? d : width);
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < 3; j++)
         if (nets[j] && widest_of(nets[j]) > widest) widest = widest_of(nets[j]);
     if (!arena_of(4 * room_numbers(widest))) return 1;
     const Room room = room_of(widest);
     for (int at = 0; at < m; at += LANES) {
         const int count = m - at < LANES ? m - at : LANES;
-        gather(room.states, 1, 0, s + (size_t)at * d, offsets_of(count, d), d);
-        for (int j = 0; j < 4; j++)
-            if (nets[j]) {
-                const Product product = layer_of(nets[j], 0, 0, d, 1, room.states, NULL);
-                multiply_1(&product, &(Then){.kind = LINEAR, .linear = room.of_state[j], .by_output = LANES,
-                                             .last = 0xFFFF});
-            }
-        c.x = x + (size_t)at * n * width;
-        c.offsets = offsets_of(count, n * width);
-        __m512 most = all(-INFINITY);
+        const __m512i offsets = offsets_of(count, n * width);
+        for (int j = 0; j < 3; j++)
+            if (nets[j]) of_states(nets[j], s + (size_t)at * d, count, d, &room, room.of_state[j]);
         /* as many at a time as make the groups alike */
         const int groups = (n + MOST_VECTORS - 1) / MOST_VECTORS;
-        for (int group = 0, i = 0; group < groups; group++) {
-            const int vectors = (n - i) / (groups - group);
-            most = _mm512_max_ps(most, best_of(vectors, i, &c, &room));
-            i += vectors;
+        for (int group = 0, first = 0; group < groups; group++) {
+            const int V = (n - first) / (groups - group);
+            for (int v = 0; v < V; v++)
+                gather(room.beside, V, v, x + ((size_t)at * n + (first + v)) * width, offsets, width);
+            if (decoder) {
+                bounded_outputs(V, decoder, d, room.of_state[2], &room);
+                pair_up(room.beside, V, room.action, k);
+            }
+            bounded_outputs(V, perturbation, d, room.of_state[0], &room);
+            for (int i = 0; i < k; i++)
+                for (int v = 0; v < V; v++) {
+                    float *action = room.action + ((size_t)i * V + v) * LANES;
+                    const __m512 a = one_of(_mm512_load_si512(room.beside + ((size_t)i / 2 * V + v) * LANES), i % 2);
+                    _mm512_store_ps(action, between(-1.0f, _mm512_fmadd_ps(all(rho), _mm512_load_ps(action), a), 1.0f));
+                }
+            pair_up(room.beside, V, room.action, k);
+            __m512 value[MOST_VECTORS];
+            for (int v = 0; v < V; v++) value[v] = all(critic->last_bias[0]);
+            hidden(V, critic, d, room.of_state[1], 0, &room,
+                   &(Then){.kind = DOT, .dot = value, .weight = critic->last_weight});
+            for (int v = 0; v < V; v++, first++) {
+                const size_t which = (size_t)at / LANES * n + first;
+                for (int i = 0; i < height; i++)
+                    _mm512_storeu_si512(pairs + (which * height + i) * LANES,
+                                        _mm512_load_si512(room.beside + ((size_t)i * V + v) * LANES));
+                _mm512_storeu_ps(q + which * LANES, value[v]);
+            }
         }
-        _mm512_mask_storeu_ps(best + at, lanes_of(count), most);
+    }
+    return 0;
+}
+
+/* What Q'_1 says of a state's candidate i is LANES * i numbers further. */
+static const float *first_of(const float *q, int state, int n) {
+    return q + (size_t)(state / LANES) * n * LANES + state % LANES;
+}
+
+/* Rows of ``outputs`` numbers, one a lane, as [o][V][lane]. */
+static void columns_of(const float *const rows[LANES], int outputs, int V, float *out) {
+    for (int o = 0; o < outputs; o += LANES) {
+        __m512i r[16];
+        UNROLL for (int lane = 0; lane < 16; lane++) r[lane] = _mm512_load_si512(rows[lane] + o);
+        transpose(r);
+        for (int i = 0; i < LANES && o + i < outputs; i++)
+            _mm512_store_si512(out + (size_t)(o + i) * V * LANES, r[i]);
+    }
+}
+
+/* Eq. (7) into best, for the states from ``from`` up to ``to``: the largest of what the smaller Q' of each candidate is,
+   after what mtf_candidates left of all. The second critic is asked for a state's candidates in the order of Q'_1,
+   until none that is left can be larger: for less than half of them where the two critics have nothing in common. */
+int mtf_best(const Net *critic, const uint16_t *s, const uint32_t *pairs, const float *q, int32_t from, int32_t to,
+             int32_t d, int32_t n, int32_t k, float *best) {
+    const int height = (int)pairs_of(k), outputs = critic->widths[1];
+    const size_t widest = larger(widest_of(critic), (size_t)d), stride = padded(outputs);
+    const int m = to - from;
+    const size_t starts = stride * LANES * MOST_VECTORS, blocks = ((size_t)m + LANES - 1) / LANES;
+    if (!arena_of(4 * (room_numbers(widest) + starts + blocks * LANES * (stride + (size_t)n + 3) + 5 * LANES))) return 1;
+    const Room room = room_of(widest);
+    float *start = take(starts), *of_state = take(blocks * LANES * stride);
+    int32_t *order = take(blocks * LANES * (size_t)n), *rank = take(blocks * LANES), *active = take(blocks * LANES);
+    for (size_t b = 0; b < blocks; b++) {
+        const int count = m - (int)b * LANES < LANES ? m - (int)b * LANES : LANES;
+        of_states(critic, s + ((size_t)from + b * LANES) * (size_t)d, count, d, &room, room.of_state[0]);
+        for (size_t o = 0; o < stride; o += LANES) { /* what lies behind the outputs is not read */
+            __m512i r[16];
+            UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(room.of_state[0] + (o + i) * LANES);
+            transpose(r);
+            UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(of_state + (b * LANES + i) * stride + o, r[i]);
+        }
+    }
+    int left = 0;
+    for (int state = 0; state < m; state++) {
+        const float *own = first_of(q, from + state, n);
+        int32_t *in_order = order + (size_t)state * n;
+        for (int i = 0; i < n; i++) { /* what is no number comes first */
+            int at = i;
+            for (; at > 0; at--) {
+                const float before = own[in_order[at - 1] * LANES];
+                if (own[i * LANES] <= before || isnan(before)) break;
+                in_order[at] = in_order[at - 1];
+            }
+            in_order[at] = i;
+        }
+        best[from + state] = -INFINITY;
+        rank[state] = 0;
+        active[left++] = state;
+    }
+    while (left) {
+        int still = 0;
+        for (int at = 0; at < left; at += MOST_VECTORS * LANES) {
+            const int items = left - at < MOST_VECTORS * LANES ? left - at : MOST_VECTORS * LANES;
+            const int V = (items + LANES - 1) / LANES;
+            __m512 value[MOST_VECTORS];
+            float second[MOST_VECTORS * LANES];
+            for (int v = 0; v < V; v++) {
+                const float *rows[LANES];
+                int32_t offset[LANES];
+                for (int lane = 0; lane < LANES; lane++) { /* lanes without one repeat the last */
+                    const int item = v * LANES + lane, state = active[at + (item < items ? item : items - 1)];
+                    const size_t which =
+                        (size_t)((from + state) / LANES) * n + order[(size_t)state * n + rank[state]];
+                    rows[lane] = of_state + (size_t)state * stride;
+                    offset[lane] = (int32_t)(which * height * LANES) + (from + state) % LANES;
+                }
+                const __m512i offsets = _mm512_loadu_si512(offset);
+                for (int i = 0; i < height; i++)
+                    _mm512_store_si512(room.beside + ((size_t)i * V + v) * LANES,
+                                       _mm512_i32gather_epi32(offsets, pairs + (size_t)i * LANES, 4));
+                columns_of(rows, outputs, V, start + (size_t)v * LANES);
+                value[v] = all(critic->last_bias[0]);
+            }
+            hidden(V, critic, d, start, 1, &room, &(Then){.kind = DOT, .dot = value, .weight = critic->last_weight});
+            for (int v = 0; v < V; v++) _mm512_storeu_ps(second + v * LANES, value[v]);
+            for (int item = 0; item < items; item++) {
+                const int state = active[at + item];
+                const float *own = first_of(q, from + state, n);
+                float *largest = best + from + state;
+                const int32_t *in_order = order + (size_t)state * n;
+                const float first = own[in_order[rank[state]] * LANES];
+                const float smaller = isnan(first) || first < second[item] ? first : second[item];
+                if (isnan(smaller) || smaller > *largest) *largest = smaller;
+                const int next = ++rank[state];
+                if (!isnan(smaller) && next < n && own[in_order[next] * LANES] > *largest) active[still++] = state;
+            }
+        }
+        left = still;
     }
     return 0;
 }
@@ -542,8 +661,6 @@ typedef struct {
     uint32_t *input;    /* x as pairs of rows, [row / 2][i] */
 } Scratch;
 
-static size_t pairs_of(int width) { return (size_t)(width + 1) / 2; }
-static size_t padded(int width) { return ((size_t)width + LANES - 1) / LANES * LANES; }
 
 static size_t pass_numbers(const Net *net, int vectors) {
     size_t numbers = 0;
@@ -652,33 +769,6 @@ static void forward(const Net *net, const Pass *pass) {
             for (; o + 4 <= outputs; o += 4) exact_tile(4, net, o, V, v, x, y, rows);
             for (; o < outputs; o++) exact_tile(1, net, o, V, v, x, y, rows);
         }
-    }
-}
-
-/* 16 vectors as the rows of a matrix become its columns. */
-INLINE void transpose(__m512i r[16]) {
-    __m512i t[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 }
 
@@ -792,8 +882,6 @@ static __m512 column_of(const Pass *pass, const float *rows, int vector, int wid
     const int row = vector * LANES, count = pass->rows - row < LANES ? pass->rows - row : LANES;
     return _mm512_i32gather_ps(offsets_of(count, width), rows + (size_t)row * width + i, sizeof *rows);
 }
-
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 /* D(s, z) [B][k] in bfloat16, for bfloat16 s [B][stride] and z [B][width]. 1 where there is no memory. */
 int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const uint16_t *z, int32_t batch, int32_t d,
@@ -1008,10 +1096,10 @@ int mtf_rows(const int64_t *rows, int32_t batch, const float *states, const floa
              int32_t k, uint16_t *sa, float *a, float *r, float *done, int64_t *on, uint16_t *next_s) {
     int count = 0;
     for (int i = 0; i < batch; i++) {
-        if (i + 4 < batch) /* these lie anywhere in memory */
+        if (i + AHEAD < batch) /* these lie anywhere in memory */
             for (int j = 0; j < d; j += LANES) {
-                _mm_prefetch((const char *)(states + rows[i + 4] * d + j), _MM_HINT_T0);
-                _mm_prefetch((const char *)(next_states + rows[i + 4] * d + j), _MM_HINT_T0);
+                _mm_prefetch((const char *)(states + rows[i + AHEAD] * d + j), _MM_HINT_T0);
+                _mm_prefetch((const char *)(next_states + rows[i + AHEAD] * d + j), _MM_HINT_T0);
             }
         r[i] = rewards[rows[i]];
         done[i] = dones[rows[i]];

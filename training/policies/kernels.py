@@ -41,7 +41,8 @@ _DRAWS_BITS = 8  # of a stream's number: which draw of a step it is
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 _FUNCTIONS = {
     "round": [_POINTER],
-    "next_values": [*[_POINTER] * 6, *[_INT] * 4, _FLOAT, _POINTER],
+    "candidates": [*[_POINTER] * 5, *[_INT] * 4, _FLOAT, _POINTER, _POINTER],
+    "best": [*[_POINTER] * 4, *[_INT] * 5, _POINTER],
     "generated": [_POINTER, _POINTER, _INT, _POINTER, _INT, _INT, _INT, _POINTER],
     "generator_gradient": [*[_POINTER] * 5, _INT, _INT, _FLOAT, _POINTER],
     "perturbation_gradient": [*[_POINTER] * 3, _INT, _POINTER, _INT, _INT, _FLOAT, _POINTER],
@@ -124,6 +125,9 @@ class _Placed(Drawn):
             for name, shape in shapes.items():
                 setattr(self, name, torch.zeros(shape, dtype=dtype))
         self.on = torch.zeros(batch, dtype=torch.int64)
+        blocks = -(-batch // _LANES)
+        self.moved = torch.zeros(blocks, n, -(-k // 2), _LANES, dtype=torch.int32)  # pairs of the candidates
+        self.first = torch.zeros(blocks, n, _LANES)  # Q'_1 of them
         self.generated = torch.zeros(batch, k, dtype=torch.bfloat16)  # the actions of eq. (5)
         self.at = {name: value.data_ptr() for name, value in vars(self).items()}
 
@@ -213,21 +217,30 @@ class Kernels(Parts):
             return
         if self._pool is None or self._pool[0] < threads:
             self._pool = threads, ThreadPoolExecutor(threads, "kernels")
-        size = -(-(stop - start) // threads)
+        size = _LANES * -(-(stop - start) // (threads * _LANES))
         parts = [(at, min(at + size, stop)) for at in range(start, stop, size)]
         list(self._pool[1].map(lambda part: self._values(drawn, frozen, *part), parts))
 
     def _values(self, drawn: _Placed, frozen: bool, start: int, stop: int) -> None:
-        at, d, (n, width) = drawn.at, self._sizes[0], drawn.x.shape[1:]
-        _LIBRARY.next_values(
+        at, (d, k), (n, width) = drawn.at, self._sizes, drawn.x.shape[1:]
+        _LIBRARY.candidates(
             None if frozen else self._at.decoder,
-            *self._targets,
+            self._at.target_perturbation,
+            self._at.target_first,
             at["next_s"] + 2 * d * start,
             at["x"] + 2 * n * width * start,
             *(stop - start, d, n, width),
             self.given.settings.rho,
-            at["best"] + 4 * start,
+            at["moved"] + 4 * n * -(-k // 2) * start,
+            at["first"] + 4 * n * start,
         )
+
+    def best(self, drawn: _Placed, half: int) -> None:
+        at, (d, k), n = drawn.at, self._sizes, drawn.x.shape[1]
+        middle = drawn.count // 2
+        states = (middle, drawn.count) if half else (0, middle)
+        left = at["next_s"], at["moved"], at["first"]
+        _LIBRARY.best(self._at.target_second, *left, *states, d, n, k, at["best"])
 
     def target(self, drawn: _Placed) -> None:
         at = drawn.at
@@ -238,6 +251,10 @@ class Kernels(Parts):
     def critic(self, j: int, drawn: _Placed) -> None:
         at, net = drawn.at, self._at.second if j else self._at.first
         _LIBRARY.critic_gradient(net, at["sa"], at["y"], len(drawn.r), at["points"] + 16 + 8 * j)
+
+    def descend(self, name: str, which: int = 0) -> None:
+        _LIBRARY.adam(*self._adam[name][which][-1])
+        self.descended(name, which)
 
     def descend_half(self, name: str, which: int, half: int) -> None:
         _LIBRARY.adam(*self._adam[name][which][half])
@@ -312,10 +329,10 @@ def arithmetic(settings: LearnerSettings, device: torch.device) -> str:
 
 
 def _adam_of(own: Learnt, lr: float) -> list[tuple[int | float, ...]]:
-    """The arguments of both halves, which end and begin at a cache line."""
+    """The arguments of both halves, which end and begin at a cache line, and of the whole."""
     vectors = own.values, own.low, own.exact_gradient, own.mean, own.square
     count, middle = own.values.numel(), own.values.numel() // 64 * 32
     return [
         (*(vector[part].data_ptr() for vector in vectors), part.stop - part.start, lr, own.steps.data_ptr())
-        for part in (slice(0, middle), slice(middle, count))
+        for part in (slice(0, middle), slice(middle, count), slice(0, count))
     ]

@@ -192,7 +192,7 @@ class Parts:
     """The parts by PyTorch, on any device and in any precision; the nets' parameters stay where they are."""
 
     shares = 2  # of :meth:`values`
-    halves = 1  # of :meth:`descend`
+    halves = 1  # of :meth:`descend` and :meth:`best`
 
     def __init__(self, flat: Mapping[str, Flat], given: Given, noise: Noise) -> None:
         """``noise``: the same in every precision, so that policies learnt in two of them can be paired."""
@@ -273,6 +273,9 @@ class Parts:
             self.given.settings.rho,
             space,
         )
+
+    def best(self, drawn: Drawn, half: int) -> None:
+        """What of eq. (7) needs all shares, in as many parts as :attr:`halves` says."""
 
     def target(self, drawn: Drawn) -> None:
         """y = r + γ (1 − done) of that."""

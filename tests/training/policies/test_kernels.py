@@ -108,6 +108,8 @@ class Case:
         drawn = self.drawn(parts, frozen, count)
         for share in range(parts.shares):
             parts.values(drawn, share, frozen)
+        for half in range(parts.halves):
+            parts.best(drawn, half)
         parts.target(drawn)
         return drawn.best[: drawn.count].clone(), drawn.y.clone()
 
@@ -301,7 +303,7 @@ def test_noise_is_standard_normal_and_depends_on_seed_step_and_draw_alone():
     assert float(clipped.abs().max()) == 0.5
 
 
-@pytest.mark.parametrize("broken", ["decoder", "target_perturbation", "target_second"])
+@pytest.mark.parametrize("broken", ["decoder", "target_perturbation", "target_first", "target_second"])
 def test_what_is_no_number_is_not_hidden(broken):
     one = case(2, d=6, k=3, z=6, batch=20, n=4)
     parts = one.parts()
