@@ -117,9 +117,8 @@ class BatchRLMTF(Learner):
 
     def _prepare(self) -> None:
         """A step's parts, by the fastest means that this processor and these networks allow, and tasks."""
-        names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
         given = Given(self.settings, self.data, self.state_mean, self.state_scale, self.seed)
-        self.parts: Parts = parts_of({name: self.flat[name] for name in names}, given)
+        self.parts: Parts = parts_of(self.flat, given)
         self._tasks = {frozen: self._tasks_of(frozen) for frozen in (False, True)}
 
     def frozen(self, step: int) -> bool:

@@ -889,9 +889,8 @@ int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const u
     const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
     if (!arena_of(4 * room_numbers(widest_of(decoder)))) return 1;
     const Room room = room_of(widest_of(decoder));
-    Pass pass = {.rows = batch};
     FOR_BLOCKS(at, V, vectors) {
-        pass.rows = batch - at * LANES, pass.vectors = V;
+        const Pass pass = {.rows = batch - at * LANES, .vectors = V};
         put_rows(&pass, room.beside, 0, 0, s + (size_t)at * LANES * stride, stride, d);
         put_rows(&pass, room.beside, 0, d, z + (size_t)at * LANES * width, width, width);
         bounded_outputs(V, decoder, 0, NULL, &room);

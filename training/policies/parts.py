@@ -28,6 +28,7 @@ from training.policies.passes import (
 from training.policies.products import compiled
 from training.trajectories import Transitions
 
+MODULES = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
 ENCODER, DECODER = 0, 1  # of the generator's nets
 _ROUNDED = 8  # a multiple of which is the number of s' with candidates
 _NOISE = 15_485_863  # between the seeds of two draws
@@ -36,7 +37,7 @@ OF_Z, OF_CANDIDATES, OF_OWN = range(_DRAWS)
 
 
 class Nets(NamedTuple):
-    """All MLPs of a step."""
+    """All MLPs of a step, in the order of their modules."""
 
     encoder: Net
     decoder: Net
@@ -196,9 +197,8 @@ class Parts:
 
     def __init__(self, flat: Mapping[str, Flat], given: Given, noise: Noise) -> None:
         """``noise``: the same in every precision, so that policies learnt in two of them can be paired."""
-        names = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
         self.flat, self.given, self.noise = flat, given, noise
-        self.nets = Nets(*(net for name in names for net in flat[name].nets))
+        self.nets = Nets(*(net for name in MODULES for net in flat[name].nets))
         self.latent = self.nets.encoder.weights[-1].shape[0] // 2
         self._widest = max(weight.shape[0] for net in self.nets for weight in net.weights)
         self.dtype, self._device = self.nets.first.weights[0].dtype, self.nets.first.weights[0].device
@@ -290,16 +290,14 @@ class Parts:
 
     def descend(self, name: str, which: int = 0) -> None:
         """One step of Adam on the gradient that was left of one net of a module."""
-        for half in range(self.halves):
-            self.descend_half(name, which, half)
-        self.descended(name, which)
-
-    def descend_half(self, name: str, which: int, half: int) -> None:
-        """The first part of that, each of whose halves a lane can take."""
         self.flat[name].descend(which)
 
+    def descend_half(self, name: str, which: int, half: int) -> None:
+        """A share of that which a lane can take, of as many as :attr:`halves` says."""
+        self.descend(name, which)
+
     def descended(self, name: str, which: int) -> None:
-        """The second."""
+        """What is left to do after all of them."""
 
     def track(self) -> None:
         """target ← η · online + (1 − η) · target."""

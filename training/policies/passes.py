@@ -194,12 +194,12 @@ class Flat:
         if self.low is not self.values:
             self.low.copy_(self.values)
 
-    def descend(self, which: int = 0, exact: bool = False) -> None:
-        """One step of Adam on the gradient that the passes left of one net; ``exact``: in float32."""
+    def descend(self, which: int = 0) -> None:
+        """One step of Adam on the gradient that the passes left of one net."""
         net = self.learnt[which]
         net.steps.add_(1.0)
         rounded = self.low is not self.values
-        if rounded and not exact:
+        if rounded:
             net.exact_gradient.copy_(net.gradient)
         # what torch.optim.Adam(fused=True) calls, without the optimiser's bookkeeping around it
         torch._fused_adam_(

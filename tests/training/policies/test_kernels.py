@@ -17,7 +17,7 @@ from training.contract.settings import LearnerSettings
 from training.policies import kernels
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.kernels import Kernels, parts_of
-from training.policies.parts import Drawn, Given, Noise, Parts
+from training.policies.parts import MODULES, Drawn, Given, Noise, Parts
 from training.policies.passes import Flat
 from training.trajectories import Transitions
 
@@ -34,9 +34,6 @@ class OneNet(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-
-
-NAMES = "generator", "perturbation", "critics", "target_perturbation", "target_critics"
 
 
 class Case:
@@ -56,7 +53,7 @@ class Case:
                 parameter.data = parameter.data.bfloat16().float()  # so that both have the same weights
         modules = *modules, *copy.deepcopy(modules[1:])
         self.flat, self.exact = (
-            {name: Flat(copy.deepcopy(m), dtype, lr=1e-3) for name, m in zip(NAMES, modules, strict=True)}
+            {name: Flat(copy.deepcopy(m), dtype, lr=1e-3) for name, m in zip(MODULES, modules, strict=True)}
             for dtype in (torch.bfloat16, torch.float32)
         )
         sa = torch.cat([torch.randn(batch, d), torch.rand(batch, k) * 2 - 1], dim=1).bfloat16()
@@ -204,19 +201,14 @@ def test_gradients_are_as_near_to_those_of_exact_networks_as_pytorchs(case):
 )
 def test_adam_is_pytorchs(name, which):
     """Over steps whose gradients differ by orders of magnitude, and with the copy in bfloat16."""
-    ours, theirs = (case(3, d=9, k=5).parts() for _ in range(2))
-    flat, beside = ours.flat[name], theirs.flat[name]
+    one = case(3, d=9, k=5)
+    ours, flat, beside = one.parts(), one.flat[name], one.exact[name]
     for step in range(12):
-        gradient = torch.randn(len(flat.values)) * 10.0 ** (step % 7 - 5)
-        flat.exact_gradient.copy_(gradient)
-        flat.gradient.copy_(gradient)
-        beside.gradient.copy_(gradient)
-        beside.exact_gradient.copy_(gradient)
+        gradient = (torch.randn(len(flat.values)) * 10.0 ** (step % 7 - 5)).bfloat16()
+        for left in (flat.gradient, flat.exact_gradient, beside.gradient):
+            left.copy_(gradient)
         ours.descend(name, which)
-        if isinstance(ours, Kernels):  # which takes gradients in float32, as this does
-            beside.descend(which, exact=True)
-        else:
-            theirs.descend(name, which)
+        beside.descend(which)
         assert torch.equal(flat.low, flat.values.bfloat16())
         assert torch.equal(flat.steps, beside.steps)
     torch.testing.assert_close(flat.values, beside.values, rtol=1e-5, atol=1e-7)
