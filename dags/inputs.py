@@ -41,7 +41,7 @@ from training.contract.settings import Settings
 
 Inputs = dict[str, str]
 
-# days back that a session of the day can have begun on (training.transform.LOOK_BACK_DAYS: its other end)
+# days back that a session of the day can have begun on (its other end: transform.LOOK_BACK_DAYS)
 REACH = 2
 ROOT = Path(__file__).parents[1]
 
@@ -64,10 +64,10 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 _CODE: dict[str, tuple[str, ...]] = {
     "land": ("training/ingest",),
     "validate_landed": ("training/validation", "training/ingest"),
-    "transform": ("training/transform.py", "training/model_properties.py", "dbt_project"),
+    "transform": ("training/warehouse/transform.py", "training/warehouse/model_properties.py", "dbt_project"),
     "validate_transitions": ("training/validation",),
-    "features": ("training/features.py", "training/materialisation.py", "feature_repo"),
-    "parity": ("training/features.py", "training/materialisation.py", "feature_repo"),
+    "features": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),
+    "parity": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),
     "validate_training_set": ("training/validation",),
     "train": ("training/policies", "training/trajectories.py"),
     "evaluate": ("training/evaluation", "training/policies", "training/trajectories.py"),
@@ -163,7 +163,7 @@ def _missing_output(settings: Settings, day: date, stage: str, record: dict[str,
             if "sha256" in told and (not path.exists() or _content(path) != told["sha256"]):
                 return f"changed: {table} of {day} in the lake"
     if stage == "transform":
-        from training import transform
+        from training.warehouse import transform
 
         pending = transform.pending(settings, day)
         if pending:

@@ -26,11 +26,11 @@ what the next run would delete.
 
     @task(pool=WAREHOUSE_POOL, retries=1)
     def keep() -> dict[str, int]:
-        from training import keeping
+        from training.operations import retention
 
         settings = load_settings()
-        planned = keeping.plan(settings)
-        keeping.keep(settings, planned)
+        planned = retention.plan(settings)
+        retention.keep(settings, planned)
         return {"deleted": len(planned.items), "bytes": sum(item.bytes for item in planned.items)}
 
     keep()

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dags import inputs
-from training import lineage_events, metrics
 from training.contract import history
 from training.contract.errors import DataError, MtfError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import STAGES, read_record, read_records, recorded_days, write_record
 from training.contract.settings import Settings
+from training.operations import lineage, metrics
 
 Record = dict[str, Any]
 
@@ -78,7 +78,7 @@ def validate_landed(settings: Settings, day: date) -> Record:
 
 
 def transform(settings: Settings, day: date) -> Record:
-    from training import transform as transformation
+    from training.warehouse import transform as transformation
 
     record = transformation.run(settings, day)
     transformation.docs(settings)
@@ -134,7 +134,7 @@ def evaluate(settings: Settings, day: date) -> Record:
 
 
 def gate(settings: Settings, day: date) -> Record:
-    from serving import bento
+    from serving.release import bento
     from training import promotion
     from training.contract.pointer import ChampionPointer
     from training.contract.policy import load_policy
@@ -213,7 +213,7 @@ def run_stage(
     started = time.monotonic()
     facts: Record = {"why": why, "inputs": inputs.of_stage(settings, day, stage)}
     (layout.run(day) / f"{stage}.json").unlink(missing_ok=True)
-    lineage = lineage_events.start(settings, day, stage)
+    lineage_run = lineage.start(settings, day, stage)
     try:
         if stage in LEARNING_STAGES and not _has_decisions(settings, day):
             record = {"skipped": f"no decisions were logged in the {_window(settings)} to {day}"}
@@ -222,11 +222,11 @@ def run_stage(
     except Exception as error:
         _drop_later(settings, day, stage)
         failure = {"success": False, "error": _explain(error), "transient": not isinstance(error, PERMANENT)}
-        lineage.end(_finish(settings, day, stage, started, {**facts, **failure}))
+        lineage_run.end(_finish(settings, day, stage, started, {**facts, **failure}))
         make_report(settings, day)
         raise
     record = _finish(settings, day, stage, started, {"success": True, **facts, **record})
-    lineage.end(record)
+    lineage_run.end(record)
     _drop_later(settings, day, stage, all_of_them=not record["success"])
     if not record["success"]:
         make_report(settings, day)
@@ -332,7 +332,7 @@ def _drop_later(settings: Settings, day: date, stage: str, all_of_them: bool = T
 
 def make_report(settings: Settings, day: date) -> Path:
     """The day's page, and the index over all days."""
-    from training import report
+    from training.operations import report
 
     path = report.build(settings, day)
     report.index(settings)

@@ -17,8 +17,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import alerts, assets, stages
 from dags.deadlines import RunCreated
-from training import lineage_events
 from training.contract.settings import Settings, load_settings
+from training.operations import lineage
 
 KEY_FORMAT = "%Y-%m-%d"
 
@@ -96,7 +96,7 @@ def _name_lineage_parent(task_instance: Any) -> None:
     from airflow.providers.openlineage.plugins.macros import lineage_parent_id
 
     if not conf.is_disabled():
-        os.environ[lineage_events.PARENT] = lineage_parent_id(task_instance)
+        os.environ[lineage.PARENT] = lineage_parent_id(task_instance)
 
 
 def reopen_task(settings: Settings):

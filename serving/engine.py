@@ -15,15 +15,9 @@ import numpy as np
 import orjson
 import structlog
 
-from serving import arms, metrics, ranker
-from serving.batches import Batches, Worked
-from serving.champion import Champion, ChampionFollower, Source
-from serving.decision_log import DayFiles, LogError
-from serving.exploration import replay_generator
-from serving.features_age import FeaturesAge
-from serving.following import Following
-from serving.guardrail import Guardrail
-from serving.messages import (
+from serving.control import metrics
+from serving.control.guardrail import Guardrail
+from serving.http.messages import (
     JSON,
     Parser,
     RankRequest,
@@ -33,10 +27,17 @@ from serving.messages import (
     new_id,
     timestamp,
 )
-from serving.ranker import Decision
-from serving.request_index import Entry, Fed, Known, RequestIndex, Session
-from serving.shadow import Ranked, Shadow
-from serving.state_store import Feedback, StateRequest, StateStore
+from serving.log.decisions import DayFiles, LogError
+from serving.log.request_index import Entry, Fed, Known, RequestIndex, Session
+from serving.policy.champion import Champion, ChampionFollower, Source
+from serving.ranking import arms, ranker
+from serving.ranking.exploration import replay_generator
+from serving.ranking.ranker import Decision
+from serving.ranking.shadow import Ranked, Shadow
+from serving.running.batches import Batches, Worked
+from serving.running.following import Following
+from serving.state.features_age import FeaturesAge
+from serving.state.store import Feedback, StateRequest, StateStore
 from training.contract.files import read_json
 from training.contract.reward import item_reward
 from training.contract.settings import Settings

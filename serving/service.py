@@ -16,9 +16,9 @@ import bentoml
 import structlog
 from bentoml._internal.context import server_context
 
-from serving.app import REQUEST_SECONDS, RankFirst, create_app
-from serving.champion import Source
-from serving.ending import end_with_parent
+from serving.http.app import REQUEST_SECONDS, RankFirst, create_app
+from serving.policy.champion import Source
+from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 
@@ -72,7 +72,7 @@ class RankService:
         token()
 
     def __init__(self) -> None:
-        from serving import metrics
+        from serving.control import metrics
         from serving.engine import Engine
 
         _configure_logs()

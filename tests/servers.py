@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from serving.bento import free_port
+from serving.release.bento import free_port
 
 
 class Redis:

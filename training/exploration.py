@@ -1,4 +1,4 @@
-"""Exploration of many actions at once: what ``serving.exploration`` does one by one."""
+"""Exploration of many actions at once: what ``serving.ranking.exploration`` does one by one."""
 
 import numpy as np
 from scipy.special import ndtr, ndtri

@@ -48,7 +48,7 @@ MICROSECOND = timedelta(microseconds=1)
 # a rerun also takes what late rows changed this long before the day
 LOOK_BACK = timedelta(days=1)
 EMPTY_DAY = date(1970, 1, 1)
-ENGINE = "training.materialisation.ArrowComputeEngine"
+ENGINE = "feature_repo.materialisation.ArrowComputeEngine"
 ABSOLUTE_TOLERANCE = RELATIVE_TOLERANCE = 1e-4
 WORST = 10
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from dags.command_line import stack
-from training import backup as state
 from training.contract.errors import MtfError
 from training.contract.settings import load_settings
+from training.operations import backup as state
 
 console = Console()
 

@@ -147,8 +147,8 @@ def _truth(settings: Settings, day: date) -> dict[str, Any] | None:
     arm of the day's own traffic has too few sessions to tell policies apart. None without a champion.
     """
     from training import promotion
-    from training.simulator.drivers import open_world
-    from training.simulator.references import Bench, compare_with_static
+    from training.world.simulator.drivers import open_world
+    from training.world.simulator.references import Bench, compare_with_static
 
     champion = promotion.champion_policy(settings, before=day)
     if champion.version == "static":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dags import stages
-from dags.command_line import backup, days, keeping, quarantine, stack
+from dags.command_line import backup, days, quarantine, retention, stack
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.records import read_record, read_records, recorded_days
@@ -32,7 +32,7 @@ hand; `mtf up` starts Airflow, which walks it every day. Start with `mtf init`, 
 """,
 )
 app.add_typer(quarantine.app)
-app.command()(keeping.keep)
+app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
 console = Console()
@@ -114,7 +114,7 @@ def ingest(
     if source is not Source.service and folder is None:
         raise SettingsError(f"--source {source} needs --from FOLDER")
     if source is Source.kuairand:
-        from training import upstream
+        from training.world import upstream
 
         with console.status("landing KuaiRand's days"):
             records = landing.land_kuairand(settings, folder, [day.date()] if day else None)
@@ -275,8 +275,8 @@ def status() -> None:
     """Whether today ran, what is served and since when, whether it is better than static weights and by how
     much, what is in quarantine, what drifts; what runs, the guardrail, and how the last days ended.
     """
-    from training import report
     from training.contract.pointer import read_champion
+    from training.operations import report
 
     settings = load_settings()
     for service in stack.services(settings, settings_path()):
@@ -367,8 +367,8 @@ def reward(
     no settings: `--write` prints a snippet to paste, with variants that lean to time, integrity and
     interaction.
     """
-    from training import reward as weights
     from training.contract.records import write_record
+    from training.warehouse import reward_weights as weights
 
     settings = load_settings()
     chosen = _day(day, settings)

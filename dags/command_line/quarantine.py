@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training import quarantine
 from training.contract.settings import load_settings
+from training.validation import quarantine
 
 app = typer.Typer(
     name="quarantine",

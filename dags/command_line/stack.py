@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 
 from dags.pools import WAREHOUSE_POOL
-from training import lineage_events
 from training.contract import databases
 from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import SETTINGS_VARIABLE, Settings
+from training.operations import lineage
 
 # Airflow imports this in each of its processes. The scheduler's tasks are forks of it.
 LOCAL_SETTINGS = """import sys
@@ -96,7 +96,7 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__OPENLINEAGE__DISABLED": str(not settings.lineage.enabled),
         "AIRFLOW__OPENLINEAGE__NAMESPACE": settings.lineage.namespace,
-        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage_events.transport(settings, "airflow")),
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage.transport(settings, "airflow")),
         "_AIRFLOW__AS_LIBRARY": "",
     }
 

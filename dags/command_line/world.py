@@ -18,8 +18,8 @@ from training.contract.settings import ENV_PREFIX, Settings, load_settings
 if TYPE_CHECKING:
     import numpy as np
 
-    from training.simulator.past import Decide
-    from training.simulator.sessions import Requests
+    from training.world.simulator.past import Decide
+    from training.world.simulator.sessions import Requests
 
 Progress = Callable[[int, int], None]
 START_DAY = f"{ENV_PREFIX}WORLD__START_DAY"
@@ -32,7 +32,7 @@ def service_address(settings: Settings) -> str:
 def simulate_day(settings: Settings, day: date, progress: Progress | None = None) -> dict[str, Any]:
     """A day of the world's users over HTTP; lands the day's users and writes the record `traffic`."""
     from training.ingest import land
-    from training.simulator import drivers
+    from training.world.simulator import drivers
 
     started = time.monotonic()
     record = drivers.run_day_http(
@@ -66,7 +66,7 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
 
     The record `traffic` says of each that it is the past: it is learnt from, and has no policy of its own.
     """
-    from training.simulator.past import land_past
+    from training.world.simulator.past import land_past
 
     first = date.fromisoformat(settings.world.start_day)
     past = [first - timedelta(days=n) for n in range(settings.world.past_days, 0, -1)]
@@ -90,8 +90,8 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
 
 def as_the_service(settings: Settings) -> "Decide":
     """What the running service would decide without a champion, request by request."""
-    from serving import arms, ranker
-    from serving.exploration import replay_generator
+    from serving.ranking import arms, ranker
+    from serving.ranking.exploration import replay_generator
 
     serving = settings.serving
 
@@ -112,7 +112,8 @@ def as_the_service(settings: Settings) -> "Decide":
 
 
 def _land_real_days(settings: Settings, console: Console) -> list[date]:
-    from training import ingest, upstream
+    from training import ingest
+    from training.world import upstream
 
     folder = settings.world.logs
     if folder is None:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from dags import stages
-from serving.bento import free_port
+from serving.release.bento import free_port
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 

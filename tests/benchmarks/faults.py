@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 import psutil
 
-from serving.client import ServiceError
+from serving.release.client import ServiceError
 from tests.servers import Redis
 from tests.serving.conftest import Server, constant
 from training.contract.pointer import write_champion

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import uvloop
 
-from serving.messages import BINARY, JSON, encode_rank_binary
+from serving.http.messages import BINARY, JSON, encode_rank_binary
 
 TIMEOUT_S = 30.0
 

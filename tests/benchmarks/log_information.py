@@ -21,9 +21,9 @@ import torch
 from training.experiments.ground import Ground
 from training.experiments.table import Log, load_table
 from training.policies.networks import standardisation, standardise
-from training.simulator.references import Bench
-from training.simulator.sessions import Requests
 from training.trajectories import Transitions
+from training.world.simulator.references import Bench
+from training.world.simulator.sessions import Requests
 
 RIDGE, GAMMA = 1e2, 0.95
 

@@ -31,8 +31,8 @@ import psutil
 import yaml
 from threadpoolctl import threadpool_limits
 
-from serving import bento
-from serving.messages import BINARY, JSON
+from serving.http.messages import BINARY, JSON
+from serving.release import bento
 from tests.benchmarks.load import Plan, bodies
 from training import features
 from training.contract.files import write_json_atomic
@@ -314,13 +314,13 @@ def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]
 
 def parts(settings: Settings) -> dict[str, float]:
     """CPU ms of each part of one request by itself, in this process on one thread: the least of many."""
-    from serving import ranker
-    from serving.compiled import compiled
-    from serving.decision_log import DayFiles
-    from serving.messages import Parser
-    from serving.online_state import OnlineState
-    from serving.request_index import Entry, RequestIndex
-    from serving.state_store import StateRequest
+    from serving.http.messages import Parser
+    from serving.log.decisions import DayFiles
+    from serving.log.request_index import Entry, RequestIndex
+    from serving.policy.compiled import compiled
+    from serving.ranking import ranker
+    from serving.state.online_state import OnlineState
+    from serving.state.store import StateRequest
     from training.contract.policy import load_policy
 
     parser, store = Parser(settings), OnlineState(settings)

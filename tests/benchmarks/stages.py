@@ -41,9 +41,9 @@ READS: dict[str, tuple[tuple[str, ...], str]] = {
 IMPORTS = {
     "land": "training.ingest",
     "validate_landed": "training.validation.data_docs, great_expectations",
-    "transform": "training.transform, dbt.cli.main, dbt.adapters.duckdb",
+    "transform": "training.warehouse.transform, dbt.cli.main, dbt.adapters.duckdb",
     "validate_transitions": "training.validation.data_docs, great_expectations",
-    "materialise": "training.features, training.materialisation",
+    "materialise": "training.features, feature_repo.materialisation",
     "trajectories": "training.trajectories, torch",
 }
 
@@ -108,10 +108,10 @@ def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Tabl
 def measure(impressions: int, folder: Path, starts: dict[str, tuple[float, float]]) -> dict:
     """Seconds and rows a second of every stage at one size, imports left out, and the floor of each."""
     import training.features
-    import training.materialisation
     import training.validation.data_docs
-    from training import trajectories, transform, validation
+    from training import trajectories, validation
     from training.ingest import land
+    from training.warehouse import transform
 
     settings = Settings(data=folder, learner={"mixed_exploration": True, "replay_capacity": 10_000_000})
     shown, decisions = day_of_logs(settings, impressions)

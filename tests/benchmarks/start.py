@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.stages import DAY, day_of_logs, spent
-from training import transform
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest import land
+from training.warehouse import transform
 
 
 def measure(work: Callable[[], object], repeats: int) -> dict:

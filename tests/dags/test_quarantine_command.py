@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from dags.command_line.main import app
 from tests.training.ingest.conftest import DAY, read
-from tests.training.test_quarantine import quarantine_day, source
+from tests.training.validation.test_quarantine import quarantine_day, source
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import SETTINGS_VARIABLE, load_settings
 from training.ingest import land

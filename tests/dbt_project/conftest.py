@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training import transform
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.settings import Settings, StateSettings
+from training.warehouse import transform
 
 ARROW = {
     "string": pa.string(),

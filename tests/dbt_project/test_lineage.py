@@ -9,9 +9,9 @@ import pytest
 
 from dags import stages
 from tests.dbt_project.conftest import DAYS, Warehouse
-from training import lineage_events
 from training.contract.errors import DataError
 from training.contract.settings import LineageSettings, Settings
+from training.operations import lineage
 
 
 def events(settings: Settings, name: str) -> list[dict]:
@@ -30,7 +30,7 @@ def days(facets: dict, condition: str) -> list[str]:
 def test_the_transform_tells_partitions_tables_and_tests(warehouse: Warehouse) -> None:
     settings, record = warehouse.daily, warehouse.records[str(DAYS[1])]
     layout = settings.layout
-    lineage_events.start(settings, DAYS[1], "transform").end({"success": True, **record})
+    lineage.start(settings, DAYS[1], "transform").end({"success": True, **record})
     started, complete, *models = events(settings, str(DAYS[1]))
     assert (started["eventType"], complete["eventType"]) == ("START", "COMPLETE")
     assert started["run"]["runId"] == complete["run"]["runId"]
@@ -65,7 +65,7 @@ def test_the_transform_tells_partitions_tables_and_tests(warehouse: Warehouse) -
 
 def test_a_stage_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = "01a2127f-db14-764b-af92-da696a3c8265"
-    monkeypatch.setenv(lineage_events.PARENT, f"mtf/mtf_ingest.land/{run}")
+    monkeypatch.setenv(lineage.PARENT, f"mtf/mtf_ingest.land/{run}")
     settings = Settings(data=tmp_path)
     with pytest.raises(DataError):
         stages.run_stage(settings, DAYS[0], "land")
@@ -78,7 +78,7 @@ def test_a_stage_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_every_stage_has_its_datasets(tmp_path: Path) -> None:
     for stage in stages.DAY_STAGES:
-        reads, _ = lineage_events.datasets(Settings(data=tmp_path), DAYS[0], stage, {})
+        reads, _ = lineage.datasets(Settings(data=tmp_path), DAYS[0], stage, {})
         assert reads or stage in ("validate_landed", "transform"), stage  # these read what is landed
 
 
@@ -102,18 +102,18 @@ def test_events_go_to_an_endpoint_and_one_that_is_down_fails_no_stage(
         thread.start()
         address = f"http://127.0.0.1:{server.server_port}"
         settings = Settings(data=tmp_path, lineage=LineageSettings(url=address, namespace="night"))
-        lineage_events.start(settings, DAYS[0], "land").end({"success": True})
+        lineage.start(settings, DAYS[0], "land").end({"success": True})
         server.shutdown()
         thread.join()
         assert [(e["eventType"], e["job"]["namespace"]) for e in server.events] == [
             ("START", "night"),
             ("COMPLETE", "night"),
         ]
-    lineage_events.start(settings, DAYS[0], "land")
+    lineage.start(settings, DAYS[0], "land")
     assert "no lineage of land of 2026-01-05" in caplog.text
 
 
 def test_no_lineage_where_the_settings_say_so(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, lineage=LineageSettings(enabled=False))
-    lineage_events.start(settings, DAYS[0], "land").end({"success": True})
+    lineage.start(settings, DAYS[0], "land").end({"success": True})
     assert not settings.layout.lineage.exists()

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.dbt_project.conftest import DAYS, Lake, contents, random_lake, schema
-from training import ingest, transform
+from training import ingest
 from training.contract.columns import decision_columns, impression_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest.landing import schema_changes
+from training.warehouse import transform
 
 
 @pytest.fixture(scope="module")

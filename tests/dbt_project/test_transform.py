@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export
-from training import transform
 from training.contract.errors import DataError
 from training.contract.files import read_json
 from training.contract.settings import (
@@ -26,9 +25,10 @@ from training.contract.settings import (
     SignalSettings,
     StateSettings,
 )
-from training.model_properties import GENERATED, properties
+from training.warehouse import transform
+from training.warehouse.model_properties import GENERATED, properties
 
-SOURCE = Path(transform.__file__).parents[1] / "dbt_project"
+SOURCE = Path(transform.__file__).parents[2] / "dbt_project"
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -55,7 +55,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, airflow_database: None) -> It
 
     from dags.command_line import stack
     from dags.command_line.world import fit_world, prepare_past, simulate_day
-    from serving.bento import free_port
+    from serving.release.bento import free_port
 
     folder = tmp_path_factory.mktemp("loop")
     file = folder / "mtf.yaml"

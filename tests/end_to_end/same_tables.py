@@ -35,12 +35,12 @@ import pyarrow.parquet as pq
 
 from dags import stages
 from tests.end_to_end import small_days
-from training import keeping
 from training.contract.files import leftovers, read_json, sha256, write_json_atomic, write_text_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
+from training.operations import retention
 
 # where a stage is killed: at its first write, at these shares of the writes it made in order, at its last
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -321,7 +321,7 @@ def _sweep(settings: Settings) -> dict[str, list[str]]:
     for path in before:
         for one in (path, *path.rglob("*")):
             os.utime(one, (0, 0))
-    keeping.keep(settings, keeping.plan(settings))
+    retention.keep(settings, retention.plan(settings))
     return {
         when: [str(path.relative_to(root)) for path in paths]
         for when, paths in (("killed", before), ("kept", leftovers(root, timedelta())))

@@ -8,7 +8,7 @@ import yaml
 
 from dags.command_line.world import as_the_service
 from training.contract.settings import Settings, load_settings
-from training.simulator.past import land_past
+from training.world.simulator.past import land_past
 
 FIRST = date(2026, 1, 5)
 TINY = [16, 16]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from serving import arms
-from serving.exploration import TruncatedNormal, UniformBox
+from serving.ranking import arms
+from serving.ranking.exploration import TruncatedNormal, UniformBox
 from tests.end_to_end.conftest import Loop
 from training import trajectories
 

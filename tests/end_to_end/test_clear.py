@@ -7,7 +7,7 @@ import pytest
 
 from dags import stages
 from dags.command_line import stack
-from serving.bento import free_port
+from serving.release.bento import free_port
 from tests.end_to_end import small_days
 from tests.end_to_end.same_tables import deliver
 from training.contract.records import read_record

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dags.command_line import stack
-from serving.bento import free_port
+from serving.release.bento import free_port
 from tests.end_to_end import small_days
 from training.contract.settings import SETTINGS_VARIABLE
 

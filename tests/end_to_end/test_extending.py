@@ -13,11 +13,12 @@ import pyarrow as pa
 import pytest
 
 from tests.dbt_project.conftest import Lake, export, schema
-from training import ingest, transform, validation
+from training import ingest, validation
 from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import load_settings
+from training.warehouse import transform
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ from dags import stages
 from dags.command_line import stack
 from dags.command_line.demo import LOOP
 from dags.command_line.world import prepare_past, simulate_day
-from serving.bento import free_port
+from serving.release.bento import free_port
 from tests.end_to_end import small_days
 from tests.servers import Redis
 from training.contract.files import read_json, write_json_atomic, write_text_atomic

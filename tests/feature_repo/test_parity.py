@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from serving.online_state import OnlineState
-from serving.state_store import Feedback, StateRequest
+from serving.state.online_state import OnlineState
+from serving.state.store import Feedback, StateRequest
 from training import features, ingest
 from training.contract.columns import impression_columns
 from training.contract.errors import DataError

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from serving import bento
-from serving.client import Client
+from serving.release import bento
+from serving.release.client import Client
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings

@@ -11,11 +11,11 @@ import orjson
 import pytest
 
 # an engine imports it on a thread, where CPython 3.11 may fail while pytest rewrites modules beside it
-import serving.online_state  # noqa: F401
+import serving.state.online_state  # noqa: F401
 from serving import engine as engine_module
 from serving.engine import Engine
-from serving.messages import RequestError
-from serving.state_store import StateRequest, StateStore
+from serving.http.messages import RequestError
+from serving.state.store import StateRequest, StateStore
 from tests.serving.conftest import settings_file
 from training import features
 from training.contract.settings import StoreSettings, load_settings

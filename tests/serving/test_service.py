@@ -17,10 +17,10 @@ import httpx
 import numpy as np
 import pytest
 
-from serving import arms
-from serving.client import Client, ServiceError
-from serving.decision_log import cut_torn_tails
-from serving.exploration import TruncatedNormal, UniformBox
+from serving.log.decisions import cut_torn_tails
+from serving.ranking import arms
+from serving.ranking.exploration import TruncatedNormal, UniformBox
+from serving.release.client import Client, ServiceError
 from tests.benchmarks.load import Plan
 from tests.serving.conftest import Server
 from training.contract import history

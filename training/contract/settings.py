@@ -541,7 +541,7 @@ class AlertSettings(Section):
 
 
 class KeepingSettings(Section):
-    """Days are counted back from the newest landed one; what is still needed stays (training/keeping.py)."""
+    """Days are counted back from the newest landed one; what is still needed stays."""
 
     lake_days: int = Field(400, ge=1, description="of landed logs and the service's own log files (ours)")
     warehouse_days: int = Field(400, ge=1, description="of the marts' rows and exports (ours)")

@@ -15,8 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from training.simulator.references import Bench
-from training.simulator.sessions import Requests
+from training.world.simulator.references import Bench
+from training.world.simulator.sessions import Requests
 
 Search = Callable[[int, int], Bench]  # (sessions, part) → sessions to search on
 Progress = Callable[[float], None]  # share of the budget that is spent

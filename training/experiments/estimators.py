@@ -47,10 +47,10 @@ from training.evaluation.estimators import estimate
 from training.experiments.unit import sources_sha256
 from training.policies.learner import Learner
 from training.policies.retrain import ALGORITHMS, reproducible
-from training.simulator.collect import Arm, collect, random_arm
-from training.simulator.references import Bench, Choose, best_constants
-from training.simulator.world import World
 from training.trajectories import Transitions
+from training.world.simulator.collect import Arm, collect, random_arm
+from training.world.simulator.references import Bench, Choose, best_constants
+from training.world.simulator.world import World
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,11 +14,11 @@ import torch
 
 from training.contract.files import write_atomic
 from training.experiments.table import Log, Table, slug
-from training.simulator.collect import Arm, collect, random_arm
-from training.simulator.references import Bench, Choose
-from training.simulator.sessions import top
-from training.simulator.world import World
 from training.trajectories import Transitions
+from training.world.simulator.collect import Arm, collect, random_arm
+from training.world.simulator.references import Bench, Choose
+from training.world.simulator.sessions import top
+from training.world.simulator.world import World
 
 JUDGE, CURVE, LOG, SEARCH = range(1, 5)  # purposes of sessions
 _PURPOSES, _SEEDS, _PARTS = 10, 1_000, 100

@@ -12,7 +12,7 @@ from training.evaluation.intervals import mean_interval
 from training.evaluation.stability import seed_spread
 from training.experiments import plots
 from training.experiments.table import Table
-from training.simulator.drivers import clustered_mean
+from training.world.simulator.drivers import clustered_mean
 
 Key = tuple[str, int, str]  # world, seed, method
 PAPERS = "conservative_ope"

@@ -19,10 +19,10 @@ from training.experiments.table import Method
 from training.policies.learner import Learner
 from training.policies.networks import standardisation
 from training.policies.retrain import ALGORITHMS, reproducible
-from training.reward import leaning
-from training.simulator.references import Bench, Evaluation, fit_oracle
-from training.simulator.sessions import Requests
 from training.trajectories import Transitions
+from training.warehouse.reward_weights import leaning
+from training.world.simulator.references import Bench, Evaluation, fit_oracle
+from training.world.simulator.sessions import Requests
 
 Progress = Callable[[float, str], None]  # share of the work, and what is being done
 _REPORT = 50  # steps between reports of progress
@@ -203,10 +203,10 @@ def sources_sha256() -> str:
     here = [root / "experiments" / f"{name}.py" for name in ("unit", "ground", "controls")]
     rooms = [
         path
-        for name in ("contract", "evaluation", "policies", "simulator")
+        for name in ("contract", "evaluation", "policies", "world/simulator")
         for path in (root / name).glob("*.py")
     ]
-    single = [root / f"{name}.py" for name in ("trajectories", "exploration", "reward")]
+    single = [root / f"{name}.py" for name in ("trajectories", "exploration", "warehouse/reward_weights")]
     digest = hashlib.sha256()
     for path in sorted([*here, *rooms, *single]):
         digest.update(path.read_bytes())

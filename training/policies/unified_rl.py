@@ -4,7 +4,7 @@ Actions were drawn around a mean μ_b(s) that was logged with them; what lies fa
 half-width from it was never seen there. Letters: π actor, Q_{g,e} critic e of the group g of rewards
 (watch: play time and integrity of eq. (2); interaction: the rest), w_g weight of a group, η weight of
 leaving the box, λ weight of the critics' spread. Exploring, logging and training again, round by round,
-moves the box: the daily loop does it, or :func:`training.simulator.collect.collect`.
+moves the box: the daily loop does it, or :func:`training.world.simulator.collect.collect`.
 
 Ours, where its text is silent: the distance to the box is summed squared over the action's entries in
 the actor's loss, and the largest entry's in the bootstrap's decay exp(−decay · distance); the actor's Q

@@ -15,10 +15,10 @@ from training.contract.records import read_record, write_record
 from training.contract.settings import EvaluationSettings, Settings, WorldSettings
 from training.evaluation import assess
 from training.promotion import gate
-from training.simulator.collect import Arm, collect, random_arm
-from training.simulator.references import Bench
-from training.simulator.world import World
 from training.trajectories import Transitions
+from training.world.simulator.collect import Arm, collect, random_arm
+from training.world.simulator.references import Bench
+from training.world.simulator.world import World
 
 DAY = date(2026, 1, 5)
 # found with CMA-ES: the lowest return of weights that gather as much reward a request as static ones

@@ -1,0 +1,1 @@
+"""Is what serves sound? Guardrail and metrics."""

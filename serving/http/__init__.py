@@ -1,0 +1,1 @@
+"""What comes and goes over HTTP: routes, bodies and answers, their description."""

@@ -1,0 +1,1 @@
+"""What was decided and what was felt: decisions, feedback, sessions."""

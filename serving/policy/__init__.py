@@ -1,0 +1,1 @@
+"""Which policy serves? It follows the champion and runs the policy in its compiled form."""

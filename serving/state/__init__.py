@@ -1,0 +1,1 @@
+"""What does the service know of a user? The online state, behind its time budget."""

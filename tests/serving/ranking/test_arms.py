@@ -1,0 +1,174 @@
+import json
+
+import numpy as np
+import pytest
+
+from serving.ranking import arms
+from training.contract import history
+from training.contract.errors import SettingsError
+from training.contract.settings import Settings, ShareSettings
+from training.contract.shares import change_shares
+
+USERS = range(1, 40_001)
+
+
+def test_shares_are_met_within_sampling_error():
+    wanted = {"static": 0.05, "random": 0.02, "noise": 0.10, "box": 0.03, "challenger": 0.07}
+    shares = ShareSettings(**wanted)
+    drawn = [arms.draw(shares, "mtf", user) for user in USERS]
+    for arm, share in (*wanted.items(), ("champion", 0.73)):
+        assert arms.share_of(shares, arm) == pytest.approx(share)
+        deviation = (share * (1 - share) / len(USERS)) ** 0.5
+        assert drawn.count(arm) / len(USERS) == pytest.approx(share, abs=4 * deviation)
+
+
+def test_a_user_keeps_the_arm_and_a_salt_changes_it():
+    shares = ShareSettings(static=0.25, random=0.25, noise=0.25)
+    first = [arms.draw(shares, "one", user) for user in USERS[:2000]]
+    assert first == [arms.draw(shares, "one", user) for user in USERS[:2000]]
+    same = sum(a == arms.draw(shares, "two", user) for a, user in zip(first, USERS, strict=False))
+    assert same / 2000 == pytest.approx(0.25, abs=0.05)  # as independent draws agree
+
+
+def test_growing_the_last_share_takes_users_from_the_champion_only():
+    before, after = ShareSettings(noise=0.02), ShareSettings(noise=0.2)
+    moved = {
+        (arms.draw(before, "mtf", user), arms.draw(after, "mtf", user))
+        for user in USERS
+        if arms.draw(before, "mtf", user) != arms.draw(after, "mtf", user)
+    }
+    assert moved == {("champion", "noise")}
+
+
+@pytest.mark.parametrize("arm", ["static", "random", "noise", "box", "challenger"])
+def test_a_share_of_one_takes_everybody(arm):
+    shares = ShareSettings(**{"static": 0.0, "random": 0.0, "noise": 0.0, arm: 1.0})
+    assert {arms.draw(shares, "mtf", user) for user in USERS[:2000]} == {arm}
+
+
+def test_no_shares_leave_everybody_to_the_champion():
+    shares = ShareSettings(static=0.0, random=0.0, noise=0.0)
+    assert {arms.draw(shares, "mtf", user) for user in USERS[:2000]} == {"champion"}
+
+
+def test_the_steps_of_a_canary_take_users_from_the_champion_only():
+    before = ShareSettings(static=0.1, random=0.1, noise=0.1, box=0.1, challenger=0.01)
+    after = before.model_copy(update={"challenger": 0.5})
+    moved = {
+        (arms.draw(before, "mtf", user), arms.draw(after, "mtf", user))
+        for user in USERS
+        if arms.draw(before, "mtf", user) != arms.draw(after, "mtf", user)
+    }
+    assert moved == {("champion", "challenger")}
+
+
+def share(settings: Settings, **changes: float) -> None:
+    with history.changing(settings.layout):
+        change_shares(settings, changes, "a test")
+
+
+@pytest.fixture
+def refused() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def assignment(settings, refused) -> arms.Assignment:
+    return arms.Assignment(settings, refused.append)
+
+
+def test_shares_change_while_serving_and_are_remembered_with_their_reason(settings, assignment):
+    assert assignment.shares == settings.serving.shares and not assignment.look()
+    share(settings, static=0.3, box=0.01)
+    assert assignment.look() and not assignment.look()
+    assert (assignment.shares.static, assignment.shares.box, assignment.shares.noise) == (0.3, 0.01, 0.02)
+    assert arms.Assignment(settings).shares == assignment.shares  # also after a restart
+    [event] = history.read(settings.layout)
+    assert (event["action"], event["reason"], event["shares"]["static"]) == ("shares", "a test", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"static": 0.9, "challenger": 0.2}, "more than 1"),
+        ({"random": 0.05, "noise": 0.05, "box": 0.05}, "more than serving.max_exploration, 0.1"),
+        ({"static": -0.1}, "static"),
+        ({"static": float("nan")}, "static"),
+        ({"nobody": 0.1}, "nobody"),
+    ],
+)
+def test_shares_that_cannot_be_in_force_are_refused_before_they_are_written(settings, changes, reason):
+    with pytest.raises(SettingsError, match=reason):
+        share(settings, **changes)
+    assert not settings.layout.shares.exists() and history.read(settings.layout) == []
+
+
+@pytest.mark.parametrize("content", ['{"static": 0.9, "challenger": 0.2}', '{"static": "x"}', "{", "[1]"])
+def test_a_bad_shares_file_changes_nothing_and_is_told_once(settings, assignment, refused, content):
+    share(settings, static=0.3)
+    assignment.look()
+    settings.layout.shares.write_text(content)
+    assert not assignment.look() and not assignment.look()
+    assert assignment.shares.static == 0.3 and assignment.refused == refused[0] and len(refused) == 1
+    settings.layout.shares.write_text(json.dumps({"static": 0.2}))
+    assert assignment.look() and assignment.refused is None
+
+
+def test_a_running_session_keeps_its_arm_until_the_share_is_nothing(settings, assignment):
+    state = np.zeros(settings.state_spec.width, dtype=np.float32)
+    user = next(u for u in USERS if arms.draw(settings.serving.shares, "mtf", u) == "static")
+    assert assignment.arm(user, None, state, challenger=False) == "static"
+    share(settings, static=0.0001)
+    assignment.look()
+    assert arms.draw(assignment.shares, "mtf", user) != "static"
+    assert assignment.arm(user, "static", state, challenger=False) == "static"
+    assert assignment.arm(user, None, state, challenger=False) != "static"  # its next session
+    share(settings, static=0.0)
+    assignment.look()
+    assert assignment.arm(user, "static", state, challenger=False) != "static"  # stopped means stopped
+
+
+def test_a_session_of_a_challenger_that_is_gone_goes_on_with_the_champion(settings, assignment):
+    share(settings, challenger=0.5)
+    assignment.look()
+    assert assignment.arm(1, "challenger", None, challenger=True) == "challenger"
+    assert assignment.arm(1, "challenger", None, challenger=False) == "champion"
+    assert {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]} >= {"champion"}
+    assert "challenger" not in {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]}
+
+
+def test_listed_cohorts_are_not_explored_on():
+    settings = Settings(
+        serving={
+            "no_exploration_for": ["is_lowactive_period", "user_active_degree=low_active"],
+            "shares": {"static": 0.0, "random": 0.3, "noise": 0.3, "box": 0.4},
+            "max_exploration": 1.0,
+        }
+    )
+    assignment = arms.Assignment(settings)
+    names = settings.state_spec.entry_names
+    plain = np.zeros(len(names), dtype=np.float32)
+    assert {assignment.arm(u, None, plain, challenger=False) for u in USERS[:500]} == set(arms.EXPLORING)
+    for name in settings.serving.no_exploration_for:
+        state = plain.copy()
+        state[names.index(name)] = 1.0
+        assert {assignment.arm(u, None, state, challenger=False) for u in USERS[:500]} == {"champion"}
+    # nobody knows whether the user is one of them
+    assert {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]} == {"champion"}
+
+
+def test_a_cohort_that_the_state_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="'hist_count' is no flag or category of the profile"):
+        Settings(serving={"no_exploration_for": ["hist_count"]})
+
+
+def test_the_shadow_is_drawn_apart_from_the_arms(settings, assignment):
+    assert not any(assignment.shadowed(user) for user in USERS[:100])
+    share(settings, static=0.5, shadow=0.5)
+    assignment.look()
+    both = [
+        (arms.draw(assignment.shares, "mtf", user) == "static", assignment.shadowed(user))
+        for user in USERS[:8000]
+    ]
+    for pair in ((False, False), (False, True), (True, False), (True, True)):
+        assert both.count(pair) / len(both) == pytest.approx(0.25, abs=0.025)

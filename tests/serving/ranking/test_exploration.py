@@ -1,0 +1,115 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from serving.ranking.exploration import TruncatedNormal, UniformBox
+
+MEANS = st.floats(-1.0, 1.0, width=32)
+STDS = st.sampled_from([1e-3, 0.02, 0.1, 0.5, 1.0, 3.0, 100.0])
+
+
+def reference(mean: float, std: float):
+    return stats.truncnorm((-1 - mean) / std, (1 - mean) / std, loc=mean, scale=std)
+
+
+@given(mean=MEANS, std=STDS, where=st.floats(0.0, 1.0))
+def test_log_density_is_scipys(mean, std, where):
+    low, high = max(-1.0, mean - 5 * std), min(1.0, mean + 5 * std)
+    action = low + where * (high - low)
+    distribution = TruncatedNormal(np.array([mean]), std)
+    expected = reference(mean, std).logpdf(action)
+    assert distribution.log_density(np.array([action])) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.97, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("std", [0.05, 0.1, 1.0])
+def test_density_integrates_to_one(mean, std):
+    distribution = TruncatedNormal(np.array([mean]), std)
+    mass, _ = integrate.quad(
+        lambda a: math.exp(distribution.log_density(np.array([a]))), -1, 1, points=[mean], limit=200
+    )
+    assert mass == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.95, 0.1), (-1.0, 0.1), (1.0, 1.0), (0.3, 30.0)])
+def test_samples_follow_the_density(mean, std):
+    distribution = TruncatedNormal(np.full(20_000, mean, dtype=np.float32), std)
+    sample = distribution.sample(np.random.default_rng(3))
+    result = stats.kstest(sample.astype(np.float64), reference(mean, std).cdf)
+    assert result.pvalue > 1e-3
+    # and the logged densities weight the sample as importance weights must: E[1/p] = size of the box
+    one = TruncatedNormal(np.array([mean]), std)
+    weights = [math.exp(-one.log_density(np.array([a]))) for a in sample[:5_000]]
+    if std >= 1.0:  # for a narrow distribution this mean has no finite variance worth testing
+        assert np.mean(weights) == pytest.approx(2.0, rel=0.1)
+
+
+@given(mean=st.lists(MEANS, min_size=1, max_size=12), std=STDS, seed=st.integers(0, 2**32))
+def test_samples_lie_in_the_box_with_a_finite_density(mean, std, seed):
+    distribution = TruncatedNormal(np.array(mean, dtype=np.float32), std)
+    action = distribution.sample(np.random.default_rng(seed))
+    assert action.dtype == np.float32 and action.shape == (len(mean),)
+    assert (np.abs(action) <= 1.0).all()
+    assert math.isfinite(distribution.log_density(action))
+
+
+def test_entries_are_independent():
+    whole = TruncatedNormal(np.array([0.2, -0.9]), 0.3)
+    parts = [TruncatedNormal(np.array([mean]), 0.3) for mean in (0.2, -0.9)]
+    action = np.array([0.1, -0.7])
+    expected = sum(part.log_density(action[i : i + 1]) for i, part in enumerate(parts))
+    assert whole.log_density(action) == pytest.approx(expected)
+
+
+def test_outside_the_box_has_no_density():
+    assert TruncatedNormal(np.array([0.0]), 1.0).log_density(np.array([1.01])) == -math.inf
+
+
+def test_the_same_generator_draws_the_same():
+    distribution = TruncatedNormal(np.zeros(8), 1.0)
+    assert np.array_equal(
+        distribution.sample(np.random.default_rng([7, 1])), distribution.sample(np.random.default_rng([7, 1]))
+    )
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.9, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("width", [0.15, 1.5])
+def test_box_samples_follow_their_density_which_integrates_to_one(mean, width):
+    low, high = max(-1.0, mean - width), min(1.0, mean + width)
+    box = UniformBox(np.full(20_000, mean, dtype=np.float32), width)
+    sample = box.sample(np.random.default_rng(3)).astype(np.float64)
+    assert stats.kstest(sample, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    one = UniformBox(np.array([mean]), width)
+    mass, _ = integrate.quad(
+        lambda a: math.exp(one.log_density(np.array([a]))), -1, 1, points=[low, high], limit=200
+    )
+    assert mass == pytest.approx(1.0, abs=1e-6)
+    # E[1/p] is the volume where there is density, exactly: the density is constant there
+    assert np.mean([math.exp(-one.log_density(np.array([a]))) for a in sample[:100]]) == pytest.approx(
+        high - low, rel=1e-6
+    )
+
+
+@given(
+    mean=st.lists(MEANS, min_size=1, max_size=12),
+    width=st.sampled_from([1e-3, 0.15, 2.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_box_samples_lie_in_the_box_around_the_mean_with_a_finite_density(mean, width, seed):
+    box = UniformBox(np.array(mean, dtype=np.float32), width)
+    action = box.sample(np.random.default_rng(seed))
+    assert action.dtype == np.float32 and action.shape == (len(mean),)
+    assert (np.abs(action) <= 1.0).all() and (np.abs(action - box.mean) <= width + 1e-6).all()
+    assert math.isfinite(box.log_density(action))
+
+
+def test_there_is_no_density_outside_of_the_box():
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.16, 0.9])) == -math.inf
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.1, 1.01])) == -math.inf
+    assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.1, 0.95])) == pytest.approx(
+        -math.log(0.3) - math.log(0.25)
+    )

@@ -1,0 +1,172 @@
+"""The day's page tells how the day ended, also when it stopped half-way."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from training.contract.files import write_json_atomic, write_text_atomic
+from training.contract.records import write_record
+from training.contract.settings import Settings
+from training.operations.report import build, index
+
+DAY = date(2026, 1, 5)
+SUITE_OK = {"success": True, "evaluated": 12, "failed": []}
+
+
+def landed(rows: int) -> dict:
+    tables = {"impressions": {"rows": rows, "days": [str(DAY)], "duplicates_removed": 3}}
+    return {"success": True, "seconds": 1.0, "tables": tables}
+
+
+def estimate(value: float) -> dict:
+    return {
+        **{"lower": value - 0.1, "value": value, "upper": value + 0.1},
+        **{"alarm": False, "bound_share": 0.02, "action_quantiles": {}, "mean_distance_to_logged": 0.3},
+    }
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data=tmp_path)
+
+
+def read(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def test_a_refused_day_shows_the_rules_the_estimates_and_the_curves(settings: Settings):
+    layout = settings.layout
+    write_record(layout, DAY, "land", landed(1200))
+    write_record(
+        layout,
+        DAY,
+        "validate_landed",
+        {"success": True, "suites": {"impressions": SUITE_OK}, "quarantined": {}},
+    )
+    write_record(
+        layout,
+        DAY,
+        "train",
+        {"success": True, "steps": 10, "transitions": 90, "policy": "x", "sha256": "a" * 64, "version": "v1"},
+    )
+    write_json_atomic(layout.model(DAY) / "curves.json", {"step": [1, 2], "critic_loss": [2.0, 1.0]})
+    write_record(
+        layout,
+        DAY,
+        "evaluate",
+        {"success": True, "estimates": {"challenger": estimate(1.0), "static": estimate(2.0)}},
+    )
+    rule = {
+        "rule": "estimate",
+        "passed": False,
+        "observed": 0.9,
+        "threshold": 1.9,
+        "reason": "lower bound 0.9 is below 1.9",
+    }
+    write_record(
+        layout,
+        DAY,
+        "gate",
+        {"success": True, "decision": "refuse", "rules": [rule], "reasons": [rule["reason"]]},
+    )
+    page = read(build(settings, DAY))
+    assert "Refused" in page.select_one(".outcome").text
+    assert "lower bound 0.9 is below 1.9" in page.text
+    assert "1,200" in page.text
+    assert len(page.find_all("svg")) == 3  # volumes, estimates, curves
+
+
+def test_a_day_that_stopped_names_the_stage_and_the_column(settings: Settings):
+    fault = {
+        "expectation": "e",
+        "column": "p_like",
+        "severity": "critical",
+        "observed": 1.7,
+        "unexpected_count": 1,
+        "message": "p_like holds 1.7 <script>",
+    }
+    write_record(settings.layout, DAY, "land", landed(10))
+    write_record(
+        settings.layout,
+        DAY,
+        "validate_landed",
+        {
+            "success": False,
+            "suites": {"impressions": {"success": False, "evaluated": 3, "failed": [fault]}},
+            "quarantined": {"impressions": 1},
+        },
+    )
+    page = read(build(settings, DAY))
+    assert "Stopped at validate_landed: p_like" in page.select_one(".outcome").text
+    assert "1 rows of impressions are in quarantine" in page.text
+    assert page.find("script") is None  # messages are escaped
+
+
+def test_a_day_without_any_record_still_has_a_page(settings: Settings):
+    assert "Not finished" in read(build(settings, DAY)).text
+
+
+def test_the_index_lists_every_day_newest_first(settings: Settings):
+    for day in (DAY, date(2026, 1, 6)):
+        write_record(settings.layout, day, "land", landed(5))
+    build(settings, DAY)
+    page = read(index(settings))
+    assert [row.text for row in page.select("tbody th")] == ["2026-01-06", "2026-01-05"]
+    # no link to a page that is not there
+    assert [a["href"] for a in page.select("tbody th a")] == ["dt=2026-01-05/index.html"]
+    assert "no policy has been promoted yet" in page.text
+
+
+def test_a_day_of_the_past_is_not_one_that_was_not_finished(settings: Settings):
+    write_record(settings.layout, DAY, "land", landed(10))
+    write_record(settings.layout, DAY, "validate_landed", {"success": True, "suites": {}})
+    assert "Not finished: validate_landed was the last stage" in read(index(settings)).text
+    write_record(settings.layout, DAY, "traffic", {"past": True})
+    for page in (read(index(settings)), read(build(settings, DAY))):
+        assert "Of the past that learning starts from" in page.text and "Not finished" not in page.text
+
+
+def test_the_same_records_give_the_same_page(settings: Settings):
+    write_record(settings.layout, DAY, "land", landed(5))
+    assert build(settings, DAY).read_bytes() == build(settings, DAY).read_bytes()
+
+
+def test_drift_is_shown_by_head_and_on_the_index(settings: Settings):
+    layout = settings.layout
+    ratio = {"value": 1.5, "lower": 1.2, "upper": 1.9}
+    head = {"psi": 0.31, "psi_scope": "control", "predicted": 0.03, "observed": 0.02, "calibration": ratio}
+    schema = [{"column": "ctr", "change": "new", "since": "2026-01-04", "text": "ctr (float) is new"}]
+    write_record(layout, DAY, "land", landed(10))
+    write_record(
+        layout,
+        DAY,
+        "drift",
+        {"recent_days": ["2026-01-04"], "heads": {"p_like": head, "p_click": {}}, "schema": schema},
+    )
+    fault = {"column": "p_like", "field": "p_like_psi", "severity": "critical", "message": "it has drifted"}
+    docs = "validation/data_docs/validations/impressions_day/x.html"
+    write_text_atomic(settings.data / docs, "x")
+    suite = {"success": False, "evaluated": 7, "failed": [fault], "page": docs}
+    write_record(
+        layout,
+        DAY,
+        "validate_landed",
+        {
+            "success": False,
+            "suites": {"impressions_day": suite},
+            "quarantined": {},
+            "data_docs": "validation/data_docs/index.html",
+        },
+    )
+    page = read(build(settings, DAY))
+    assert "0.3100" in page.text and "1.500 (1.200 to 1.900)" in page.text
+    assert "since 2026-01-04 the source's column ctr (float) is new" in page.text
+    assert page.select_one("h2#drift")
+    overview = read(index(settings))
+    row = overview.select("tbody tr")[0]
+    assert "p_like 0.310 drifting" in row.text and "7 checks, 1 stop" in row.text
+    assert row.select_one("a.docs")["href"] == f"../{docs}"
+    assert [a["href"] for a in row.select("td a:not(.docs)")] == [f"dt={DAY}/index.html#drift"]
+    assert "p_like on 2026-01-05" in overview.select(".answers > .stopped")[-1].text

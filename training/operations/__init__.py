@@ -1,0 +1,1 @@
+"""What keeps the loop in order: pages, retention, backup, lineage, metrics."""

@@ -1,0 +1,199 @@
+"""What a person asks first, answered from the records: the index page and `mtf status` show the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import duckdb
+from scipy.stats import norm
+
+from training.contract import history
+from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.records import read_record, read_records, recorded_days
+from training.contract.settings import Settings
+from training.contract.shares import read_shares
+from training.operations.report.outcome import outcome
+from training.validation import quarantine
+
+MEASURED_DAYS = 7  # newest days on which the champion served whose sessions are compared
+CONFIDENCE = 0.95
+DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``state`` is ``good``, ``held`` (worth a look), ``stopped`` or ``open`` (nothing to say yet)."""
+
+    question: str
+    state: str
+    text: str
+    day: date | None = None  # whose page says more
+
+
+def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
+    """The answers of now: did today run, what is served, is it better, what is held, what drifts."""
+    champion = read_champion(settings.layout.champion)
+    return [
+        _ran(settings, now or datetime.now(UTC)),
+        _served(settings, champion),
+        _better(settings, champion),
+        _held(settings),
+        _drifting(settings),
+    ]
+
+
+def _ran(settings: Settings, now: datetime) -> Answer:
+    question = "Did today run?"
+    days = recorded_days(settings.layout)
+    if not days:
+        return Answer(question, "open", "No day has run yet.")
+    newest = days[-1]
+    records = read_records(settings.layout, newest)
+    ended = outcome(records)
+    text = f"{newest}: {ended['text']}".rstrip(".") + "."
+    local = now.astimezone(timezone(timedelta(hours=settings.calendar.utc_offset_hours))).date()
+    due = local - timedelta(days=1)  # the run after midnight handles the day before
+    if newest < due and "traffic" not in records:  # a simulated day is of another calendar
+        return Answer(question, "stopped", f"No: {due} is due, and the newest run is of {text}", newest)
+    return Answer(question, "open" if ended["state"] == "past" else ended["state"], text, newest)
+
+
+def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
+    question = "What is served, since when?"
+    shares = {arm: share for arm, share in read_shares(settings) if arm != "shadow" and share}
+    rest = 1.0 - sum(shares.values())
+    split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
+    trying = read_champion(settings.layout.challenger)
+    canary = "" if trying is None else f" {trying.version} is in its canary."
+    rollbacks = [event for event in history.read(settings.layout) if event["action"] == "rollback"]
+    back = f" Last rollback {rollbacks[-1]['ts']}: {rollbacks[-1]['reason']}." if rollbacks else ""
+    if champion is None:
+        text = f"Static weights: no policy has been promoted yet. Shares: {split}.{canary}{back}"
+        return Answer(question, "open", text)
+    text = f"{champion.version}, since {champion.promoted_ts}. Shares: {split}.{canary}{back}"
+    return Answer(question, "good", text, date.fromisoformat(champion.day))
+
+
+def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
+    """The sessions that were served, and the newest offline estimate; the former decide the state."""
+    question = "Is it better than static weights?"
+    if champion is None:
+        return Answer(question, "open", "There is no champion to compare.")
+    parts, states = [], []
+    for find, what in ((measured, "Served sessions"), (_estimated, "Offline estimate")):
+        try:
+            found = find(settings, champion)
+        except duckdb.Error as error:  # a page must be made of a damaged folder too
+            parts.append(f"{what}: cannot be read: {str(error).splitlines()[0]}.")
+            continue
+        if found is None:
+            parts.append(f"{what}: none yet.")
+            continue
+        states.append("good" if found["lower"] > 0 else "stopped" if found["upper"] < 0 else "held")
+        told = {"good": "better", "stopped": "worse", "held": "not shown"}[states[-1]]
+        parts.append(
+            f"{what}: {told}, {found['value']:+.3f} a session ({found['lower']:+.3f} to "
+            f"{found['upper']:+.3f}, {found['confidence']:.0%} interval), {found['about']}."
+        )
+    return Answer(question, states[0] if states else "open", " ".join(parts))
+
+
+def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
+    """Mean session return under the champion minus that of the static arm, on the days of both.
+
+    The interval takes users as clusters (each is in one arm). None with fewer than two users in an arm.
+    """
+    mart = settings.layout.mart("fct_transitions")
+    # two weeks hold the days of a week even when the champion did not serve on each
+    paths = [str(path) for path in sorted(mart.glob("dt=????-??-??/part-0.parquet"))[-2 * MEASURED_DAYS :]]
+    if not paths:
+        return None
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "with sessions as ("
+            "  select dt, user_id, arg_min(arm, step) as arm, sum(reward) as r,"
+            "    arg_min(policy_version, step) as version"
+            "  from read_parquet($paths, hive_partitioning = false, union_by_name = true)"
+            "  group by dt, user_id, session_id"
+            "), days as ("
+            "  select distinct dt from sessions where arm = 'champion' and version = $version"
+            "  order by dt desc limit $days"
+            "), users as ("
+            "  select arm, user_id, count(*) as n, sum(r) as s, min(dt) as since, max(dt) as until"
+            "  from sessions semi join days using (dt)"
+            "  where arm = 'static' or (arm = 'champion' and version = $version) group by arm, user_id"
+            "), means as (select arm, sum(s) / sum(n) as mean from users group by arm) "
+            "select arm, any_value(mean), sum(n), count(*), sum((s - mean * n) * (s - mean * n))"
+            "    / (sum(n) * sum(n)) * count(*) / greatest(count(*) - 1, 1),"
+            "  min(since), max(until) from users join means using (arm) group by arm",
+            {"paths": paths, "version": champion.version, "days": MEASURED_DAYS},
+        ).fetchall()
+    arms = {row[0]: row[1:] for row in rows}
+    if set(arms) != {"champion", "static"} or min(found[2] for found in arms.values()) < 2:
+        return None
+    (mine, n, _, variance, since, until), (static, m, _, other, *_) = arms["champion"], arms["static"]
+    half = float(norm.ppf(0.5 + CONFIDENCE / 2.0)) * (variance + other) ** 0.5
+    value = mine - static
+    about = f"{n} against {m} sessions, {since} to {until}"
+    return _interval(value - half, value, value + half, CONFIDENCE, about)
+
+
+def _estimated(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
+    """The judge's newest paired difference of the policy that serves."""
+    for day in reversed(recorded_days(settings.layout)):
+        record = read_record(settings.layout, day, "evaluate") or {}
+        for name in ("champion", "challenger"):
+            found = record.get("differences", {}).get(f"{name} - static")
+            if found and record["estimates"].get(name, {}).get("version") == champion.version:
+                about = f"judged on {day} by {settings.gate.estimator}"
+                confidence = settings.evaluation.confidence
+                return _interval(found["lower"], found["value"], found["upper"], confidence, about)
+    return None
+
+
+def _interval(lower: float, value: float, upper: float, confidence: float, about: str) -> dict[str, Any]:
+    return {"lower": lower, "value": value, "upper": upper, "confidence": confidence, "about": about}
+
+
+def _held(settings: Settings) -> Answer:
+    question = "What is in quarantine?"
+    held = quarantine.held(settings)
+    if not held:
+        return Answer(question, "good", "Nothing.")
+    told = "; ".join(f"{one.rows} rows of {one.table} of {one.day}" for one in held[-5:])
+    more = f"; and {len(held) - 5} older tables" if len(held) > 5 else ""
+    text = f"{told}{more}. `mtf quarantine list` says why."
+    return Answer(question, "held", text, held[-1].day)
+
+
+def _drifting(settings: Settings) -> Answer:
+    question = "What is drifting?"
+    for day in reversed(recorded_days(settings.layout)):
+        record = read_record(settings.layout, day, "validate_landed")
+        if record is not None and "suites" in record:
+            break
+    else:
+        return Answer(question, "open", "No day has been validated yet.")
+    faults = drifting(record)
+    if not faults:
+        heads = (read_record(settings.layout, day, "drift") or {}).get("heads", {})
+        compared = sum("psi" in head for head in heads.values())
+        if not compared:
+            return Answer(question, "open", f"{day} has no recent days to be held against yet.", day)
+        return Answer(
+            question, "good", f"Nothing on {day}: {compared} heads are spread as on recent days.", day
+        )
+    state = "stopped" if any(fault["severity"] == "critical" for fault in faults) else "held"
+    told = "; ".join(dict.fromkeys(fault["column"] for fault in faults))
+    return Answer(question, state, f"{told} on {day}.", day)
+
+
+def drifting(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Faults of a day's landed impressions that are about scores, calibration or the source's columns."""
+    return [
+        fault
+        for suite in record.get("suites", {}).values()
+        for fault in suite["failed"]
+        if str(fault.get("field", "")).endswith(DRIFT_FIELDS)
+    ]

@@ -1,6 +1,0 @@
-"""The page of a day, which a person reads in a minute, and the index: what is asked first, and all days."""
-
-from training.report.page import build, index
-from training.report.standing import Answer, standing
-
-__all__ = ["Answer", "build", "index", "standing"]

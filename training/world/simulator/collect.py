@@ -1,0 +1,123 @@
+"""Transitions straight from simulated sessions: the logs of experiments, without lake and warehouse.
+
+What a learner gets here is what :func:`training.trajectories.load` gives it of a served day: the same
+states, actions, densities and rewards, and the same rule for sessions whose end is not known.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training import exploration
+from training.trajectories import Transitions
+from training.world.simulator.references import Bench, Choose
+from training.world.simulator.sessions import LEFT, Outcome, Requests
+
+Rank = Callable[[Requests, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A share of the sessions: actions N(mean(s), std²) truncated to [-1, 1], or mean(s) + U(-box, box)
+    cut to [-1, 1], or the mean itself.
+
+    ``rank(requests, states, actions)`` gives the scores float[b, candidates]; None is the fusion formula.
+    """
+
+    name: str
+    mean: Choose
+    std: float | None = None
+    share: float = 1.0
+    rank: Rank | None = None
+    box: float | None = None
+
+
+def random_arm(heads: int, std: float = 1.0, share: float = 1.0) -> Arm:
+    """The random group: a Gaussian without a prior (method §3)."""
+    return Arm("random", lambda states, requests: np.zeros((len(states), heads)), std, share)
+
+
+def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
+    """Play every session of ``bench`` with the arm it is drawn for; rows by session, then step.
+
+    The last request of a session whose end is not known (the hard end, midnight) is left out.
+    """
+    rng = np.random.default_rng([seed, 5])
+    shares = np.array([arm.share for arm in arms])
+    arm_of = rng.choice(len(arms), size=len(bench.user_row), p=shares / shares.sum())
+    fusion, parts = bench.settings.fusion, []
+
+    def play(states: np.ndarray, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
+        mean = np.zeros((len(requests), len(fusion.heads)))
+        actions, densities = mean.copy(), np.full(len(requests), np.nan)
+        scores = np.zeros(requests.predictions.shape[:2])
+        for index, arm in enumerate(arms):
+            mine = np.flatnonzero(arm_of[requests.session] == index)
+            if not len(mine):
+                continue
+            part = requests.part(mine)
+            mean[mine] = actions[mine] = arm.mean(states[mine], part)
+            if arm.box is not None:
+                actions[mine] = exploration.sample_box(mean[mine], arm.box, rng)
+                densities[mine] = exploration.log_density_box(actions[mine], mean[mine], arm.box)
+            elif arm.std is not None:
+                actions[mine] = exploration.sample(mean[mine], arm.std, rng)
+                densities[mine] = exploration.log_density(actions[mine], mean[mine], arm.std)
+            scores[mine] = (
+                fusion.score(part.predictions, fusion.to_weights(actions[mine]))
+                if arm.rank is None
+                else arm.rank(part, states[mine], actions[mine])
+            )
+        parts.append({"state": states, "mean": mean, "action": actions, "density": densities})
+        return actions, scores
+
+    def observe(requests: Requests, places: np.ndarray, outcome: Outcome) -> None:
+        factors = bench.scene.reward_factors(outcome.events, outcome.play_time_ms, outcome.duration_ms)
+        weights = bench.scene.reward_weights
+        parts[-1] |= {
+            "session": requests.session,
+            "step": requests.step,
+            "reward": outcome.reward,
+            "left": outcome.ended == LEFT,
+            "watch": (factors[..., :2] @ weights[:2]).sum(axis=1),
+            "factors": factors.sum(axis=1),
+            "item_rewards": factors @ weights,
+            "item_scores": np.take_along_axis(requests.predictions, places[..., None], axis=1),
+        }
+
+    bench.play(play, observe)
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((rows["step"], rows["session"]))
+    rows = {name: column[order] for name, column in rows.items()}
+    follows = np.append(rows["session"][1:] == rows["session"][:-1], False)
+    successor = np.where(follows, np.arange(len(follows)) + 1, 0)
+    keep = follows | rows["left"]
+    rows["next_state"] = np.where(follows[:, None], rows["state"][successor], 0.0)
+    for name in ("action", "mean"):
+        rows[f"next_{name}"] = np.where(follows[:, None], rows[name][successor], 0.0)
+    rows = {name: column[keep] for name, column in rows.items()}
+
+    def tensor(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows[name])).to(dtype)
+
+    return Transitions(
+        states=tensor("state"),
+        actions=tensor("action"),
+        rewards=tensor("reward"),
+        next_states=tensor("next_state"),
+        next_actions=tensor("next_action"),
+        dones=tensor("left"),
+        action_means=tensor("mean"),
+        log_densities=tensor("density", torch.float64),
+        sessions=tensor("session", torch.int64),
+        steps=tensor("step", torch.int64),
+        arms=torch.from_numpy(arm_of[rows["session"]]),
+        arm_names=tuple(arm.name for arm in arms),
+        next_action_means=tensor("next_mean"),
+        watch_rewards=tensor("watch"),
+        item_scores=tensor("item_scores"),
+        item_rewards=tensor("item_rewards"),
+        reward_factors=tensor("factors"),
+    )
