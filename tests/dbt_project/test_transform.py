@@ -179,7 +179,7 @@ def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
     command += ["--project-dir", str(target / "project"), "--profiles-dir", str(target / "project")]
     code = f"""
 from pathlib import Path
-from training import transform
+from training.warehouse import transform
 transform._forked({command!r}, {{"DBT_TARGET": "duckdb"}}, Path({str(target)!r}))
 """
     stage = subprocess.Popen([sys.executable, "-c", code], cwd=SOURCE.parent)

@@ -99,7 +99,7 @@ def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path):
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from serving.compiled import compiled\n"
+        "from serving.policy.compiled import compiled\n"
         "from training.contract.policy import load_policy\n"
         "policy = compiled(load_policy(Path(sys.argv[1])))\n"
         f"print(policy.act(np.zeros((1, {D}), dtype=np.float32)).shape)\n"
