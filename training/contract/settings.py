@@ -115,6 +115,44 @@ class SessionSettings(Section):
     gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
 
 
+class BatchRLMTFSettings(Section):
+    rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
+    candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
+    serving_candidates: int = Field(
+        10,
+        ge=1,
+        description="n of eq. (4) in the exported policy; xmtf has 20 at least (ours; paper silent; BCQ's "
+        "100 act no better, `mtf experiment ablations`)",
+    )
+    serving_pool: int = Field(
+        100,
+        ge=1,
+        description="latents drawn at export, of which the serving candidates are the best together on "
+        "logged states; no more than serving_candidates: as drawn (ours; not xmtf)",
+    )
+    latent_size: int | None = Field(
+        None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"
+    )
+    latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
+    kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
+    freeze_generator_after: int | None = Field(
+        None,
+        ge=1,
+        description="steps after which the generator is fixed and each state keeps its n actions; none "
+        "trains it throughout, as the paper and BCQ do (ours)",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); int8 is "
+        "bfloat16 with 8 bits in the hidden layers of the candidates at s'; auto is the shortest that the "
+        "processor multiplies in hardware (ours)",
+    )
+    generator_lr: Positive = Field(1e-3, description="(paper)")
+    perturbation_lr: Positive = Field(1e-4, description="(paper)")
+    generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+
+
 class TD3Settings(Section):
     policy_noise: float = Field(0.2, ge=0.0, description="σ on the target's actions (Fujimoto et al. 2018)")
     noise_clip: float = Field(0.5, ge=0.0, description="largest |noise| of it (Fujimoto et al. 2018)")
@@ -188,9 +226,6 @@ class LearnerSettings(Section):
         le=100,
         description="requests whose logged rewards a target sums before it bootstraps (paper: 1)",
     )
-    rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
-    generator_lr: Positive = Field(1e-3, description="(paper)")
-    perturbation_lr: Positive = Field(1e-4, description="(paper)")
     critic_lr: Positive = Field(2e-4, description="(paper)")
     actor_lr: Positive = Field(1e-4, description="of the other algorithms' actors (ours: perturbation_lr's)")
     target_rate: float = Field(0.05, gt=0.0, le=1.0, description="η of the target update (paper)")
@@ -204,38 +239,6 @@ class LearnerSettings(Section):
         description="a larger training set lies in mapped files of the data folder, not in memory; what "
         "is learnt is the same (ours)",
     )
-    candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
-    serving_candidates: int = Field(
-        10,
-        ge=1,
-        description="n of eq. (4) in the exported policy; xmtf has 20 at least (ours; paper silent; BCQ's "
-        "100 act no better, `mtf experiment ablations`)",
-    )
-    serving_pool: int = Field(
-        100,
-        ge=1,
-        description="latents drawn at export, of which the serving candidates are the best together on "
-        "logged states; no more than serving_candidates: as drawn (ours; not xmtf)",
-    )
-    latent_size: int | None = Field(
-        None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"
-    )
-    latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
-    kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
-    freeze_generator_after: int | None = Field(
-        None,
-        ge=1,
-        description="steps after which the generator is fixed and each state keeps its n actions; none "
-        "trains it throughout, as the paper and BCQ do (ours)",
-    )
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto",
-        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); int8 is "
-        "bfloat16 with 8 bits in the hidden layers of the candidates at s'; auto is the shortest that the "
-        "processor multiplies in hardware (ours)",
-    )
-    generator_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
-    perturbation_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     critic_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
     actor_hidden: tuple[int, ...] = Field((256, 256), description="of the other algorithms' actors (ours)")
     mixed_exploration: bool = Field(
@@ -247,6 +250,9 @@ class LearnerSettings(Section):
         "auto", description="auto is CUDA where there is one (ours)"
     )
     threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
+    batchrl_mtf: BatchRLMTFSettings = Field(
+        BatchRLMTFSettings(), description="of batchrl_mtf, bandit and xmtf"
+    )
     td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
     td3_bc: TD3BCSettings = TD3BCSettings()
     uwac: UWACSettings = UWACSettings()

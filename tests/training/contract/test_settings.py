@@ -29,9 +29,9 @@ def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_file_gives_the_papers_numbers(write) -> None:
     settings = load_settings(write(""))
-    learner = settings.learner
-    assert (learner.gamma, learner.rho, learner.steps, learner.batch_size) == (0.95, 0.15, 300_000, 256)
-    assert (learner.generator_lr, learner.perturbation_lr, learner.critic_lr) == (1e-3, 1e-4, 2e-4)
+    learner, own = settings.learner, settings.learner.batchrl_mtf
+    assert (learner.gamma, own.rho, learner.steps, learner.batch_size) == (0.95, 0.15, 300_000, 256)
+    assert (own.generator_lr, own.perturbation_lr, learner.critic_lr) == (1e-3, 1e-4, 2e-4)
     assert (learner.target_rate, learner.target_interval, learner.window_days) == (0.05, 10, 3)
     assert (settings.evaluation.cql_weight, settings.evaluation.test_share) == (5e-4, 0.1)
     assert settings.state.history_length == 500
