@@ -25,7 +25,7 @@ from training.contract.settings.learner import LearnerSettings
 from training.contract.settings.loader import DEFAULT_FILE, SETTINGS_VARIABLE, load_settings, settings_path
 from training.contract.settings.logs import LogsSettings
 from training.contract.settings.orchestration import AlertSettings, LineageSettings, OrchestrationSettings
-from training.contract.settings.retention import KeepingSettings
+from training.contract.settings.retention import RetentionSettings
 from training.contract.settings.reward import DEFAULT_SIGNALS, RewardSettings, SignalSettings
 from training.contract.settings.serving import (
     CanaryStep,
@@ -58,13 +58,13 @@ __all__ = [
     "GuardrailSettings",
     "HeadSettings",
     "IQLSettings",
-    "KeepingSettings",
     "LearnerSettings",
     "LineageSettings",
     "LogsSettings",
     "OrchestrationSettings",
     "PostgresSettings",
     "ProfileFeature",
+    "RetentionSettings",
     "RewardSettings",
     "ServingSettings",
     "SessionSettings",

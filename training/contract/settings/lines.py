@@ -1,5 +1,6 @@
 """The lines of the settings file: which one a setting stands in, and which set one twice."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -7,8 +8,33 @@ import yaml
 from training.contract.errors import SettingsError
 
 
+def locate(node: yaml.Node | None, keys: Sequence[int | str]) -> tuple[int | None, int]:
+    """Line of a setting, and how many of its ``keys`` the file holds.
+
+    Where the file does not hold the setting itself, the line is that of the closest section or list item
+    around it; None where it holds none of them.
+    """
+    line = None
+    for depth, key in enumerate(keys):
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                return line, depth
+            name, node = pair
+            line = name.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            return line, depth
+    return line, len(keys)
+
+
 def refuse_repeated(node: yaml.Node | None, path: Path) -> None:
-    """YAML takes the last of two equal keys, which hides that the first has no effect."""
+    """YAML takes the last of two equal keys, which hides that the first has no effect.
+
+    Raises :class:`SettingsError` that names both lines.
+    """
     nodes = [node]
     while nodes:
         match nodes.pop():
@@ -24,22 +50,3 @@ def refuse_repeated(node: yaml.Node | None, path: Path) -> None:
                     nodes.append(value)
             case yaml.SequenceNode(value=items):
                 nodes += items
-
-
-def locate(node: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[list[str], int | None]:
-    """Names of a fault's place, and its line in the file when the file holds it."""
-    line = None
-    names = [str(part) for part in loc]
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(part)]
-            if not found:
-                return names, line
-            key, node = found[0]
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return names, line

@@ -5,7 +5,7 @@ from pydantic import Field
 from training.contract.settings.section import Section
 
 
-class KeepingSettings(Section):
+class RetentionSettings(Section):
     """Days are counted back from the newest landed one; what is still needed stays."""
 
     lake_days: int = Field(400, ge=1, description="of landed logs and the service's own log files (ours)")
@@ -17,5 +17,5 @@ class KeepingSettings(Section):
     )
     schedule: str = Field("0 5 * * 0", description="cron of the DAG mtf_keep, in calendar's offset (ours)")
     history_days: int = Field(
-        400, ge=1, description="a user not seen for so long holds no old day for his history (ours)"
+        400, ge=1, description="a user not seen for so long holds no old day for their history (ours)"
     )

@@ -16,7 +16,7 @@ from training.contract.settings.heads import DEFAULT_HEADS, HeadSettings
 from training.contract.settings.learner import LearnerSettings
 from training.contract.settings.logs import LogsSettings
 from training.contract.settings.orchestration import AlertSettings, LineageSettings, OrchestrationSettings
-from training.contract.settings.retention import KeepingSettings
+from training.contract.settings.retention import RetentionSettings
 from training.contract.settings.reward import DEFAULT_SIGNALS, RewardSettings, SignalSettings
 from training.contract.settings.serving import ServingSettings, check_shares
 from training.contract.settings.state import StateSettings
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     calendar: CalendarSettings = CalendarSettings()
     session: SessionSettings = SessionSettings()
     logs: LogsSettings = LogsSettings()
-    keeping: KeepingSettings = KeepingSettings()
+    retention: RetentionSettings = RetentionSettings()
     lineage: LineageSettings = LineageSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
