@@ -16,7 +16,22 @@ SETTINGS_VARIABLE = "MTF_SETTINGS"
 DEFAULT_FILE = "mtf.yaml"
 
 # where a setting or a section was, and where it is: the old place is refused with the new one's name
-MOVED = {"keeping": "retention"}
+MOVED = {
+    "keeping": "retention",
+    "learner.rho": "learner.batchrl_mtf.rho",
+    "learner.candidates": "learner.batchrl_mtf.candidates",
+    "learner.serving_candidates": "learner.batchrl_mtf.serving_candidates",
+    "learner.serving_pool": "learner.batchrl_mtf.serving_pool",
+    "learner.latent_size": "learner.batchrl_mtf.latent_size",
+    "learner.latent_clip": "learner.batchrl_mtf.latent_clip",
+    "learner.kl_weight": "learner.batchrl_mtf.kl_weight",
+    "learner.freeze_generator_after": "learner.batchrl_mtf.freeze_generator_after",
+    "learner.precision": "learner.batchrl_mtf.precision",
+    "learner.generator_lr": "learner.batchrl_mtf.generator_lr",
+    "learner.perturbation_lr": "learner.batchrl_mtf.perturbation_lr",
+    "learner.generator_hidden": "learner.batchrl_mtf.generator_hidden",
+    "learner.perturbation_hidden": "learner.batchrl_mtf.perturbation_hidden",
+}
 
 Keys = tuple[int | str, ...]  # of a setting: the sections around it, then its name
 
@@ -83,10 +98,11 @@ def _explain(
         keys = fault["loc"]
         if any(len(f["loc"]) > len(keys) and f["loc"][: len(keys)] == keys for f in faults):
             continue  # a list whose items were refused also counts as too short: name the items only
-        unknown = fault["type"] == "extra_forbidden"
-        message = f"{_name(keys) or 'settings'}: {'unknown setting' if unknown else fault['msg']}"
-        if unknown:
-            message = _moved(keys) or message
+        name = _name(keys) or "settings"
+        if fault["type"] == "extra_forbidden":
+            message = _moved(keys) or f"{name}: unknown setting"
+        else:
+            message = f"{name}: {fault['msg']}"
         lines.append(f"{_place(keys, node, path, variables)}: {message}")
     return "\n".join(lines)
 
