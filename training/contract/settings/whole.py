@@ -23,7 +23,7 @@ from training.contract.settings.state import StateSettings
 from training.contract.settings.stores import PostgresSettings, StoreSettings
 from training.contract.settings.validation import ValidationSettings
 from training.contract.settings.world import UpstreamSettings, WorldSettings
-from training.contract.state import StateFeature, StateSpec, default_features
+from training.contract.state import StateFeature, StateSpec, Transform, default_features
 
 ENV_PREFIX = "MTF__"
 
@@ -134,7 +134,12 @@ class Settings(BaseSettings):
     @property
     def state_spec(self) -> StateSpec:
         """Profile features as the settings name them, then history, session and context."""
-        kinds = {"numeric": "identity", "flag": "identity", "log": "log1p", "categorical": "onehot"}
+        kinds: dict[str, Transform] = {
+            "numeric": "identity",
+            "flag": "identity",
+            "log": "log1p",
+            "categorical": "onehot",
+        }
         profile = [
             StateFeature(p.column, "profile", kinds[p.kind], (p.column,), p.categories)
             for p in self.state.profile
