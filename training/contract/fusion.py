@@ -11,7 +11,7 @@ from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import DataError
 
 Form = Literal["log_sum", "sum"]
-Kept = TypeVar("Kept", bound=np.ndarray)
+_Array = TypeVar("_Array", bound=np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _constant(values: Sequence[float]) -> Float64Array:
     return _read_only(np.array(values, dtype=np.float64))
 
 
-def _read_only(array: Kept) -> Kept:
+def _read_only(array: _Array) -> _Array:
     """An array kept for every later request, so nobody may write to it."""
     array.flags.writeable = False
     return array
