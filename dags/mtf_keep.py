@@ -11,16 +11,16 @@ settings = load_settings()
 with DAG(
     dag_id="mtf_keep",
     schedule=CronTriggerTimetable(
-        settings.keeping.schedule, timezone=pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
+        settings.retention.schedule, timezone=pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
     ),
     catchup=False,
     max_active_runs=1,
     tags=["mtf"],
     doc_md="""
 ### Retention
-Deletes what is older than the settings' section `keeping` allows: logs, exports, models, pages. Nothing that
-a policy which serves or a rollback needs, nor a day that a later run still reads. `mtf keep --dry-run` lists
-what the next run would delete.
+Deletes what is older than the settings' section `retention` allows: logs, exports, models, pages. Nothing
+that a policy which serves or a rollback needs, nor a day that a later run still reads. `mtf keep --dry-run`
+lists what the next run would delete.
 """,
 ):
 

@@ -17,7 +17,7 @@ SHOWN = 40  # rows of a kind that are listed
 def keep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would go, with sizes")] = False,
 ) -> None:
-    """Delete what is older than the settings' section `keeping` allows; `--dry-run` only lists it.
+    """Delete what is older than the settings' section `retention` allows; `--dry-run` only lists it.
 
     Days are counted back from the newest landed one. Nothing goes that a policy which serves, or that a
     rollback can go back to, was made of, nor a day that a later run still reads. The DAG `mtf_keep` does

@@ -33,7 +33,7 @@ WIDTHS = {
     "all nets 256-256": {"generator": (256, 256), "others": (256, 256)},
     "BCQ reference: VAE 750-750, others 400-300": {"generator": (750, 750), "others": (400, 300)},
 }
-VARIANTS: dict[str, dict[str, Any]] = {  # of our settings; the first is the default
+VARIANTS: dict[str, dict[str, Any]] = {  # of BatchRL-MTF's settings; the first is the default
     "default": {},
     "bfloat16": {"precision": "bfloat16"},
     "float32": {"precision": "float32"},
@@ -61,14 +61,20 @@ def transitions(count: int, seed: int = 0) -> Transitions:
     )
 
 
-def learner_settings(widths: dict[str, tuple[int, ...]], **more: Any) -> LearnerSettings:
+def learner_settings(
+    widths: dict[str, tuple[int, ...]], own: dict[str, Any] | None = None, **more: Any
+) -> LearnerSettings:
+    """``own`` are of BatchRL-MTF's section."""
     return LearnerSettings(
         batch_size=BATCH,
-        candidates=CANDIDATES,
-        generator_hidden=widths["generator"],
-        perturbation_hidden=widths["others"],
         critic_hidden=widths["others"],
         device="cpu",
+        batchrl_mtf={
+            "candidates": CANDIDATES,
+            "generator_hidden": widths["generator"],
+            "perturbation_hidden": widths["others"],
+        }
+        | (own or {}),
         **more,
     )
 
@@ -121,9 +127,11 @@ def best_seconds(step: Callable[[], object], steps: int, rounds: int = 5) -> flo
     return best
 
 
-def ours(widths: dict[str, tuple[int, ...]], threads: int, count: int, **more: Any) -> dict[str, float]:
+def ours(
+    widths: dict[str, tuple[int, ...]], threads: int, count: int, own: dict[str, Any]
+) -> dict[str, float]:
     """In this process; run it in a child to leave the threads of others alone."""
-    settings = learner_settings(widths, **more)
+    settings = learner_settings(widths, own)
     with reproducible(threads):
         learner = BatchRLMTF(settings, transitions(count), seed=0)
         seconds = best_seconds(learner.step, 20)
@@ -158,8 +166,8 @@ def child(module: str, function: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours_named(widths: str, threads: int, count: int, more: dict[str, Any]) -> dict[str, float]:
-    return ours(WIDTHS[widths], threads, count, **more)
+def ours_named(widths: str, threads: int, count: int, own: dict[str, Any]) -> dict[str, float]:
+    return ours(WIDTHS[widths], threads, count, own)
 
 
 def peer(widths: str, threads: int, count: int) -> dict[str, float]:
@@ -219,8 +227,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         turns = []
         for turn in range(arguments.rounds):
             timed = {
-                name: child(__name__, "ours_named", widths, threads, arguments.count, more)
-                for name, more in VARIANTS.items()
+                name: child(__name__, "ours_named", widths, threads, arguments.count, own)
+                for name, own in VARIANTS.items()
             }
             theirs = peer(widths, threads, arguments.count)
             turns.append(

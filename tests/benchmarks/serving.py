@@ -129,16 +129,16 @@ def _fill_store(settings: Settings) -> None:
 
 def _champion(settings: Settings) -> ChampionPointer:
     generator = np.random.default_rng(settings.seed)
-    learner = settings.learner
+    learner, own = settings.learner, settings.learner.batchrl_mtf
     d, k = settings.state_spec.width, len(settings.heads)
-    latent = learner.latent_size or 2 * k
+    latent = own.latent_size or 2 * k
     nets = {
-        "decoder": [d + latent, *learner.generator_hidden, k],
-        "perturbation": [d + k, *learner.perturbation_hidden, k],
+        "decoder": [d + latent, *own.generator_hidden, k],
+        "perturbation": [d + k, *own.perturbation_hidden, k],
         "critic": [d + k, *learner.critic_hidden, 1],
     }
     tensors: dict[str, Any] = {
-        "latents": generator.normal(size=(learner.serving_candidates, latent)),
+        "latents": generator.normal(size=(own.serving_candidates, latent)),
         "state_mean": np.zeros(d),
         "state_scale": np.ones(d),
     }
@@ -151,7 +151,7 @@ def _champion(settings: Settings) -> ChampionPointer:
         "benchmark",
         settings.state_spec,
         settings.fusion,
-        {"rho": learner.rho, "state_clip": 10.0},
+        {"rho": own.rho, "state_clip": 10.0},
     )
     path = settings.layout.models / "benchmark.safetensors"
     digest = save_policy(path, header, tensors)
@@ -330,7 +330,7 @@ def parts(settings: Settings) -> dict[str, float]:
     policy = compiled(plain)
     generator = np.random.default_rng(settings.seed)
     states = generator.normal(size=(16, settings.state_spec.width)).astype(np.float32)
-    hidden = generator.normal(size=(settings.learner.serving_candidates, 256)).astype(np.float32)
+    hidden = generator.normal(size=(settings.learner.batchrl_mtf.serving_candidates, 256)).astype(np.float32)
     square = generator.normal(size=(256, 256)).astype(np.float32)
     weights = settings.fusion.to_weights(settings.fusion.static_action)
     numbers = itertools.count()

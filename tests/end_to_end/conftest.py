@@ -14,7 +14,7 @@ from rich.console import Console
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 
 LOOP = ("mtf_ingest", "mtf_transform", "mtf_features", "mtf_retrain", "mtf_promote")
-SMALL = {"generator_hidden": [32, 32], "perturbation_hidden": [32, 32], "critic_hidden": [32, 32]}
+OWN = {"serving_candidates": 20, "generator_hidden": [32, 32], "perturbation_hidden": [32, 32]}
 
 
 def settings_of(folder: Path, port: int) -> dict:
@@ -29,7 +29,13 @@ def settings_of(folder: Path, port: int) -> dict:
             "max_exploration": 0.6,
             "guardrail": {"slow_ms": 2000},
         },
-        "learner": {"steps": 300, "threads": 1, "serving_candidates": 20, "batch_size": 128, **SMALL},
+        "learner": {
+            "steps": 300,
+            "threads": 1,
+            "batch_size": 128,
+            "critic_hidden": [32, 32],
+            "batchrl_mtf": OWN,
+        },
         "evaluation": {"steps": 100, "replicates": 2, "hidden": [32, 32], "lr": 0.001, "test_share": 0.2},
         "validation": {"min_transitions": 100},
         "gate": {"max_latency_ms": 500.0, "max_bound_share": 1.0, "parity_sample": 200},

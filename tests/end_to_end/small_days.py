@@ -13,10 +13,14 @@ from training.world.simulator.past import land_past
 FIRST = date(2026, 1, 5)
 TINY = [16, 16]
 NETWORKS = {
-    **{name: TINY for name in ("generator_hidden", "perturbation_hidden", "critic_hidden")},
-    "latent_size": 4,
-    "candidates": 4,
-    "serving_candidates": 10,
+    "critic_hidden": TINY,
+    "batchrl_mtf": {
+        "generator_hidden": TINY,
+        "perturbation_hidden": TINY,
+        "latent_size": 4,
+        "candidates": 4,
+        "serving_candidates": 10,
+    },
 }
 
 

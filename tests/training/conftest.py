@@ -150,14 +150,16 @@ def toy_settings(data: Path, **sections: object) -> Settings:
     learner = {
         "steps": 60,
         "batch_size": 64,
-        "candidates": 5,
-        "serving_candidates": 20,
-        "generator_hidden": (32, 32),
-        "perturbation_hidden": (32, 32),
         "critic_hidden": (32, 32),
         "checkpoint_every": 25,
         "threads": 1,
     } | sections.pop("learner", {})
+    learner["batchrl_mtf"] = {
+        "candidates": 5,
+        "serving_candidates": 20,
+        "generator_hidden": (32, 32),
+        "perturbation_hidden": (32, 32),
+    } | learner.get("batchrl_mtf", {})
     evaluation = {"hidden": (32, 32), "steps": 200, "batch_size": 128, "replicates": 3} | sections.pop(
         "evaluation", {}
     )

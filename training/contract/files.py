@@ -23,7 +23,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary)``, flush what it wrote, then rename it over ``path``.
 
     The temporary file lies beside ``path`` (a rename across file systems is not atomic), under a

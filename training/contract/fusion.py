@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import DataError
 
 Form = Literal["log_sum", "sum"]
+_Array = TypeVar("_Array", bound=np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -44,40 +46,42 @@ class Fusion:
         return tuple(head.name for head in self.heads)
 
     @cached_property
-    def low(self) -> np.ndarray:
+    def low(self) -> Float64Array:
         return _constant([head.low for head in self.heads])
 
     @cached_property
-    def high(self) -> np.ndarray:
+    def high(self) -> Float64Array:
         return _constant([head.high for head in self.heads])
 
     @cached_property
-    def beta(self) -> np.ndarray:
+    def beta(self) -> Float64Array:
         return _constant([head.beta for head in self.heads])
 
     @cached_property
-    def static_action(self) -> np.ndarray:
+    def static_action(self) -> Float32Array:
         """float32[k]: the hand-tuned weights as an action."""
-        return _constant(self.to_action(np.array([head.static for head in self.heads])), np.float32)
+        static = np.array([head.static for head in self.heads], dtype=np.float64)
+        return _read_only(self.to_action(static).astype(np.float32))
 
-    def to_weights(self, action: np.ndarray) -> np.ndarray:
+    def to_weights(self, action: Float32Array | Float64Array) -> Float64Array:
         """Action in [-1, 1], shape [..., k], to weights α in their intervals."""
         return self.low + (np.asarray(action, dtype=np.float64) + 1.0) * 0.5 * (self.high - self.low)
 
-    def to_action(self, weights: np.ndarray) -> np.ndarray:
+    def to_action(self, weights: Float64Array) -> Float64Array:
         """Weights, truncated to their intervals, scaled to [-1, 1]; the inverse of the above."""
         clipped = np.clip(np.asarray(weights, dtype=np.float64), self.low, self.high)
         return 2.0 * (clipped - self.low) / (self.high - self.low) - 1.0
 
-    def score(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def score(self, predictions: Float32Array | Float64Array, weights: Float64Array) -> Float64Array:
         """Eq. (1): predictions [..., n, k] and weights [..., k] give scores [..., n]."""
         terms = np.asarray(predictions, dtype=np.float64)
         if self.form == "log_sum":
             terms = terms + self.beta
             np.log(terms, out=terms)
-        return np.einsum("...nk,...k->...n", terms, weights)
+        scores: Float64Array = np.einsum("...nk,...k->...n", terms, weights)
+        return scores
 
-    def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> np.ndarray:
+    def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> Float64Array:
         """Columns of a request's scores as float64[count, k], in the order of the heads.
 
         A missing head is scored 0 for every candidate: its term is then the same for all of them
@@ -106,8 +110,11 @@ class Fusion:
         return matrix
 
 
-def _constant(values: Sequence[float] | np.ndarray, dtype: type = np.float64) -> np.ndarray:
+def _constant(values: Sequence[float]) -> Float64Array:
+    return _read_only(np.array(values, dtype=np.float64))
+
+
+def _read_only(array: _Array) -> _Array:
     """An array kept for every later request, so nobody may write to it."""
-    array = np.array(values, dtype=dtype)
     array.flags.writeable = False
     return array

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from training.contract.errors import PolicyError
 from training.contract.files import read_json, write_json_atomic
@@ -21,7 +22,7 @@ class ChampionPointer:
     day: str
     model_version: str
     promoted_ts: str
-    previous: dict | None = None
+    previous: dict[str, Any] | None = None
 
 
 def read_champion(path: Path) -> ChampionPointer | None:

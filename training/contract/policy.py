@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import PolicyError
 from training.contract.files import sha256, write_atomic
 from training.contract.fusion import Fusion, Head
@@ -56,13 +57,13 @@ class PolicyHeader:
 class Actor(Protocol):
     """The part of a policy that differs by kind: states [n, d] to actions [n, k]."""
 
-    def __call__(self, states: np.ndarray) -> np.ndarray: ...
+    def __call__(self, states: Float32Array) -> Float32Array: ...
 
 
 class Ranker(Protocol):
     """An actor that also orders items by itself, instead of by the fusion formula."""
 
-    def scores(self, predictions: np.ndarray, states: np.ndarray) -> np.ndarray: ...
+    def scores(self, predictions: Float64Array, states: Float32Array) -> Float64Array: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Policy:
     def version(self) -> str:
         return self.header.version
 
-    def act(self, states: np.ndarray) -> np.ndarray:
+    def act(self, states: Float32Array) -> Float32Array:
         """States float32[n, d] to actions float32[n, k] in [-1, 1].
 
         Raises :class:`PolicyError` when the network answers with something that is not a number.
@@ -98,7 +99,7 @@ class Policy:
         """Whether it orders items by itself; otherwise the fusion formula does, with its action."""
         return hasattr(self.actor, "scores")
 
-    def scores(self, predictions: np.ndarray, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    def scores(self, predictions: Float64Array, states: Float32Array, actions: Float32Array) -> Float64Array:
         """Scores float64[..., n] of predictions [..., n, k] by the policy's own order.
 
         ``states`` [..., d] and what the policy does there, ``actions`` [..., k], are of the same requests:
@@ -108,24 +109,27 @@ class Policy:
         if not self.ranks:
             fusion = self.header.fusion
             return fusion.score(predictions, fusion.to_weights(actions))
-        scores = self.actor.scores(np.asarray(predictions), np.asarray(states, dtype=np.float32))
+        ranker = cast(Ranker, self.actor)
+        scores = ranker.scores(np.asarray(predictions), np.asarray(states, dtype=np.float32))
         if not np.isfinite(scores).all():
             raise PolicyError(f"policy {self.version} gave a score that is not a number")
         return scores
 
-    def act_in_parts(self, states: np.ndarray) -> np.ndarray:
+    def act_in_parts(self, states: Float32Array) -> Float32Array:
         """:meth:`act` on any number of states, in bounded memory."""
         parts = [self.act(states[at : at + _PART]) for at in range(0, len(states), _PART)]
         return np.concatenate(parts) if parts else self.act(states)
 
 
-def mlp(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+def mlp(x: Float32Array, tensors: Mapping[str, Float32Array], prefix: str) -> Float32Array:
     """ReLU network with tensors ``<prefix>.<i>.weight`` [out, in] and ``<prefix>.<i>.bias``."""
     weight, bias = _first_layer(tensors, prefix)
     return _later_layers(x @ weight.T + bias, tensors, prefix)
 
 
-def _joint_mlp(s: np.ndarray, x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+def _joint_mlp(
+    s: Float32Array, x: Float32Array, tensors: Mapping[str, Float32Array], prefix: str
+) -> Float32Array:
     """:func:`mlp` of every [s_i, x_ij], for s [m, d] and x [m or 1, n, z]: [m, n, out].
 
     The first layer takes each s_i once and not n times: a sixth of a policy's time at n 100.
@@ -137,14 +141,14 @@ def _joint_mlp(s: np.ndarray, x: np.ndarray, tensors: Mapping[str, np.ndarray], 
     return _later_layers(first.reshape(m * n, width), tensors, prefix).reshape(m, n, -1)
 
 
-def _first_layer(tensors: Mapping[str, np.ndarray], prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def _first_layer(tensors: Mapping[str, Float32Array], prefix: str) -> tuple[Float32Array, Float32Array]:
     try:
         return tensors[f"{prefix}.0.weight"], tensors[f"{prefix}.0.bias"]
     except KeyError as error:
         raise PolicyError(f"the policy file has no network {prefix!r}: it lacks {error}") from error
 
 
-def _later_layers(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+def _later_layers(x: Float32Array, tensors: Mapping[str, Float32Array], prefix: str) -> Float32Array:
     """What follows the first layer's sums ``x`` [m, out], which it writes over."""
     layer = 1
     while f"{prefix}.{layer}.weight" in tensors:
@@ -160,9 +164,9 @@ def _later_layers(x: np.ndarray, tensors: Mapping[str, np.ndarray], prefix: str)
 class ConstantActor:
     """The same action for every state; static weights and best constants are policies of this kind."""
 
-    action: np.ndarray
+    action: Float32Array
 
-    def __call__(self, states: np.ndarray) -> np.ndarray:
+    def __call__(self, states: Float32Array) -> Float32Array:
         return np.repeat(self.action[None, :], len(states), axis=0)
 
 
@@ -170,10 +174,10 @@ class ConstantActor:
 class DeterministicActor:
     """π(s) = tanh(MLP(s)): one network ``actor``, and the standardisation of :class:`BatchRLMTFActor`."""
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Float32Array]
     state_clip: float = float("inf")
 
-    def __call__(self, states: np.ndarray) -> np.ndarray:
+    def __call__(self, states: Float32Array) -> Float32Array:
         return np.tanh(mlp(_standardised(states, self.tensors, self.state_clip), self.tensors, "actor"))
 
 
@@ -187,18 +191,19 @@ class BatchRLMTFActor:
     ±``state_clip``, so that a value never seen in training cannot throw the networks off.
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Float32Array]
     rho: float
     state_clip: float = float("inf")
 
-    def __call__(self, states: np.ndarray) -> np.ndarray:
+    def __call__(self, states: Float32Array) -> Float32Array:
         t = self.tensors
         s = _standardised(states, t, self.state_clip)
         candidates = np.tanh(_joint_mlp(s, t["latents"][None], t, "decoder"))
-        shift = self.rho * np.tanh(_joint_mlp(s, candidates, t, "perturbation"))
-        actions = np.clip(candidates + shift, -1.0, 1.0)
+        shift: Float32Array = np.tanh(_joint_mlp(s, candidates, t, "perturbation"))
+        actions: Float32Array = np.clip(candidates + self.rho * shift, -1.0, 1.0)
         best = _joint_mlp(s, actions, t, "critic")[..., 0].argmax(axis=1)
-        return actions[np.arange(len(s)), best]
+        chosen: Float32Array = actions[np.arange(len(s)), best]
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,7 @@ class XMTFActor(BatchRLMTFActor):
 
     units: int = 1
 
-    def scores(self, predictions: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def scores(self, predictions: Float64Array, states: Float32Array) -> Float64Array:
         """Predictions [..., n, k] and states [..., d] to scores float64[..., n]."""
         t, j = self.tensors, self.units
         x = (np.log(predictions + t["beta"]) - t["x_mean"]) / t["x_scale"]
@@ -220,19 +225,22 @@ class XMTFActor(BatchRLMTFActor):
         out = out.reshape(*out.shape[:-1], 1, x.shape[-1], 1 + 3 * j)
         c, u, v, b = np.split(out, [1, 1 + j, 1 + 2 * j], axis=-1)
         bends = np.tanh(_positive(v) * x[..., None] + b)
-        return (t["sign"] * (_positive(c[..., 0]) * x + (_positive(u) * bends).sum(axis=-1))).sum(axis=-1)
+        cells = t["sign"] * (_positive(c[..., 0]) * x + (_positive(u) * bends).sum(axis=-1))
+        scores: Float64Array = cells.sum(axis=-1)
+        return scores
 
 
-def _positive(z: np.ndarray) -> np.ndarray:
+def _positive(z: Float64Array) -> Float64Array:
     """log(1 + e^z)"""
     return np.logaddexp(0.0, z)
 
 
-def _standardised(states: np.ndarray, tensors: Mapping[str, np.ndarray], clip: float) -> np.ndarray:
-    return np.clip((states - tensors["state_mean"]) / tensors["state_scale"], -clip, clip)
+def _standardised(states: Float32Array, tensors: Mapping[str, Float32Array], clip: float) -> Float32Array:
+    standardised: Float32Array = (states - tensors["state_mean"]) / tensors["state_scale"]
+    return np.clip(standardised, -clip, clip)
 
 
-def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Actor:
+def make_actor(kind: str, tensors: Mapping[str, Float32Array], options: Mapping[str, Any]) -> Actor:
     """The actor of a kind of policy; :class:`PolicyError` for a kind this code does not know."""
     try:
         if kind == "constant":
@@ -249,7 +257,7 @@ def make_actor(kind: str, tensors: Mapping[str, np.ndarray], options: Mapping[st
     raise PolicyError(f"unknown kind of policy {kind!r}")
 
 
-def save_policy(path: Path, header: PolicyHeader, tensors: Mapping[str, np.ndarray]) -> str:
+def save_policy(path: Path, header: PolicyHeader, tensors: Mapping[str, Float32Array]) -> str:
     """Write a policy file atomically; returns its SHA-256. Tensors are stored as float32."""
     arrays = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in sorted(tensors.items())}
     metadata = {METADATA_KEY: header.to_json()}
@@ -311,7 +319,7 @@ def load_policy(path: Path, expected_sha256: str | None = None) -> Policy:
     return policy
 
 
-def constant_policy(spec: StateSpec, fusion: Fusion, action: np.ndarray, version: str) -> Policy:
+def constant_policy(spec: StateSpec, fusion: Fusion, action: Float32Array, version: str) -> Policy:
     """A constant policy that lives in memory only (no file, so an empty hash)."""
     header = PolicyHeader("constant", version, spec, fusion)
     return Policy(header, "", ConstantActor(np.asarray(action, dtype=np.float32)))

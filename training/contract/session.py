@@ -18,7 +18,7 @@ from training.contract.state import session_columns
 
 def is_current(session: Mapping[str, Any], session_id: str, event_ts: datetime, gap: timedelta) -> bool:
     """Whether a stored session is the one of a request: the same id, and not idle for over ``gap``."""
-    last = session.get("sess_last_ts")
+    last: datetime | None = session.get("sess_last_ts")
     if last is None or session.get("sess_session_id") != session_id:
         return False
     return event_ts - last.replace(microsecond=0) <= gap

@@ -15,7 +15,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import PolicyError
 
 Transform = Literal["identity", "log1p", "ratio", "log1p_ratio", "onehot", "hour_sin", "hour_cos"]
@@ -45,11 +47,11 @@ class StateFeature:
 _FLOAT32_MAX = float(np.finfo(np.float32).max)  # a value that a state cannot hold counts as a null
 
 
-def _signed_log1p(values: np.ndarray) -> np.ndarray:
+def _signed_log1p(values: Float64Array) -> Float64Array:
     return np.copysign(np.log1p(np.abs(values)), values)
 
 
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _ratio(a: Float64Array, b: Float64Array) -> Float64Array:
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
 
 
@@ -66,10 +68,10 @@ class _Plan:
     that ``ends`` bounds.
     """
 
-    first: np.ndarray  # each one's first input, as a place in StateSpec.numbers
-    second: np.ndarray  # the second ones of the ratios
+    first: NDArray[np.int_]  # each one's first input, as a place in StateSpec.numbers
+    second: NDArray[np.int_]  # the second ones of the ratios
     ends: list[int]  # of each transform's rows
-    entries: np.ndarray  # of the state
+    entries: NDArray[np.int_]  # of the state
     categories: list[tuple[str, dict[str, int]]]  # of a one-hot feature: its column, each category's entry
 
 
@@ -107,7 +109,7 @@ class StateSpec:
         names = [n for f in self.features if f.source == source for n in f.inputs]
         return list(dict.fromkeys(names))
 
-    def assemble(self, raw: Mapping[str, Sequence[Any] | np.ndarray]) -> np.ndarray:
+    def assemble(self, raw: Mapping[str, Sequence[Any] | np.ndarray]) -> Float32Array:
         """Raw columns by name, each [n], to states float32[n, width].
 
         ``raw`` must hold every column of :meth:`inputs` of every source; a missing column raises
@@ -128,7 +130,9 @@ class StateSpec:
         """Raw columns of categories."""
         return list(dict.fromkeys(f.inputs[0] for f in self.features if f.transform == "onehot"))
 
-    def fill(self, numbers: np.ndarray, categories: Mapping[str, Sequence[Any] | np.ndarray]) -> np.ndarray:
+    def fill(
+        self, numbers: Float64Array, categories: Mapping[str, Sequence[Any] | np.ndarray]
+    ) -> Float32Array:
         """What :meth:`assemble` gives, of the raw columns of numbers as float64[len(self.numbers), n], NaN
         for a null, and of the others by name."""
         plan = self._plan
@@ -194,7 +198,7 @@ class StateSpec:
             raise PolicyError(f"unreadable state specification: {error!r}") from error
 
 
-def _number_column(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+def _number_column(values: Sequence[Any] | np.ndarray) -> Float64Array:
     """float64[n], NaN for a null."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values.astype(np.float64, copy=False)
@@ -239,7 +243,7 @@ def context_values(event_ts: datetime, utc_offset_hours: int) -> dict[str, float
 def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: int) -> float:
     """``hist_days_since_last`` on the day of a request: whole days before its local midnight.
 
-    A user's history row stays as it is while he is away, so the value that was true when the row was
+    A user's history row stays as it is while they are away, so the value that was true when the row was
     made is brought up to the day on which it is used. ``last_ts`` counts in whole seconds, as Feast
     keeps it; 0 when it is unknown.
     """

@@ -71,7 +71,7 @@ def expired(days: Iterable[date], newest: date, keep_days: int, held: Collection
 
 def plan(settings: Settings) -> Plan:
     """What the settings would delete now; deletes nothing."""
-    layout, keeping = settings.layout, settings.keeping
+    layout, limits = settings.layout, settings.retention
     landed = layout.days(IMPRESSIONS)
     if not landed:
         return Plan(None)
@@ -85,7 +85,7 @@ def plan(settings: Settings) -> Plan:
         if there:
             items.append(Item(kind, day, name, there, sum(map(_bytes, there))))
 
-    lake = expired({*landed, *layout.days(DECISIONS)}, newest, keeping.lake_days, held)
+    lake = expired({*landed, *layout.days(DECISIONS)}, newest, limits.lake_days, held)
     for day in lake:
         for table in (IMPRESSIONS, DECISIONS):
             places = (
@@ -97,15 +97,15 @@ def plan(settings: Settings) -> Plan:
     lying = {day + timedelta(days=late) for day in {*landed} - {*lake} for late in range(LATE_DAYS + 1)}
     for path in sorted(layout.serving_log.glob("*/*.jsonl")):
         day = date.fromisoformat(path.name[:10])
-        if expired([day], newest, keeping.lake_days, lying):
+        if expired([day], newest, limits.lake_days, lying):
             add("log", day, f"{path.parent.name} {path.name}", [path])
     for mart in (mart for mart in MARTS if mart not in PROFILES):
         folder = layout.mart(mart)
-        for day in expired(_days(folder), newest, keeping.warehouse_days, held):
+        for day in expired(_days(folder), newest, limits.warehouse_days, held):
             add("warehouse", day, mart, [folder / f"dt={day}"])
     serving = {pointer.sha256 for pointer in pointers}
     models = _days(layout.models)
-    gone = expired(models, newest, keeping.models_days, {date.fromisoformat(p.day) for p in pointers})
+    gone = expired(models, newest, limits.models_days, {date.fromisoformat(p.day) for p in pointers})
     for day in gone:
         add("model", day, "challenger", [layout.model(day)])
     lasting = serving | {sha for day in {*models} - {*gone} if (sha := _sha256(settings, day))}
@@ -115,12 +115,12 @@ def plan(settings: Settings) -> Plan:
     for path in _policies(settings, serving):
         add("policy", None, path.name, [path])
     docs = {date.fromisoformat(path.name) for path in layout.validation.glob("results/*/????-??-??")}
-    for day in expired({*docs, *_days(layout.reports)}, newest, keeping.reports_days, held):
+    for day in expired({*docs, *_days(layout.reports)}, newest, limits.reports_days, held):
         results = (*layout.validation.glob(f"*/*/{day}"), *layout.validation.glob(f"*/*/*/{day}"))
         pages = (layout.reports / f"dt={day}", layout.lineage / f"{day}.jsonl", *results)
         add("report", day, "page, Data Docs and lineage", pages)
     # a landed day's records say whether it waits for a rerun, and whether its numbers are good ones
-    for day in expired(recorded_days(layout), newest, keeping.reports_days, {*held, *landed} - {*lake}):
+    for day in expired(recorded_days(layout), newest, limits.reports_days, {*held, *landed} - {*lake}):
         profiles = layout.validation.glob(f"profiles/*/dt={day}.json")
         add("record", day, "records of its stages", (layout.run(day), *profiles))
     for path in leftovers(layout.root, UNTOUCHED):
@@ -179,7 +179,7 @@ def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[Champio
     held |= dict.fromkeys(waiting, "it has changed and waits for a rerun")
     held[EMPTY_DAY] = "an export without rows, for a mart that has none"
     held |= dict.fromkeys(read, "a next or reopened day's window or bands read it")
-    oldest = min([*read, *waiting, newest - timedelta(days=settings.keeping.lake_days - 1)])
+    oldest = min([*read, *waiting, newest - timedelta(days=settings.retention.lake_days - 1)])
     for day in _histories(settings, [d for d in landed if d not in held], oldest, newest):
         held.setdefault(day, "users' histories reach back to it")
     return held
@@ -194,7 +194,7 @@ def _histories(settings: Settings, days: Sequence[date], oldest: date, newest: d
     """Of ``days``, those with an impression that is among a user's last before ``oldest``, as many as
     ``state.history_length``.
 
-    Users not seen for ``keeping.history_days`` hold none.
+    Users not seen for ``retention.history_days`` hold none.
     """
     older = [day for day in days if day < oldest]
     if not older:
@@ -214,7 +214,7 @@ def _histories(settings: Settings, days: Sequence[date], oldest: date, newest: d
                 "paths": paths,
                 "oldest": oldest,
                 "length": settings.state.history_length,
-                "dormant": newest - timedelta(days=settings.keeping.history_days),
+                "dormant": newest - timedelta(days=settings.retention.history_days),
             },
         ).fetchall()
     return sorted({row[0] for row in found} & set(older))
@@ -234,13 +234,13 @@ def _pointers(settings: Settings) -> Iterator[ChampionPointer]:
 
 
 def _policies(settings: Settings, serving: Collection[str]) -> list[Path]:
-    """Promoted policy files that no pointer names, beyond the newest ``keeping.serving_policies``."""
+    """Promoted policy files that no pointer names, beyond the newest ``retention.serving_policies``."""
     folder = settings.layout.serving / "policies"
     order = [event["sha256"] for event in history.read(settings.layout) if event.get("sha256")]
     last = {sha: n for n, sha in enumerate(order)}
     free = [p for p in folder.glob("*.safetensors") if p.stem not in serving and len(p.stem) == 64]
     free.sort(key=lambda path: (last.get(path.stem, -1), path.name))
-    return free[: max(len(free) - settings.keeping.serving_policies, 0)]
+    return free[: max(len(free) - settings.retention.serving_policies, 0)]
 
 
 def _sha256(settings: Settings, day: date) -> str | None:

@@ -82,22 +82,23 @@ class BatchRLMTF(Learner):
 
     kind = "batchrl_mtf"
     actor = "batchrl_mtf"
+    sizes = ("batchrl_mtf.latent_size", "batchrl_mtf.generator_hidden", "batchrl_mtf.perturbation_hidden")
     curves = ("reconstruction", "kl", "perturbation_q", "critic_loss", "q", "target")
 
     def build(self, d: int, k: int) -> None:
-        settings = self.settings
-        self.latent = settings.latent_size or 2 * k
+        settings, own = self.settings, self.settings.batchrl_mtf
+        self.latent = own.latent_size or 2 * k
         self.lanes = Lanes(self.device)
         self._pool: Tensor | None = None
         self._ahead: Ahead | None = None
         self.dtype = training_dtype(settings, self.device)
         self.generator = self.add(
-            "generator", Generator(d, k, self.latent, settings.generator_hidden), settings.generator_lr
+            "generator", Generator(d, k, self.latent, own.generator_hidden), own.generator_lr
         )
         self.perturbation = self.add(
             "perturbation",
-            Perturbation(d, k, settings.perturbation_hidden, settings.rho),
-            settings.perturbation_lr,
+            Perturbation(d, k, own.perturbation_hidden, own.rho),
+            own.perturbation_lr,
         )
         self.critics = self.add("critics", Critics(d, k, settings.critic_hidden), settings.critic_lr)
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
@@ -123,7 +124,7 @@ class BatchRLMTF(Learner):
 
     def frozen(self, step: int) -> bool:
         """Whether the generator is not trained in this step."""
-        after = self.settings.freeze_generator_after
+        after = self.settings.batchrl_mtf.freeze_generator_after
         return after is not None and step >= after
 
     @torch.no_grad()
@@ -133,10 +134,10 @@ class BatchRLMTF(Learner):
         They depend on the generator and the seed alone, so a resumed run draws the same ones.
         """
         if self._pool is None:
-            noise = torch.Generator(self.device).manual_seed(self.seed + 2)
-            pools, clip = [], self.settings.latent_clip
+            own, noise = self.settings.batchrl_mtf, torch.Generator(self.device).manual_seed(self.seed + 2)
+            pools, clip = [], own.latent_clip
             for states in self.data.next_states.split(_POOL_PART):
-                shape = len(states), self.settings.candidates, self.latent
+                shape = len(states), own.candidates, self.latent
                 z = torch.randn(shape, generator=noise, device=self.device).clamp_(-clip, clip)
                 pools.append(self.generator.decode(self.standardised(states), z).to(self.dtype))
             self._pool = torch.cat(pools)
@@ -255,9 +256,8 @@ class BatchRLMTF(Learner):
 
     def drawn_latents(self, count: int) -> Tensor:
         """[count, z] ~ N(0, I), clipped; from the seed alone."""
-        return torch.randn(count, self.latent, generator=torch.Generator().manual_seed(self.seed + 1)).clamp_(
-            -self.settings.latent_clip, self.settings.latent_clip
-        )
+        clip, noise = self.settings.batchrl_mtf.latent_clip, torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(count, self.latent, generator=noise).clamp_(-clip, clip)
 
     @torch.no_grad()
     def serving_latents(self) -> Tensor:
@@ -266,7 +266,8 @@ class BatchRLMTF(Learner):
         Taken one by one, each the one that raises max_i Q_1(s, â_i + ξ_i) most, on average over logged
         states. They depend on the weights, the data and the seed alone, so every export has the same ones.
         """
-        count, pool = self.settings.serving_candidates, self.settings.serving_pool
+        own = self.settings.batchrl_mtf
+        count, pool = own.serving_candidates, own.serving_pool
         if pool <= count:
             return self.drawn_latents(count)
         latents = self.drawn_latents(pool)
@@ -292,7 +293,7 @@ class BatchRLMTF(Learner):
             },
             latents=self.serving_latents(),
         )
-        return tensors, options | {"rho": self.settings.rho}
+        return tensors, options | {"rho": self.settings.batchrl_mtf.rho}
 
     @torch.no_grad()
     def act(self, states: Tensor, latents: Tensor) -> Tensor:

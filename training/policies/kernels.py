@@ -146,7 +146,7 @@ class Kernels(Parts):
         settings, data = given.settings, given.data
         self._sizes = data.states.shape[1], data.actions.shape[1]
         self._rounded: list[Tensor] = []  # kernels read and write these
-        in_eight = settings.precision != "bfloat16"
+        in_eight = settings.batchrl_mtf.precision != "bfloat16"
         asked = "decoder", "target_perturbation", "target_first", "target_second"
         self._kept = Nets(
             *(self._described(net, in_eight and name in asked) for name, net in self.nets._asdict().items())
@@ -170,7 +170,12 @@ class Kernels(Parts):
         if which not in self._places:
             settings, (d, k) = self.given.settings, self._sizes
             self._places[which] = _Placed(
-                settings.batch_size, settings.candidates, d, k, self.latent, k if frozen else self.latent
+                settings.batch_size,
+                settings.batchrl_mtf.candidates,
+                d,
+                k,
+                self.latent,
+                k if frozen else self.latent,
             )
         return self._places[which]
 
@@ -185,7 +190,7 @@ class Kernels(Parts):
         return drawn
 
     def draw_latents(self, drawn: _Placed, pool: Tensor | None) -> None:
-        clip = self.given.settings.latent_clip
+        clip = self.given.settings.batchrl_mtf.latent_clip
         if pool is None:
             self.noise.fill(drawn.x[: drawn.count], drawn.step, OF_CANDIDATES, clip)
         else:
@@ -196,7 +201,7 @@ class Kernels(Parts):
     def generator(self, drawn: _Placed) -> None:
         at, nets = drawn.at, self._at
         shape = len(drawn.r), self._sizes[0]
-        weight = self.given.settings.kl_weight
+        weight = self.given.settings.batchrl_mtf.kl_weight
         _LIBRARY.generator_gradient(
             nets.encoder, nets.decoder, at["sa"], at["a"], at["noise"], *shape, weight, at["points"]
         )
@@ -205,7 +210,7 @@ class Kernels(Parts):
         at, nets, (d, k) = drawn.at, self._at, self._sizes
         sa, a, batch = (at["sa"], d + k), at["generated"], len(drawn.r)
         _LIBRARY.generated(nets.decoder, *sa, at["own"], batch, d, self.latent, a)
-        rho = self.given.settings.rho
+        rho = self.given.settings.batchrl_mtf.rho
         _LIBRARY.perturbation_gradient(nets.perturbation, nets.first, *sa, a, batch, d, rho, at["points"] + 8)
 
     def values(self, drawn: _Placed, share: int, frozen: bool) -> None:
@@ -230,7 +235,7 @@ class Kernels(Parts):
             at["next_s"] + 2 * d * start,
             at["x"] + 2 * n * width * start,
             *(stop - start, d, n, width),
-            self.given.settings.rho,
+            self.given.settings.batchrl_mtf.rho,
             at["moved"] + 4 * n * -(-k // 2) * start,
             at["first"] + 4 * n * start,
         )
@@ -301,7 +306,7 @@ def _shares(rows: int) -> list[tuple[int, int]]:
 
 
 def parts_of(flat: Mapping[str, Flat], given: Given) -> Parts:
-    """The parts of these nets by the fastest means that there are for them, in ``learner.precision``.
+    """The parts of these nets by the fastest means that there are for them, in ``batchrl_mtf.precision``.
 
     Raises :class:`SettingsError` for int8 where that needs a kernel that is not there.
     """
@@ -312,10 +317,10 @@ def parts_of(flat: Mapping[str, Flat], given: Given) -> Parts:
     )
     if fits and _LIBRARY is not None:
         return Kernels(flat, given)
-    if given.settings.precision == "int8":
+    if given.settings.batchrl_mtf.precision == "int8":
         raise SettingsError(
-            "learner.precision: int8 needs a processor with AVX-512 for bfloat16 and int8, the compiled "
-            f"training/policies/kernels.c, device cpu, and nets of 2 to {_MOST_LAYERS} layers"
+            "learner.batchrl_mtf.precision: int8 needs a processor with AVX-512 for bfloat16 and int8, the "
+            f"compiled training/policies/kernels.c, device cpu, and nets of 2 to {_MOST_LAYERS} layers"
         )
     return Parts(flat, given, Noise(given.seed) if _LIBRARY is None or not on_cpu else _Noise(given.seed))
 
@@ -325,7 +330,7 @@ def arithmetic(settings: LearnerSettings, device: torch.device) -> str:
     dtype = str(training_dtype(settings, device)).removeprefix("torch.")
     if dtype != "bfloat16" or device.type != "cpu" or _LIBRARY is None:
         return dtype
-    return f"{'bfloat16' if settings.precision == 'bfloat16' else 'int8'}, compiled"
+    return f"{'bfloat16' if settings.batchrl_mtf.precision == 'bfloat16' else 'int8'}, compiled"
 
 
 def _adam_of(own: Learnt, lr: float) -> list[tuple[int | float, ...]]:

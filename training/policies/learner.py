@@ -38,7 +38,7 @@ class Learner(ABC):
     A subclass names its ``kind`` (the algorithm, and what a learner file belongs to), the ``actor``
     that serving runs its export with (:func:`training.contract.policy.make_actor`), the ``curves``
     that :meth:`step` returns, what it ``needs`` of the optional tensors of :class:`Transitions`, and
-    which settings of its own section are ``sizes`` of its networks. :meth:`build` makes the networks,
+    which settings, beside the shared widths, are ``sizes`` of its networks. :meth:`build` makes the networks,
     seeded, through :meth:`add` and :meth:`add_target`: what is registered there is what a checkpoint
     holds.
     """

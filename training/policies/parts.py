@@ -230,9 +230,11 @@ class Parts:
 
     def draw_latents(self, drawn: Drawn, pool: Tensor | None) -> None:
         """``pool`` [N, n, k] holds the candidates of every s' where the generator is frozen."""
-        clip = self.given.settings.latent_clip
+        clip = self.given.settings.batchrl_mtf.latent_clip
         if pool is None:
-            drawn.x = self._normal(self.dtype, drawn.count, self.given.settings.candidates, self.latent)
+            drawn.x = self._normal(
+                self.dtype, drawn.count, self.given.settings.batchrl_mtf.candidates, self.latent
+            )
             self.noise.fill(drawn.x, drawn.step, OF_CANDIDATES, clip)
         else:
             drawn.x = pool.index_select(0, drawn.rows.index_select(0, drawn.on))
@@ -245,14 +247,19 @@ class Parts:
         """Leaves the gradient of eq. (3)."""
         nets, points = self.nets, drawn.points
         points[0], points[1] = generator_gradient(
-            nets.encoder, nets.decoder, drawn.sa, drawn.a, drawn.noise, self.given.settings.kl_weight
+            nets.encoder,
+            nets.decoder,
+            drawn.sa,
+            drawn.a,
+            drawn.noise,
+            self.given.settings.batchrl_mtf.kl_weight,
         )
 
     def perturbation(self, drawn: Drawn) -> None:
         """Leaves the gradient of eq. (5)."""
         nets, s = self.nets, drawn.sa[:, : drawn.next_s.shape[1]]
         a = generated(nets.decoder, s, drawn.own)
-        rho = self.given.settings.rho
+        rho = self.given.settings.batchrl_mtf.rho
         drawn.points[2] = perturbation_gradient(nets.perturbation, nets.first, s, a, rho)
 
     def values(self, drawn: Drawn, share: int, frozen: bool) -> None:
@@ -270,7 +277,7 @@ class Parts:
             nets.target_second,
             drawn.next_s[part],
             x,
-            self.given.settings.rho,
+            self.given.settings.batchrl_mtf.rho,
             space,
         )
 

@@ -22,8 +22,8 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def training_dtype(settings: LearnerSettings, device: torch.device) -> torch.dtype:
-    """What ``learner.precision`` is on this device; int8 is for some of the products of bfloat16."""
-    chosen = settings.precision
+    """What ``batchrl_mtf.precision`` is on this device; int8 is for some of the products of bfloat16."""
+    chosen = settings.batchrl_mtf.precision
     if chosen == "auto":
         chosen = "bfloat16" if _multiplies_bfloat16(device) else "float32"
     return torch.float32 if chosen == "float32" else torch.bfloat16

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import reduce
 from typing import Any
 
 import torch
@@ -143,14 +144,14 @@ def _seed(seed: int, day: date) -> int:
 
 def _networks(settings: Settings) -> dict[str, Any]:
     """What has to be equal for one learner's weights to fit another."""
-    learner, kind = settings.learner, settings.learner.algorithm
-    widths = {name for name in type(learner).model_fields if name.endswith("_hidden")} | {"latent_size"}
+    learner = settings.learner
+    values = learner.model_dump(mode="json")
+    widths = ("critic_hidden", "actor_hidden", *ALGORITHMS[learner.algorithm].sizes)
     return {
-        "kind": kind,
+        "kind": learner.algorithm,
         "state_spec": settings.state_spec.version,
         "heads": [head.name for head in settings.heads],
-        **learner.model_dump(mode="json", include=widths),
-        **{f"{kind}.{name}": getattr(getattr(learner, kind), name) for name in ALGORITHMS[kind].sizes},
+        **{name: reduce(dict.__getitem__, name.split("."), values) for name in widths},
     }
 
 
@@ -202,15 +203,17 @@ def _champion_weights(
     if saved is None or saved[1]["version"] != pointer.version:
         return None, None, f"warm start: {path} does not hold the champion {pointer.version}; started fresh"
     tensors, about = saved
-    wanted = _networks(settings)
-    differing = [name for name, value in wanted.items() if about["networks"].get(name) != value]
+    wanted, networks = _networks(settings), about["networks"]
+    # BatchRL-MTF's had no section of the settings in files of an older version
+    there = {name: networks.get(name, networks.get(name.removeprefix("batchrl_mtf."))) for name in wanted}
+    differing = [name for name, value in wanted.items() if there[name] != value]
     if differing:
         name = differing[0]
         return (
             None,
             None,
             (
-                f"warm start: {name} of the champion {pointer.version} is {about['networks'].get(name)}, "
+                f"warm start: {name} of the champion {pointer.version} is {there[name]}, "
                 f"that of the settings {wanted[name]}; started fresh"
             ),
         )

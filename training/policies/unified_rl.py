@@ -30,7 +30,7 @@ class UnifiedRL(Learner):
 
     kind = "unified_rl"
     needs = ("watch_rewards",)
-    sizes = ("critics",)
+    sizes = ("unified_rl.critics",)
     curves = ("actor_loss", "outside", "spread", "critic_loss", "q", "target")
 
     def build(self, d: int, k: int) -> None:

@@ -152,7 +152,7 @@ class XMTF(BatchRLMTF):
     kind = "xmtf"
     actor = "xmtf"
     needs = ("item_scores", "item_rewards")
-    sizes = ("hidden", "units")
+    sizes = (*BatchRLMTF.sizes, "xmtf.hidden", "xmtf.units")
     curves = (*BatchRLMTF.curves, "ranking")
 
     def __init__(
@@ -178,7 +178,9 @@ class XMTF(BatchRLMTF):
             self.cells.load_state_dict(self.outer.cells.state_dict())
             self.modules["outer"] = self.outer.requires_grad_(False)
         self.teacher = (self.outer or Formula(self.fusion)).to(self.device)
-        self.latents = self.drawn_latents(max(_DRAWN, self.settings.serving_candidates)).to(self.device)
+        self.latents = self.drawn_latents(max(_DRAWN, self.settings.batchrl_mtf.serving_candidates)).to(
+            self.device
+        )
 
     def step(self) -> Tensor:
         """One step of the outer stage's networks, then one of the cells."""

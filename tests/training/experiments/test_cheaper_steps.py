@@ -23,7 +23,7 @@ def test_lower_precision_brings_the_same_return(tmp_path: Path, precision: str) 
         "judge": {"sessions": 1_500, "curve_sessions": 20, "checkpoints": 1, "log": "mixed"},
         "columns": ["session_return"],
         "methods": [
-            {"name": name, "kind": "learner", "learner": {"precision": name}}
+            {"name": name, "kind": "learner", "learner": {"batchrl_mtf": {"precision": name}}}
             for name in ("float32", precision)
         ],
     }
@@ -31,11 +31,13 @@ def test_lower_precision_brings_the_same_return(tmp_path: Path, precision: str) 
     values["settings"]["learner"] = {
         "steps": 800,
         "critic_lr": 0.001,
-        "perturbation_lr": 0.001,
-        "generator_hidden": [64, 64],
-        "perturbation_hidden": [64, 64],
         "critic_hidden": [64, 64],
-        "serving_candidates": 20,
+        "batchrl_mtf": {
+            "perturbation_lr": 0.001,
+            "generator_hidden": [64, 64],
+            "perturbation_hidden": [64, 64],
+            "serving_candidates": 20,
+        },
     }
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(values))

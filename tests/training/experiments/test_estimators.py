@@ -24,10 +24,10 @@ SIZES = {
 
 @pytest.fixture
 def settings() -> Settings:
-    nets = {name: (16,) for name in ("generator_hidden", "perturbation_hidden", "critic_hidden")}
+    own = {"serving_candidates": 5, "generator_hidden": (16,), "perturbation_hidden": (16,)}
     return Settings(
         world={"users": 300, "items": 300},
-        learner={"batch_size": 16, "serving_candidates": 5, **nets},
+        learner={"batch_size": 16, "critic_hidden": (16,), "batchrl_mtf": own},
         evaluation={"steps": 3, "hidden": (8,), "batch_size": 32, "replicates": 2, "bootstraps": 50},
     )
 

@@ -42,7 +42,7 @@ def small(data: Path, **keep: int) -> Settings:
         learner={"window_days": 2},
         orchestration={"reopen_days": 0},
         validation={"recent_days": 3},
-        keeping=limits | keep,
+        retention=limits | keep,
     )
 
 
@@ -129,7 +129,7 @@ def test_what_killed_writers_left_goes_when_no_living_one_can_be_that_old(settin
 
 def test_a_user_not_seen_for_long_holds_nothing(settings: Settings) -> None:
     limited = settings.model_copy(
-        update={"keeping": settings.keeping.model_copy(update={"history_days": 10})}
+        update={"retention": settings.retention.model_copy(update={"history_days": 10})}
     )
     assert DAYS[3] in going(limited, "lake")
 
@@ -181,7 +181,7 @@ def test_promoted_policies_beyond_the_pointers_are_counted(settings: Settings) -
         history.append(settings.layout, {"action": "promote", "sha256": one.sha256, "reason": ""})
     write_champion(settings.layout.champion, many[0])  # the oldest is back after a rollback
     limited = settings.model_copy(
-        update={"keeping": settings.keeping.model_copy(update={"serving_policies": 1})}
+        update={"retention": settings.retention.model_copy(update={"serving_policies": 1})}
     )
     names = [item.name for item in retention.plan(limited).items if item.kind == "policy"]
     assert names == [f"{one.sha256}.safetensors" for one in many[1:3]]

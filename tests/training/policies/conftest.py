@@ -1,12 +1,13 @@
 """Random transitions and small networks, for the tests that recompute a learner's formulas."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from training.contract.fusion import Fusion, Head
-from training.contract.settings import LearnerSettings
+from training.contract.settings import BatchRLMTFSettings, LearnerSettings
 from training.trajectories import Transitions
 
 D, K, N = 5, 3, 200
@@ -49,17 +50,20 @@ def random_transitions() -> Callable[..., Transitions]:
 @pytest.fixture(scope="session")
 def small() -> Callable[..., LearnerSettings]:
     """Learner settings with small networks and batches of 16; any may be named otherwise."""
-    widths = {
-        "batch_size": 16,
+    shared = {"batch_size": 16, "critic_hidden": (10, 12), "actor_hidden": (9, 8)}
+    own = {
         "candidates": 4,
         "serving_candidates": 7,
         "generator_hidden": (11, 9),
         "perturbation_hidden": (8,),
-        "critic_hidden": (10, 12),
-        "actor_hidden": (9, 8),
         "precision": "float32",  # as the plain recomputations are
     }
-    return lambda **values: LearnerSettings(**widths | values)
+
+    def make(**values: Any) -> LearnerSettings:
+        of_section = {name: values.pop(name) for name in BatchRLMTFSettings.model_fields if name in values}
+        return LearnerSettings(**shared | values, batchrl_mtf=own | of_section)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,14 @@ def test_it_is_greedy(toy):
             "algorithm": "bandit",
             "steps": 500,
             "target_rate": 0.2,
-            "latent_clip": 1.5,
-            "generator_hidden": width,
-            "perturbation_hidden": width,
             "critic_hidden": width,
             "critic_lr": 2e-3,
-            "perturbation_lr": 2e-3,
+            "batchrl_mtf": {
+                "latent_clip": 1.5,
+                "generator_hidden": width,
+                "perturbation_hidden": width,
+                "perturbation_lr": 2e-3,
+            },
         }
     )
     world.log(300)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from training.contract.policy import BatchRLMTFActor
-from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.networks import EnsembleMLP, StateMLP, standardisation, standardise
 from training.policies.parts import OF_CANDIDATES, OF_OWN, OF_Z, bootstrapped
@@ -41,19 +40,6 @@ def transitions(seed: int = 0, dones: float = 0.2) -> Transitions:
         arms=torch.zeros(N, dtype=torch.int64),
         arm_names=("random",),
     )
-
-
-def settings(**values) -> LearnerSettings:
-    small = {
-        "batch_size": 16,
-        "candidates": 4,
-        "serving_candidates": 7,
-        "generator_hidden": (11, 9),
-        "perturbation_hidden": (8,),
-        "critic_hidden": (10, 12),
-        "precision": "float32",
-    }
-    return LearnerSettings(**small | values)
 
 
 def plain(net: StateMLP, s: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -140,9 +126,9 @@ def test_an_ensemble_is_its_members():
             torch.testing.assert_close(whole[member], h)
 
 
-def test_one_step_is_the_papers():
+def test_one_step_is_the_papers(small):
     """Losses, in the order G, target, P, Q, recomputed from copies with concatenated inputs."""
-    data, config = transitions(), settings()
+    data, config = transitions(), small()
     learner = BatchRLMTF(config, data, seed=3)
     before = copy.deepcopy(learner)
 
@@ -195,8 +181,8 @@ def test_one_step_is_the_papers():
         torch.testing.assert_close(ours, theirs.data, atol=1e-6, rtol=1e-4)
 
 
-def test_targets_move_every_l_steps_by_eta():
-    learner = BatchRLMTF(settings(target_interval=3, target_rate=0.25), transitions(), seed=0)
+def test_targets_move_every_l_steps_by_eta(small):
+    learner = BatchRLMTF(small(target_interval=3, target_rate=0.25), transitions(), seed=0)
     start = copy.deepcopy(learner.target_critics.state_dict())
     learner.step()
     learner.step()
@@ -208,23 +194,23 @@ def test_targets_move_every_l_steps_by_eta():
         torch.testing.assert_close(value, 0.25 * online[name] + 0.75 * start[name])
 
 
-def test_a_session_end_masks_the_bootstrap():
+def test_a_session_end_masks_the_bootstrap(small):
     data = transitions(dones=1.1)
-    learner = BatchRLMTF(settings(), data, seed=0)
+    learner = BatchRLMTF(small(), data, seed=0)
     target = learner.step()[CURVES.index("target")]
     assert target == pytest.approx(float(data.rewards[learner.batch(0).rows].mean()), rel=1e-5)
 
 
-def test_actions_stay_within_rho_of_the_generators_and_within_bounds():
-    learner = BatchRLMTF(settings(rho=0.1), transitions(), seed=0)
+def test_actions_stay_within_rho_of_the_generators_and_within_bounds(small):
+    learner = BatchRLMTF(small(rho=0.1), transitions(), seed=0)
     s, a = torch.randn(50, D), torch.rand(50, K) * 2 - 1
     moved = learner.perturbation.perturb(s, a)
     assert (moved - a).abs().max() <= 0.1 + 1e-6
     assert moved.abs().max() <= 1.0
 
 
-def test_the_exported_actor_is_the_torch_policy():
-    learner = BatchRLMTF(settings(), transitions(), seed=1)
+def test_the_exported_actor_is_the_torch_policy(small):
+    learner = BatchRLMTF(small(), transitions(), seed=1)
     for _ in range(20):
         learner.step()
     tensors, options = learner.export()
@@ -248,8 +234,8 @@ def test_constant_features_and_rare_flags_are_standardised_safely():
     assert standardise(states, mean, scale)[:, 2].std() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
-    data, config = transitions(), settings(freeze_generator_after=4)
+def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates(small):
+    data, config = transitions(), small(freeze_generator_after=4)
     learner = BatchRLMTF(config, data, seed=3)
     for _ in range(4):
         curves = dict(zip(CURVES, learner.step().tolist(), strict=True))
@@ -278,8 +264,8 @@ def test_a_frozen_generator_stays_and_each_state_keeps_its_candidates():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "auto"])
 @pytest.mark.parametrize("freeze", [None, 6, 20])
-def test_state_and_load_state_continue_bit_for_bit(freeze, precision):
-    config = settings(freeze_generator_after=freeze, precision=precision)
+def test_state_and_load_state_continue_bit_for_bit(freeze, precision, small):
+    config = small(freeze_generator_after=freeze, precision=precision)
     whole, half = (BatchRLMTF(config, transitions(), seed=5) for _ in range(2))
     for _ in range(13):
         half.step()
@@ -294,9 +280,9 @@ def test_state_and_load_state_continue_bit_for_bit(freeze, precision):
         assert torch.equal(tensor, resumed.state()[name]), name
 
 
-def test_serving_latents_are_those_of_the_pool_that_act_best_together():
+def test_serving_latents_are_those_of_the_pool_that_act_best_together(small):
     data = transitions()
-    learner = BatchRLMTF(settings(serving_candidates=3, serving_pool=12), data, seed=4)
+    learner = BatchRLMTF(small(serving_candidates=3, serving_pool=12), data, seed=4)
     for _ in range(30):
         learner.step()
     drawn, chosen = learner.drawn_latents(12), learner.serving_latents()
@@ -317,6 +303,6 @@ def test_serving_latents_are_those_of_the_pool_that_act_best_together():
     assert torch.equal(learner.serving_latents(), chosen)
 
 
-def test_serving_latents_are_as_drawn_without_a_larger_pool():
-    learner = BatchRLMTF(settings(serving_candidates=5, serving_pool=5), transitions(), seed=4)
+def test_serving_latents_are_as_drawn_without_a_larger_pool(small):
+    learner = BatchRLMTF(small(serving_candidates=5, serving_pool=5), transitions(), seed=4)
     assert torch.equal(learner.serving_latents(), learner.drawn_latents(5))

@@ -76,7 +76,9 @@ class Case:
     def parts(self, precision: str = "auto", exact: bool = False) -> Parts:
         d, k, batch, n = self.sizes
         settings = LearnerSettings(
-            batch_size=batch, candidates=n, rho=RHO, kl_weight=KL, gamma=GAMMA, precision=precision
+            batch_size=batch,
+            gamma=GAMMA,
+            batchrl_mtf={"candidates": n, "rho": RHO, "kl_weight": KL, "precision": precision},
         )
         data = transitions(3, d, k, torch.Generator().manual_seed(0), 0.5)
         given = Given(settings, data, torch.zeros(d), torch.ones(d), 7)
@@ -309,6 +311,6 @@ def test_what_is_no_number_is_not_hidden(broken):
 def test_eight_bits_are_refused_by_name_where_there_is_no_kernel(monkeypatch, random_transitions, small):
     monkeypatch.setattr(kernels, "_LIBRARY", None)
     config = small(precision="int8")
-    with pytest.raises(SettingsError, match=r"learner\.precision: int8 needs a processor"):
+    with pytest.raises(SettingsError, match=r"learner\.batchrl_mtf\.precision: int8 needs a processor"):
         BatchRLMTF(config, random_transitions(), seed=0)
     assert type(BatchRLMTF(small(precision="auto"), random_transitions(), seed=0).parts) is Parts

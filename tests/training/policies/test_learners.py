@@ -89,14 +89,16 @@ def logged(make_toy, tmp_path_factory):
         learner={
             "steps": 1_000,
             "target_rate": 0.2,
-            "latent_clip": 1.5,  # the log is uniform: actions far from its mean are in the data
-            "generator_hidden": width,
-            "perturbation_hidden": width,
             "critic_hidden": width,
             "actor_hidden": width,
             "critic_lr": 2e-3,
-            "perturbation_lr": 2e-3,
             "actor_lr": 2e-3,
+            "batchrl_mtf": {
+                "latent_clip": 1.5,  # the log is uniform: actions far from its mean are in the data
+                "generator_hidden": width,
+                "perturbation_hidden": width,
+                "perturbation_lr": 2e-3,
+            },
             "unified_rl": {"critics": 4},
             "cql_sac": {"conservative_weight": 0.2, "actions": 4},  # a uniform log has no outside
         },

@@ -55,17 +55,19 @@ def ours(data: Transitions, seed: int) -> float:
     settings = LearnerSettings(
         batch_size=BATCH,
         gamma=GAMMA,
-        rho=RHO,
-        candidates=N,
-        serving_candidates=N,
-        generator_lr=RATE,
-        perturbation_lr=RATE,
         critic_lr=RATE,
         target_rate=TARGET_RATE,
         target_interval=1,
-        generator_hidden=WIDTHS,
-        perturbation_hidden=WIDTHS,
         critic_hidden=WIDTHS,
+        batchrl_mtf={
+            "rho": RHO,
+            "candidates": N,
+            "serving_candidates": N,
+            "generator_lr": RATE,
+            "perturbation_lr": RATE,
+            "generator_hidden": WIDTHS,
+            "perturbation_hidden": WIDTHS,
+        },
     )
     learner = BatchRLMTF(settings, data, seed)
     for _ in range(STEPS):

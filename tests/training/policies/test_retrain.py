@@ -164,6 +164,20 @@ def test_a_warm_start_goes_on_from_the_champion_of_an_earlier_day(toy):
     assert train(settings, DAY) == record
 
 
+def test_a_warm_start_reads_widths_that_were_saved_without_their_section(toy):
+    world = toy()
+    world.days = [DAY - timedelta(days=1), DAY]
+    world.log(40)
+    yesterday = train(world.settings, world.days[0])
+    promote(world.settings, yesterday, world.days[0])
+    path = world.settings.layout.model(world.days[0]) / "learner.safetensors"
+    tensors, about = checkpoint.read(path)
+    older = {name.removeprefix("batchrl_mtf."): value for name, value in about["networks"].items()}
+    assert older != about["networks"]
+    checkpoint.save(path, tensors, about | {"networks": older})
+    assert train(warm(world), DAY)["lineage"]["warm_start"]["version"] == yesterday["version"]
+
+
 @pytest.mark.parametrize("why", ["no champion", "does not hold the champion", "critic_hidden"])
 def test_a_warm_start_that_cannot_be_says_so_and_starts_fresh(toy, why):
     world = toy()
@@ -195,14 +209,16 @@ def test_it_learns_the_long_term_where_the_greedy_action_is_worse(toy):
     world = toy(
         learner={
             "steps": 1_200,
-            "serving_candidates": 30,
             "target_rate": 0.2,
-            "latent_clip": 1.5,  # the log is uniform: actions far from its mean are in the data
-            "generator_hidden": width,
-            "perturbation_hidden": width,
             "critic_hidden": width,
             "critic_lr": 2e-3,
-            "perturbation_lr": 2e-3,
+            "batchrl_mtf": {
+                "serving_candidates": 30,
+                "latent_clip": 1.5,  # the log is uniform: actions far from its mean are in the data
+                "generator_hidden": width,
+                "perturbation_hidden": width,
+                "perturbation_lr": 2e-3,
+            },
         }
     )
     world.log(500)

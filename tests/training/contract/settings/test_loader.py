@@ -1,11 +1,14 @@
 """The settings file: defaults, overrides, and refusals that name the line."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from training.contract.errors import SettingsError
 from training.contract.settings import Settings, load_settings, settings_path
+from training.contract.settings.loader import MOVED
 
 
 @pytest.fixture
@@ -20,8 +23,6 @@ def write(tmp_path: Path):
 
 @pytest.fixture(autouse=True)
 def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.upper().startswith("MTF__"):
             monkeypatch.delenv(name)
@@ -29,9 +30,9 @@ def no_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_empty_file_gives_the_papers_numbers(write) -> None:
     settings = load_settings(write(""))
-    learner = settings.learner
-    assert (learner.gamma, learner.rho, learner.steps, learner.batch_size) == (0.95, 0.15, 300_000, 256)
-    assert (learner.generator_lr, learner.perturbation_lr, learner.critic_lr) == (1e-3, 1e-4, 2e-4)
+    learner, own = settings.learner, settings.learner.batchrl_mtf
+    assert (learner.gamma, own.rho, learner.steps, learner.batch_size) == (0.95, 0.15, 300_000, 256)
+    assert (own.generator_lr, own.perturbation_lr, learner.critic_lr) == (1e-3, 1e-4, 2e-4)
     assert (learner.target_rate, learner.target_interval, learner.window_days) == (0.05, 10, 3)
     assert (settings.evaluation.cql_weight, settings.evaluation.test_share) == (5e-4, 0.1)
     assert settings.state.history_length == 500
@@ -87,6 +88,7 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
             "categories belong to kind 'categorical'",
         ),
         ("version: 2\n", 1, "version"),
+        ("seed: 1\n5: 2\n", 2, "5: unknown setting"),
     ],
 )
 def test_a_fault_is_named_by_line_and_setting(write, text: str, line: int, message: str) -> None:
@@ -128,19 +130,74 @@ def test_the_environment_is_refused_as_the_file_is(write, monkeypatch: pytest.Mo
         load_settings(write(""))
     monkeypatch.delenv("MTF__LERNER__STEPS")
     monkeypatch.setenv("MTF__LEARNER__STEPZ", "5")
-    with pytest.raises(SettingsError, match=r"or the environment: learner.stepz: unknown setting"):
+    with pytest.raises(SettingsError, match=r"^\$MTF__LEARNER__STEPZ: learner.stepz: unknown setting$"):
         load_settings(write(""))
-
-
-def test_settings_are_frozen_and_the_spec_follows_the_profile() -> None:
-    settings = Settings()
-    with pytest.raises(ValueError, match="frozen"):
-        settings.seed = 8
-    names = settings.state_spec.entry_names
-    assert names[:2] == ["user_active_degree=full_active", "user_active_degree=high_active"]
-    assert settings.fusion.names == tuple(head.name for head in settings.heads)
 
 
 def test_a_setting_given_twice_is_refused_with_both_lines(write) -> None:
     with pytest.raises(SettingsError, match=r"mtf.yaml:4: steps is set in line 2 already"):
         load_settings(write("learner:\n  steps: 10\n  gamma: 0.5\n  steps: 20\n"))
+
+
+@pytest.mark.parametrize(
+    ("file", "variable", "value", "place"),
+    [
+        ("", "MTF__LEARNER__STEPS", "0", "$MTF__LEARNER__STEPS"),
+        ("learner:\n  steps: 5\n", "MTF__LEARNER__STEPS", "0", "$MTF__LEARNER__STEPS"),
+        ("learner:\n  gamma: 0.5\n", "MTF__LEARNER", '{"steps": 0}', "$MTF__LEARNER"),
+        ("learner:\n  gamma: 0.5\n  steps: 0\n", "MTF__LEARNER", '{"batch_size": 1}', "mtf.yaml:3"),
+        ("learner:\n  steps: 0\n", "MTF__LEARNER__GAMMA", "0.5", "mtf.yaml:2"),
+    ],
+)
+def test_a_fault_of_the_environment_is_named_by_its_variable(
+    write, monkeypatch: pytest.MonkeyPatch, file: str, variable: str, value: str, place: str
+) -> None:
+    """A variable is over the file's line; a section's variable leaves what only the file sets."""
+    path = write(file)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    expected = str(path.parent / place) if place.startswith("mtf.yaml") else place
+    assert str(raised.value).startswith(f"{expected}: learner.steps: Input should be greater than")
+
+
+def test_a_variable_takes_the_place_of_a_list_of_the_file(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("heads:\n- {name: click, static: 1.0}\n")
+    monkeypatch.setenv("MTF__HEADS", json.dumps([{"name": "Click", "static": 1.0}]))
+    with pytest.raises(SettingsError, match=r"^\$MTF__HEADS: heads.0.name: "):
+        load_settings(path)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_moved_setting_is_refused_with_its_line_and_its_new_place(
+    write, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    *sections, name = old.split(".")
+    text = "seed: 1\n" + "".join(f"{section}:\n  " for section in sections) + f"{name}: 1\n"
+    path = write(text)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    assert str(raised.value) == f"{path}:{len(text.splitlines())}: {old} is now {new}"
+    variable = "MTF__" + old.upper().replace(".", "__")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SettingsError) as raised:
+        load_settings(write("learner:\n  steps: 5\n"))
+    assert str(raised.value) == f"${variable}: {old} is now {new}"
+
+
+def test_what_lies_in_a_moved_section_is_named_there(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTF__KEEPING__LAKE_DAYS", "5")
+    monkeypatch.setenv("MTF__LERNER__STEPS", "5")
+    with pytest.raises(SettingsError) as raised:
+        load_settings(write(""))
+    assert str(raised.value).splitlines() == [
+        "$MTF__KEEPING__LAKE_DAYS: keeping.lake_days is now retention.lake_days",
+        "$MTF__LERNER__STEPS: there is no setting 'lerner'",
+    ]
+
+
+def test_every_new_place_is_a_setting() -> None:
+    for new in MOVED.values():
+        model = Settings
+        for name in new.split("."):
+            model = model.model_fields[name].annotation

@@ -1,0 +1,15 @@
+"""How time is cut: into local days, and a user's requests into sessions."""
+
+from pydantic import Field
+
+from training.contract.settings.section import Positive, Section
+
+
+class CalendarSettings(Section):
+    utc_offset_hours: int = Field(
+        8, ge=-12, le=14, description="a day and an hour of day are cut in this offset (KuaiRand: 8)"
+    )
+
+
+class SessionSettings(Section):
+    gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")

@@ -1,0 +1,66 @@
+"""The learner: what a retrain reads, how long and with what it learns."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from training.contract.settings.algorithms import (
+    Algorithm,
+    BatchRLMTFSettings,
+    CQLSACSettings,
+    IQLSettings,
+    TD3BCSettings,
+    TD3Settings,
+    UnifiedRLSettings,
+    UWACSettings,
+    XMTFSettings,
+)
+from training.contract.settings.section import Positive, Section
+
+
+class LearnerSettings(Section):
+    algorithm: Algorithm = "batchrl_mtf"
+    window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
+    steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
+    batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
+    gamma: float = Field(0.95, ge=0.0, lt=1.0, description="discount (paper)")
+    target_steps: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="requests whose logged rewards a target sums before it bootstraps (paper: 1)",
+    )
+    critic_lr: Positive = Field(2e-4, description="(paper)")
+    actor_lr: Positive = Field(1e-4, description="of the other algorithms' actors (ours: perturbation_lr's)")
+    target_rate: float = Field(0.05, gt=0.0, le=1.0, description="η of the target update (paper)")
+    target_interval: int = Field(10, ge=1, description="L: steps between target updates (paper)")
+    replay_capacity: int = Field(
+        100_000, ge=1, description="FIFO replay: only the newest transitions are kept (paper)"
+    )
+    map_above_bytes: int = Field(
+        1024**3,
+        ge=0,
+        description="a larger training set lies in mapped files of the data folder, not in memory; what "
+        "is learnt is the same (ours)",
+    )
+    critic_hidden: tuple[int, ...] = Field((256, 256), description="widths (ours)")
+    actor_hidden: tuple[int, ...] = Field((256, 256), description="of the other algorithms' actors (ours)")
+    mixed_exploration: bool = Field(
+        True, description="train on equal amounts of the random and the noise group (paper)"
+    )
+    warm_start: bool = Field(False, description="start from the champion of the day before (ours)")
+    checkpoint_every: int = Field(5_000, ge=1, description="steps between checkpoints (ours)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is CUDA where there is one (ours)"
+    )
+    threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
+    batchrl_mtf: BatchRLMTFSettings = Field(
+        BatchRLMTFSettings(), description="of batchrl_mtf, bandit and xmtf"
+    )
+    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
+    td3_bc: TD3BCSettings = TD3BCSettings()
+    uwac: UWACSettings = UWACSettings()
+    unified_rl: UnifiedRLSettings = UnifiedRLSettings()
+    cql_sac: CQLSACSettings = CQLSACSettings()
+    iql: IQLSettings = IQLSettings()
+    xmtf: XMTFSettings = XMTFSettings()

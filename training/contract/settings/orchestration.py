@@ -1,0 +1,37 @@
+"""When a day runs, how long it may take, and who is told: Airflow, alerts, lineage."""
+
+from pydantic import Field, SecretStr
+
+from training.contract.settings.section import Positive, Section
+
+
+class OrchestrationSettings(Section):
+    airflow_port: int = Field(8080, ge=1, le=65535)
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+    schedule: str = Field("30 1 * * *", description="cron of the producer, in calendar's offset")
+    retries: int = Field(2, ge=0)
+    retry_seconds: int = Field(30, ge=1, description="first delay; doubles")
+    deadline_minutes: int = Field(180, ge=1, description="of a DAG's run, from its queueing: then an alert")
+    stage_minutes: int = Field(120, ge=1, description="of one try of a stage: then it counts as failed")
+    reopen_days: int = Field(
+        7, ge=0, description="days back that late rows or mended files start anew; 0: by `mtf backfill` only"
+    )
+    retrain_reopened: bool = Field(
+        False,
+        description="train a reopened day's model again, also where a later day learns from its late rows",
+    )
+
+
+class AlertSettings(Section):
+    webhook: SecretStr | None = Field(
+        None, description="URL that alerts are posted to as JSON; give it as $MTF__ALERTS__WEBHOOK"
+    )
+    timeout_s: Positive = Field(5.0, le=60.0, description="for the webhook's answer, once per alert")
+
+
+class LineageSettings(Section):
+    enabled: bool = Field(True, description="OpenLineage events of stages, DAGs and dbt models (ours)")
+    url: str | None = Field(
+        None, description="HTTP endpoint that takes them; none writes <data>/lineage/<day>.jsonl (ours)"
+    )
+    namespace: str = Field("mtf", min_length=1, description="of the jobs (ours)")

@@ -1,0 +1,109 @@
+"""The service: the arms' shares, the canary, the guardrail, limits and time budgets."""
+
+from pydantic import Field
+
+from training.contract.settings.section import Positive, Section, Share
+
+
+class ShareSettings(Section):
+    """Shares of users; what is left goes to the champion. ``shadow`` is beside them: nobody sees it."""
+
+    static: Share = Field(0.05, description="hand-tuned weights: the control")
+    random: Share = Field(0.02, description="exploration: Gaussian without a prior (paper)")
+    noise: Share = Field(0.02, description="exploration: policy + Gaussian noise (paper)")
+    box: Share = Field(0.0, description="exploration: uniform around the policy's action (UnifiedRL)")
+    challenger: Share = Field(0.0, description="canary: the challenger's policy, when there is one")
+    shadow: Share = Field(0.0, description="users whose requests the challenger ranks beside, unseen")
+
+
+def check_shares(shares: ShareSettings, max_exploration: float) -> None:
+    """Raises ValueError for shares that cannot be in force together."""
+    exploration = shares.random + shares.noise + shares.box
+    if shares.static + exploration + shares.challenger > 1.0 + 1e-9:
+        raise ValueError("serving.shares add up to more than 1")
+    if exploration > max_exploration + 1e-9:
+        raise ValueError(
+            f"random, noise and box of serving.shares add up to {exploration:g}, more than "
+            f"serving.max_exploration, {max_exploration:g}"
+        )
+
+
+class CanaryStep(Section):
+    """A share of users for the challenger, for at least so long and so many of its requests."""
+
+    share: float = Field(gt=0.0, le=1.0)
+    minutes: float = Field(ge=0.0)
+    requests: int = Field(0, ge=0)
+
+
+class GuardrailSettings(Section):
+    """When the service takes a champion or challenger out by itself; see docs/serving-operations.md."""
+
+    check_seconds: Positive = Field(5.0, description="between two looks (ours)")
+    window_seconds: Positive = Field(60.0, description="of requests that a look takes in (ours)")
+    min_requests: int = Field(200, ge=1, description="fewer of an arm in the window are not judged (ours)")
+    max_failed_share: Share = Field(
+        0.02, description="requests without a usable action of the policy in time (ours)"
+    )
+    slow_ms: Positive = Field(50.0, description="a request that takes longer until it is logged is slow")
+    max_slow_share: Share = Field(0.05, description="slow requests beyond the static arm's share (ours)")
+    max_bound_share: Share = Field(0.5, description="action entries within 0.01 of a bound (ours)")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1.0, description="of the reward's comparison with static, over all looks (ours)"
+    )
+    min_sessions: int = Field(200, ge=2, description="of an arm, for its reward to be judged (ours)")
+    idle_minutes: float | None = Field(
+        None, ge=0.0, description="a session idle for so long has its reward; none means session.gap_minutes"
+    )
+
+
+class ServingSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(3000, ge=1, le=65535)
+    workers: int = Field(1, ge=1)
+    shares: ShareSettings = ShareSettings()
+    max_exploration: Share = Field(
+        0.1, description="most that random, noise and box may take of the users together (ours)"
+    )
+    no_exploration_for: tuple[str, ...] = Field(
+        (),
+        description="entries of the state made of the profile, as is_lowactive_period or "
+        "user_active_degree=low_active: users who have one are not explored on (ours)",
+    )
+    canary: tuple[CanaryStep, ...] = Field(
+        (), description="steps of a new policy before it is the champion; none promotes at once (ours)"
+    )
+    guardrail: GuardrailSettings = GuardrailSettings()
+    salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
+    random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
+    noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
+    box_width: float = Field(
+        0.15, gt=0.0, le=2.0, description="of the box group, to either side of the action (UnifiedRL)"
+    )
+    max_candidates: int = Field(2_000, ge=1)
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    default_k: int = Field(6, ge=1, description="items returned when the request names no k")
+    max_k: int = Field(200, ge=1)
+    rate_limit: Positive | None = Field(
+        None,
+        description="requests a second to /rank and /feedback from one address, in each worker; none has no "
+        "limit (ours)",
+    )
+    rate_burst: int = Field(100, ge=1, description="requests that may come at once within rate_limit (ours)")
+    accept_event_ts: bool = Field(
+        False, description="let requests carry their own time: for simulated and replayed traffic"
+    )
+    follow_seconds: Positive = Field(1.0, description="how often the champion pointer is looked at")
+    state_budget_ms: Positive = Field(50.0, description="longest wait for the online store")
+    queue_budget_ms: Positive = Field(
+        1_000.0,
+        description="longest wait of a request to be ranked or logged; beyond it the answer is 503 (ours)",
+    )
+    policy_budget_ms: Positive = Field(
+        50.0, description="longest time of a policy for one state; beyond it static weights serve (ours)"
+    )
+    max_features_age_hours: Positive = Field(
+        50.0,
+        description="materialised features older than this are stale, and static weights serve: a day, its "
+        "run and one that was missed (ours)",
+    )

@@ -1,0 +1,147 @@
+"""All settings: the sections together, and what has to fit between them."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from training.contract.fusion import Form, Fusion, Head
+from training.contract.layout import Layout
+from training.contract.settings.days import CalendarSettings, SessionSettings
+from training.contract.settings.evaluation import EvaluationSettings
+from training.contract.settings.gate import GateSettings
+from training.contract.settings.heads import DEFAULT_HEADS, HeadSettings
+from training.contract.settings.learner import LearnerSettings
+from training.contract.settings.logs import LogsSettings
+from training.contract.settings.orchestration import AlertSettings, LineageSettings, OrchestrationSettings
+from training.contract.settings.retention import RetentionSettings
+from training.contract.settings.reward import DEFAULT_SIGNALS, RewardSettings, SignalSettings
+from training.contract.settings.serving import ServingSettings, check_shares
+from training.contract.settings.state import StateSettings
+from training.contract.settings.stores import PostgresSettings, StoreSettings
+from training.contract.settings.validation import ValidationSettings
+from training.contract.settings.world import UpstreamSettings, WorldSettings
+from training.contract.state import StateFeature, StateSpec, Transform, default_features
+
+ENV_PREFIX = "MTF__"
+
+
+class Settings(BaseSettings):
+    """All settings. Load them with :func:`load_settings`; construct them directly in tests."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        allow_inf_nan=False,
+    )
+
+    version: Literal[1] = 1
+    data: Path = Field(Path("data"), description="the data folder, relative to the settings file")
+    seed: int = Field(7, ge=0)
+    heads: tuple[HeadSettings, ...] = Field(DEFAULT_HEADS, min_length=1, max_length=64)
+    fusion_form: Form = Field("log_sum", description="eq. (1) (paper), or sum: the plain weighted sum (xMTF)")
+    signals: tuple[SignalSettings, ...] = Field(DEFAULT_SIGNALS, min_length=1, max_length=64)
+    reward: RewardSettings = RewardSettings()
+    state: StateSettings = StateSettings()
+    calendar: CalendarSettings = CalendarSettings()
+    session: SessionSettings = SessionSettings()
+    logs: LogsSettings = LogsSettings()
+    retention: RetentionSettings = RetentionSettings()
+    lineage: LineageSettings = LineageSettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+    validation: ValidationSettings = ValidationSettings()
+    serving: ServingSettings = ServingSettings()
+    store: StoreSettings = StoreSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    orchestration: OrchestrationSettings = OrchestrationSettings()
+    alerts: AlertSettings = AlertSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    world: WorldSettings = WorldSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @field_validator("heads", "signals")
+    @classmethod
+    def _unique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [value.name for value in values]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"named twice: {', '.join(repeated)}")
+        return values
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        shares = self.serving.shares
+        check_shares(shares, self.serving.max_exploration)
+        largest = max((step.share for step in self.serving.canary), default=0.0)
+        if shares.static + shares.random + shares.noise + shares.box + largest > 1.0 + 1e-9:
+            raise ValueError("serving.shares and the largest step of serving.canary add up to more than 1")
+        return self
+
+    @model_validator(mode="after")
+    def _cohorts(self) -> Self:
+        known = [
+            name
+            for feature in self.state_spec.features
+            if feature.source == "profile" and feature.transform in ("identity", "onehot")
+            for name in ([f"{feature.name}={c}" for c in feature.categories] or [feature.name])
+        ]
+        for name in self.serving.no_exploration_for:
+            if name not in known:
+                raise ValueError(
+                    f"serving.no_exploration_for: {name!r} is no flag or category of the profile; there are "
+                    f"{', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_its_estimator(self) -> Self:
+        if self.gate.estimator not in self.evaluation.estimators:
+            raise ValueError(f"gate.estimator {self.gate.estimator!r} is not among evaluation.estimators")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.data)
+
+    @property
+    def fusion(self) -> Fusion:
+        return Fusion(tuple(Head(**head.model_dump()) for head in self.heads), self.fusion_form)
+
+    @property
+    def signal_names(self) -> list[str]:
+        return [signal.name for signal in self.signals]
+
+    def day_start(self, day: date) -> datetime:
+        """The instant at which a local day starts, in UTC."""
+        return datetime.combine(day, time(), UTC) - timedelta(hours=self.calendar.utc_offset_hours)
+
+    @property
+    def state_spec(self) -> StateSpec:
+        """Profile features as the settings name them, then history, session and context."""
+        kinds: dict[str, Transform] = {
+            "numeric": "identity",
+            "flag": "identity",
+            "log": "log1p",
+            "categorical": "onehot",
+        }
+        profile = [
+            StateFeature(p.column, "profile", kinds[p.kind], (p.column,), p.categories)
+            for p in self.state.profile
+        ]
+        return StateSpec((*profile, *default_features(self.signal_names)))
