@@ -11,13 +11,7 @@ from training.contract.errors import DataError
 from training.contract.session import is_current
 from training.contract.settings import Settings
 from training.contract.state import context_values, days_since, history_columns, session_columns
-from training.features.store import (
-    PUSHED,
-    open_store,
-    readable,
-    state_service,
-    usable,
-)
+from training.features.store import PUSHED, open_store, readable, state_service, usable
 
 if TYPE_CHECKING:
     from feast import FeatureStore

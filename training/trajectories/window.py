@@ -11,13 +11,7 @@ import pyarrow as pa
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
 from training.trajectories.columns import COLUMNS, MART, OPTIONAL, row_bytes, row_kinds
-from training.trajectories.export import (
-    checked,
-    file_identity,
-    largest_page,
-    parts,
-    refuse_missing,
-)
+from training.trajectories.export import checked, file_identity, largest_page, parts, refuse_missing
 from training.trajectories.keys import Keys
 from training.trajectories.mapped import SplitColumns, Storage
 from training.trajectories.split import last_sessions, mixed_exploration

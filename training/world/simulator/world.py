@@ -27,17 +27,8 @@ from training.world.simulator.constants import CONSTANTS, HOUR_SHARE, WorldConst
 from training.world.simulator.features import History, States, history_chunk, profile_columns
 from training.world.simulator.fitted import load_fitted
 from training.world.simulator.population import Population, synthetic
-from training.world.simulator.sessions import (
-    ABSENT,
-    ALIVE,
-    FAILED,
-    TRUNCATED,
-    Calibration,
-    Outcome,
-    Requests,
-    Scene,
-    Sessions,
-)
+from training.world.simulator.scene import Calibration, Scene
+from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, TRUNCATED, Outcome, Requests, Sessions
 
 FORMAT = 1
 _COME, _SESSIONS, _HOUR, _SUB_HOUR, _PANEL = 101, 102, 103, 104, 105
