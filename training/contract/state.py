@@ -239,7 +239,7 @@ def context_values(event_ts: datetime, utc_offset_hours: int) -> dict[str, float
 def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: int) -> float:
     """``hist_days_since_last`` on the day of a request: whole days before its local midnight.
 
-    A user's history row stays as it is while he is away, so the value that was true when the row was
+    A user's history row stays as it is while they are away, so the value that was true when the row was
     made is brought up to the day on which it is used. ``last_ts`` counts in whole seconds, as Feast
     keeps it; 0 when it is unknown.
     """

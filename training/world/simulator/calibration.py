@@ -77,7 +77,7 @@ def _play(scene: Scene, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _spread(scene: Scene, users: np.ndarray) -> np.ndarray:
-    """[n]: how each user's worth of a page differs from the mean of his kind, as his latents tell."""
+    """[n]: how each user's worth of a page differs from the mean of their kind, as their latents tell."""
     population = scene.population
     _, outcome = _answer(scene, _sessions(scene, users), np.arange(len(users)))
     latents = population.user - population.user.mean(axis=0)

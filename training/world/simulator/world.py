@@ -126,7 +126,7 @@ class World:
         """End the sessions of answered requests whose feedback could not be delivered: truncated."""
         going_on = requests.session[self.sessions.ended[requests.session] == ALIVE]
         self.sessions.ended[requests.session] = FAILED
-        self._advance(going_on)  # who had left already made way for his next session
+        self._advance(going_on)  # who had left already made way for their next session
 
     def _advance(self, done: np.ndarray) -> None:
         ended = done[self.sessions.ended[done] != ALIVE]

@@ -1,4 +1,4 @@
-"""What would an upstream model predict? A reference (PLE) for logs that carry none, trained on past days only.
+"""What would an upstream model predict? A reference (PLE) for logs without any, trained on past days only.
 
 It ranks nothing itself: it fills the ``p_<head>`` columns of landed KuaiRand days, and its response
 is what the ``kuairand`` build of the simulated world is made of.
