@@ -10,10 +10,10 @@ from training.contract.settings import Settings
 from training.ingest.landing import schema_changes
 from training.validation import rules as table_rules
 from training.validation.checks import measure, severity_of
-from training.validation.outcome import finish, plain
 from training.validation.partitions import Partition, inspect, parquet_files
 from training.validation.recent_days import exported_days, sound_days
 from training.validation.rules import TRAINING_SET, TRANSITIONS, Rules
+from training.validation.stage_record import finish, plain
 from training.validation.table import ValidatedTable
 from training.validation.training_set import training_measures
 

@@ -5,7 +5,7 @@ is what the ``kuairand`` build of the simulated world is made of.
 """
 
 from training.world.upstream.daily import evaluate, fit, predict, predict_days
+from training.world.upstream.export import export_world
 from training.world.upstream.model import UpstreamModel
-from training.world.upstream.world import export_world
 
 __all__ = ["UpstreamModel", "evaluate", "export_world", "fit", "predict", "predict_days"]
