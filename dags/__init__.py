@@ -1,1 +1,1 @@
-"""When each step runs: Airflow DAGs joined by assets, and the command line beside them."""
+"""When does each step run? Airflow DAGs joined by assets, and the command line beside them."""

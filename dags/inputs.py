@@ -41,7 +41,7 @@ from training.contract.settings import Settings
 
 Inputs = dict[str, str]
 
-# days back that a session of the day can have begun on (its other end: transform.LOOK_BACK_DAYS)
+# days back that a session of the day can have begun on (its other end: warehouse.days.LOOK_BACK_DAYS)
 REACH = 2
 ROOT = Path(__file__).parents[1]
 
@@ -64,13 +64,16 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 _CODE: dict[str, tuple[str, ...]] = {
     "land": ("training/ingest",),
     "validate_landed": ("training/validation", "training/ingest"),
-    "transform": ("training/warehouse/transform.py", "training/warehouse/model_properties.py", "dbt_project"),
+    "transform": (
+        *(f"training/warehouse/{name}.py" for name in ("days", "exports", "model_properties", "transform")),
+        "dbt_project",
+    ),
     "validate_transitions": ("training/validation",),
-    "features": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),
-    "parity": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),
+    "features": ("training/features", "feature_repo/materialisation.py", "feature_repo"),
+    "parity": ("training/features", "feature_repo/materialisation.py", "feature_repo"),
     "validate_training_set": ("training/validation",),
-    "train": ("training/policies", "training/trajectories.py"),
-    "evaluate": ("training/evaluation", "training/policies", "training/trajectories.py"),
+    "train": ("training/policies", "training/trajectories"),
+    "evaluate": ("training/evaluation", "training/policies", "training/trajectories"),
     "gate": ("training/promotion", "serving"),
     "promote": ("training/promotion",),
 }

@@ -2,10 +2,10 @@
 
 A profile has no ttl, and by default no view has: a row is the best that is known of a user until a newer
 one replaces it, and a silent expiry would turn a returning user into an unknown one. With
-``store.history_ttl_days`` a history ends, for point-in-time reads as in the online store. How long ago he was
-here is a feature, ``hist_days_since_last``, counted from ``hist_last_ts`` on the day of use. Session
-features do end, by the session gap: a rule of :mod:`training.contract.session`, applied to served and
-to offline states alike.
+``store.history_ttl_days`` a history ends, for point-in-time reads as in the online store. How long ago they
+were here is a feature, ``hist_days_since_last``, counted from ``hist_last_ts`` on the day of use. Session
+features do end, by the session gap: a rule of :mod:`training.contract.session`, applied to served and to
+offline states alike.
 """
 
 from datetime import timedelta

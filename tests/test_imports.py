@@ -7,6 +7,7 @@ count too.
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ ALLOWED = {
 
 # what registers the definitions, and what reads their store; ``feature_repo`` imports the contract alone
 EXCEPTIONS = {
-    "training/features.py": ("feature_repo",),
+    "training/features/registry.py": ("feature_repo",),
     "serving/state/online_state.py": ("feature_repo",),
 }
 
@@ -106,3 +107,56 @@ def test_imports_are_seen_wherever_they_are(tmp_path: Path, monkeypatch: pytest.
         (5, "serving.arms.draw"),
         (6, "dags.stages"),
     ]
+
+
+ROOMS = ("dags", "feature_repo", "serving", "training")
+MOST_LINES = 400
+WHY_LONGER = "Over 400 lines: "
+
+
+def modules() -> dict[str, Path]:
+    """Our modules by their dotted names; a package is its ``__init__``."""
+    paths = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+    dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return {name.removesuffix(".__init__"): path for name, path in zip(dotted, paths, strict=True)}
+
+
+def circle(imported: dict[str, set[str]]) -> list[str]:
+    """A way from a module back to itself, or nothing when there is none."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_module_imports_what_imports_it() -> None:
+    """Imports inside functions and those for type checkers count, too."""
+    ours = modules()
+    imported: dict[str, set[str]] = {}
+    for module, path in ours.items():
+        names = {name for _, name, *_ in imports(path)}
+        found = {name if name in ours else name.rpartition(".")[0] for name in names}
+        imported[module] = found & ours.keys() - {module}
+    assert circle(imported) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
+
+
+def test_training_has_no_loose_module() -> None:
+    assert [path.name for path in (ROOT / "training").glob("*.py")] == ["__init__.py"]
+
+
+def test_a_long_module_says_why() -> None:
+    """More than :data:`MOST_LINES` lines need a line of the docstring that begins with :data:`WHY_LONGER`."""
+    wrong = []
+    for module, path in modules().items():
+        source = path.read_text(encoding="utf-8")
+        if source.count("\n") > MOST_LINES:
+            said = ast.get_docstring(ast.parse(source)) or ""
+            if not any(line.startswith(WHY_LONGER) for line in said.splitlines()):
+                wrong.append(module)
+    assert wrong == []

@@ -1,4 +1,4 @@
-"""How a fusion policy is learnt and judged; its ``contract`` is all that serving may import.
+"""How is a fusion policy learnt and judged? Its ``contract`` is all that serving may import.
 
 Importing it tells the packages below us to report nothing to their makers. Several do so by themselves, from
 the service too: ONNX Runtime from each worker, with an identifier that it leaves in the home folder. What the

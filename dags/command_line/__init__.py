@@ -1,1 +1,1 @@
-"""`mtf`: the command line, as thin as a DAG."""
+"""What does a person run by hand? `mtf`, the command line, as thin as a DAG."""

@@ -1,7 +1,7 @@
 """`mtf day` and `mtf backfill`: days by hand, through the stages that Airflow's tasks call."""
 
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated
 
 import typer
@@ -10,10 +10,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from dags import alerts, stages
 from training.contract.errors import MtfError, SettingsError
+from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
+OptionalDay = Annotated[
+    datetime | None,
+    typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day; the newest by default"),
+]
 console = Console()
 
 
@@ -74,6 +79,17 @@ def backfill(
             f"{len(failed)} of {span} days failed: {', '.join(map(str, failed))}. Do what is said above; "
             f"then `{again}` goes on at the stage that failed"
         )
+
+
+def chosen_day(chosen: datetime | None, settings: Settings) -> date:
+    """The day asked for, else the newest that left a record, else yesterday."""
+    if chosen is not None:
+        return chosen.date()
+    known = [one for one in recorded_days(settings.layout) if read_record(settings.layout, one, "land")]
+    if known:
+        return known[-1]
+    local = timezone(timedelta(hours=settings.calendar.utc_offset_hours))
+    return datetime.now(local).date() - timedelta(days=1)
 
 
 def progress_bar(console: Console) -> Progress:

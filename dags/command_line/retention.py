@@ -20,7 +20,7 @@ def keep(
     """Delete what is older than the settings' section `retention` allows; `--dry-run` only lists it.
 
     Days are counted back from the newest landed one. Nothing goes that a policy which serves, or that a
-    rollback can go back to, was made of, nor a day that a later run still reads. The DAG `mtf_keep` does
+    rollback can go back to, was made of, nor a day that a later run still reads. The DAG `mtf_retention` does
     the same by cron. Killed half-way, run it again.
     """
     settings = load_settings()

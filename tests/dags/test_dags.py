@@ -20,7 +20,7 @@ def dags(airflow_database):
 
 
 def test_every_dag_loads_and_is_documented(dags):
-    assert set(dags) == {*LOOP, "mtf_traffic", "mtf_keep"}
+    assert set(dags) == {*LOOP, "mtf_traffic", "mtf_retention"}
     for dag in dags.values():
         assert dag.doc_md and "###" in dag.doc_md
         assert dag.max_active_runs == 1 and not dag.catchup

@@ -11,7 +11,7 @@ from tests.dbt_project.conftest import DAYS, Warehouse, contents, export
 from tests.dbt_project.reference import Reference, user_versions
 from training.contract.settings import Settings
 from training.contract.state import history_columns, session_columns
-from training.warehouse.transform import MARTS
+from training.warehouse.exports import MARTS
 
 
 @pytest.fixture(scope="module")

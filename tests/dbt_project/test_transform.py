@@ -26,6 +26,7 @@ from training.contract.settings import (
     StateSettings,
 )
 from training.warehouse import transform
+from training.warehouse.days import transformed
 from training.warehouse.model_properties import GENERATED, properties
 
 SOURCE = Path(transform.__file__).parents[2] / "dbt_project"
@@ -163,13 +164,13 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
     lake = Lake(settings, {key: list(rows) for key, rows in warehouse.lake.rows.items()})
     lake.rows["decisions", DAYS[2]].append(lake.rows["decisions", DAYS[2]][0])
     lake.land(DAYS[2])
-    done = transform._transformed(settings)
+    done = transformed(settings)
     with pytest.raises(DataError, match=r"primary_key_stg_decisions_request_id: Got 1 result") as error:
         transform.run(settings, DAYS[2])
     repeated = lake.rows["decisions", DAYS[2]][0]["request_id"]
     assert f"(request_id: {repeated}, rows_of_it: 2)" in str(error.value)
     assert digests(settings.layout.marts) == before
-    assert transform._transformed(settings) == done
+    assert transformed(settings) == done
 
 
 def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:

@@ -249,7 +249,7 @@ def test_a_half_written_registry_is_made_again(settings, marts, at):
 
 @pytest.mark.slow  # a process of its own that imports feast
 def test_definitions_work_from_feasts_own_command_line(tmp_path):
-    repository = Path(features.__file__).parents[1] / "feature_repo"
+    repository = Path(features.__file__).parents[2] / "feature_repo"
     file = tmp_path / "mtf.yaml"
     file.write_text(yaml.safe_dump({"data": "data"}))
     settings = load_settings(file)

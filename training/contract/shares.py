@@ -21,6 +21,7 @@ RANDOM = "random"  # exploration: Gaussian without a prior
 NOISE = "noise"  # exploration: the champion's action + Gaussian noise
 BOX = "box"  # exploration: uniform in a box around the champion's action
 EXPLORING = (RANDOM, NOISE, BOX)  # their actions are drawn, so they have a density
+MIXED_ARMS = (RANDOM, NOISE)  # the groups of the paper's mixed exploration
 ARMS = (CHAMPION, CHALLENGER, STATIC, *EXPLORING)
 
 

@@ -1,4 +1,4 @@
-"""The judge: offline estimates of policies with intervals, and how stable their actions are."""
+"""How good is a policy, by the log of others? Estimates with intervals, and how stable its actions are."""
 
 from training.evaluation.estimators import Judgement, estimate
 from training.evaluation.judge import assess, evaluate

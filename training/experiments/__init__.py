@@ -1,4 +1,4 @@
-"""Tables of methods × seeds × worlds, measured against the simulated world's truth."""
+"""Which method is better, and is the judge right? Methods × seeds × worlds, against the world's truth."""
 
 from training.experiments.run import run
 from training.experiments.table import Table, load_table

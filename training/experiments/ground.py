@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from training.contract.files import write_atomic
-from training.experiments.table import Log, Table, slug
+from training.experiments.table import ExplorationLog, Table, slug
 from training.trajectories import Transitions
 from training.world.simulator.collect import Arm, collect, random_arm
 from training.world.simulator.references import Bench, Choose
@@ -100,7 +100,7 @@ class Ground:
         return np.repeat(self.settings.fusion.static_action[None], len(states), axis=0)
 
     def collect(
-        self, log: Log, mean: Choose, sessions: int, part: int, noise: Arm | None = None
+        self, log: ExplorationLog, mean: Choose, sessions: int, part: int, noise: Arm | None = None
     ) -> Transitions:
         """Sessions spread over the log's days, of the random group and of noise around ``mean``."""
         heads, how = len(self.settings.heads), self.settings.serving

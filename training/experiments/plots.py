@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -14,10 +13,8 @@ from scipy.stats import gaussian_kde
 
 from training.contract.files import write_atomic
 from training.evaluation.intervals import mean_interval
+from training.experiments.measured import Key, Measured
 from training.experiments.table import Table, slug
-
-if TYPE_CHECKING:
-    from training.experiments.results import Measured
 
 _STYLE = {
     "font.size": 9,
@@ -30,7 +27,7 @@ _STYLE = {
 _GRID = np.linspace(-1.0, 1.0, 201)
 
 
-def draw(table: Table, folder: Path, measured: Mapping[tuple[str, int, str], "Measured"]) -> list[str]:
+def draw(table: Table, folder: Path, measured: Mapping[Key, Measured]) -> list[str]:
     """Write the plots of every world as PNG; returns their names."""
     drawn = []
     with plt.style.context(_STYLE):
@@ -71,7 +68,7 @@ def _colours(names: Mapping[str, object]) -> dict[str, object]:
     return {name: palette[(2 * i + i // 10) % 20] for i, name in enumerate(names)}
 
 
-def _curves(own: Mapping[str, list["Measured"]]) -> Figure | None:
+def _curves(own: Mapping[str, list[Measured]]) -> Figure | None:
     """True session return over gradient steps: mean over seeds, and its 95 % interval."""
     colours = _colours(own)
     learners = {name: units for name, units in own.items() if all(u.result["curve"] for u in units)}
@@ -92,7 +89,7 @@ def _curves(own: Mapping[str, list["Measured"]]) -> Figure | None:
     return figure
 
 
-def _returns(own: Mapping[str, list["Measured"]]) -> Figure:
+def _returns(own: Mapping[str, list[Measured]]) -> Figure:
     """True session return by method: every seed a dot, mean and 95 % interval over seeds."""
     colours, names = _colours(own), list(own)
     figure, axes = plt.subplots(figsize=(7.0, 0.4 * len(names) + 1.2))
@@ -111,7 +108,7 @@ def _returns(own: Mapping[str, list["Measured"]]) -> Figure:
     return figure
 
 
-def _actions(own: Mapping[str, list["Measured"]], heads: list[str]) -> Figure | None:
+def _actions(own: Mapping[str, list[Measured]], heads: list[str]) -> Figure | None:
     """Density of each head's action by method, over states and seeds (Figures 5 to 7)."""
     colours = _colours(own)
     acting = _acting(own)
@@ -137,7 +134,7 @@ def _actions(own: Mapping[str, list["Measured"]], heads: list[str]) -> Figure | 
     return figure
 
 
-def _spread(own: Mapping[str, list["Measured"]], heads: list[str]) -> Figure | None:
+def _spread(own: Mapping[str, list[Measured]], heads: list[str]) -> Figure | None:
     """Deviation over seeds of the action in one state, by method and head: how stable learning is."""
     acting = {name: actions for name, actions in _acting(own).items() if len(actions) > 1}
     if not acting:
@@ -153,7 +150,7 @@ def _spread(own: Mapping[str, list["Measured"]], heads: list[str]) -> Figure | N
     return figure
 
 
-def _acting(own: Mapping[str, list["Measured"]]) -> dict[str, np.ndarray]:
+def _acting(own: Mapping[str, list[Measured]]) -> dict[str, np.ndarray]:
     """Actions [seeds, states, k] of the methods that have actions, on the same states."""
     return {
         name: np.array([u.arrays["actions"] for u in units])
@@ -162,7 +159,7 @@ def _acting(own: Mapping[str, list["Measured"]]) -> dict[str, np.ndarray]:
     }
 
 
-def _estimates(own: Mapping[str, list["Measured"]]) -> Figure | None:
+def _estimates(own: Mapping[str, list[Measured]]) -> Figure | None:
     """Offline estimate against the true discounted return, a panel an estimator."""
     units = [u for found in own.values() for u in found if u.result["offline"]]
     names = sorted({name for u in units for name in u.result["offline"]["estimators"]})

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from training.contract.files import read_json, write_json_atomic, write_text_atomic
+from training.contract.files import write_json_atomic, write_text_atomic
 from training.evaluation.intervals import mean_interval
 from training.evaluation.stability import seed_spread
 from training.experiments import plots
+from training.experiments.measured import Key, Measured
 from training.experiments.table import Table
 from training.world.simulator.drivers import clustered_mean
 
-Key = tuple[str, int, str]  # world, seed, method
 PAPERS = "conservative_ope"
 
 # column: heading, digits, and whether it is a change relative to the baseline
@@ -31,20 +31,6 @@ COLUMNS: dict[str, tuple[str, int, bool]] = {
     "distance_to_logged": ("distance to the nearest logged action", 3, False),
     "seed_spread": ("deviation of an action over seeds", 3, False),
 }
-
-
-class Measured:
-    """A finished unit."""
-
-    def __init__(self, path: Path) -> None:
-        self.result: dict[str, Any] = read_json(path)["result"]
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-            self.arrays: dict[str, np.ndarray] = {name: file[name] for name in file.files}
-
-    def estimate(self, estimator: str) -> float | None:
-        offline = self.result["offline"]
-        found = offline and offline["estimators"].get(estimator)
-        return found["policy"]["value"] if found else None
 
 
 def write_results(table: Table, folder: Path, paths: Mapping[Key, Path]) -> dict[str, Any]:

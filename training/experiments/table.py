@@ -21,7 +21,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class World(Section):
+class TableWorld(Section):
     """A world of the table: overrides of the table's settings, and how its users are ranked."""
 
     settings: dict[str, Any] = Field({}, description="merged over the table's settings")
@@ -32,7 +32,7 @@ class World(Section):
     )
 
 
-class Log(Section):
+class ExplorationLog(Section):
     """A fixed log of explored sessions, equal for all methods of a seed."""
 
     sessions: Count = Field(description="sessions, over all days of the log")
@@ -108,10 +108,10 @@ class Table(Section):
     baseline: Label = Field(description="the method that changes are relative to")
     seeds: tuple[int, ...] = Field(min_length=2)
     settings: dict[str, Any] = Field({}, description="of the project's settings file, where not default")
-    worlds: dict[Label, World] = Field(min_length=1)
+    worlds: dict[Label, TableWorld] = Field(min_length=1)
     past_days: Count = Field(3, description="days under static weights before the log: users get a history")
     log_days: Count = Field(3, description="days that a log is spread over (paper: the last three)")
-    logs: dict[str, Log] = Field(min_length=1)
+    logs: dict[str, ExplorationLog] = Field(min_length=1)
     judge: Judge = Judge()
     reward_leaning: float = Field(3.0, gt=1.0, description="factor of the terms leant to (ours)")
     columns: tuple[Column, ...] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Ingest: bring logs into the lake, a day at a time, under the contracts of ``training.contract``.
+"""How do logs come into the lake? A day at a time, under the contracts of ``training.contract``.
 
 Adapters: :mod:`service_log` (the service's own log), :mod:`kuairand` (its official CSVs) and
 :mod:`template` (Parquet or CSV files of your own, and the place to start an adapter from). All of them

@@ -1,1 +1,1 @@
-"""What keeps the loop in order: pages, retention, backup, lineage, metrics."""
+"""What keeps the loop in order? Reports, retention, backup, lineage, metrics."""

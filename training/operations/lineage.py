@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from training.contract.layout import DECISIONS, TABLES
 from training.contract.settings import Settings
-from training.warehouse.transform import BUILD_RESULTS, MARTS
+from training.warehouse.exports import MARTS
+from training.warehouse.transform import BUILD_RESULTS
 
 if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient

@@ -35,7 +35,8 @@ from training.contract.settings import Settings
 from training.features import EMPTY_DAY
 from training.ingest import changed_days
 from training.ingest.landing import connect, landing_lock
-from training.warehouse.transform import LOOK_BACK_DAYS, MARTS, forget
+from training.warehouse.days import LOOK_BACK_DAYS, forget
+from training.warehouse.exports import MARTS
 
 LATE_DAYS = 2  # of feedback: a landed day may be landed again from the log files of the days after it
 PROFILES = ("dim_users",)

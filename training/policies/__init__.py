@@ -1,4 +1,4 @@
-"""Learners of fusion policies, one readable file an algorithm, and the daily retrain around them."""
+"""How does a policy learn? One readable file an algorithm, and the daily retrain around them."""
 
 from training.policies.retrain import ALGORITHMS, train
 

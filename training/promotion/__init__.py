@@ -1,4 +1,4 @@
-"""From challenger to champion: the gate, the model registry, promotion and rollback."""
+"""Which policy is served? The gate, the model registry, promotion and rollback."""
 
 from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
 from training.promotion.gate import gate

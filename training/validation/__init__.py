@@ -1,4 +1,4 @@
-"""Validation: Great Expectations suites as code, Data Docs of every run, quarantine of bad rows.
+"""May a day be learnt from? Great Expectations suites as code, Data Docs, quarantine of bad rows.
 
 Each function returns the stage's record (plain JSON) and raises nothing for bad data: the caller
 stops the day when ``record["success"]`` is false.

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from training.contract.settings import Settings
+
 Severity = Literal["critical", "warning"]
 
 # Stands for NaN and the infinities in a batch, so that they break the bounds of their column.
@@ -70,6 +72,11 @@ class Suite:
     checks: Sequence[Check]
     about: str
     not_judged: list[dict[str, str]] = field(default_factory=list)
+
+
+def severity_of(settings: Settings, verdict: str) -> Severity:
+    """Of a check whose verdict the settings choose: ``validation.verdicts``."""
+    return "critical" if getattr(settings.validation.verdicts, verdict) == "fail" else "warning"
 
 
 def at_least(entry: Field, minimum: float, text: str, severity: Severity = "critical") -> Check:

@@ -80,7 +80,7 @@ class AtomicFilesystemStoreBackend(TupleFilesystemStoreBackend):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What Great Expectations found of one check; ``unexpected`` counts values, where it counted."""
 
     check: Check
@@ -93,7 +93,7 @@ class Outcome:
 class SuiteOutcome:
     suite: Suite
     page: str  # relative to the data folder
-    outcomes: list[Outcome]
+    outcomes: list[CheckOutcome]
 
 
 @contextmanager
@@ -199,13 +199,13 @@ def _expectation(index: int, check: Check) -> Any:
     return kind(**column, **check.arguments, description=text, severity=check.severity, meta=meta)
 
 
-def _outcome(suite: Suite, result: ExpectationValidationResult) -> Outcome:
+def _outcome(suite: Suite, result: ExpectationValidationResult) -> CheckOutcome:
     check = suite.checks[result.expectation_config.meta["check"]]
     info = result.exception_info or {}
     infos = [info, *(one for one in info.values() if isinstance(one, dict))]
     raised = [one.get("exception_message") for one in infos if one.get("raised_exception")]
     if raised:
-        return Outcome(check, False, f"could not be computed: {raised[0]}", None)
+        return CheckOutcome(check, False, f"could not be computed: {raised[0]}", None)
     values = sorted({str(value) for value in result.result.get("partial_unexpected_list", [])})
     observed = result.result.get("observed_value", values or None)
-    return Outcome(check, bool(result.success), observed, result.result.get("unexpected_count"))
+    return CheckOutcome(check, bool(result.success), observed, result.result.get("unexpected_count"))

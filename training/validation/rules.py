@@ -17,8 +17,6 @@ from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_mo
 TRANSITIONS = "transitions"
 TRAINING_SET = "training_set"
 
-MIXED_ARMS = ("random", "noise")  # the groups of the paper's mixed exploration
-
 # Entries of a state are indicators, rates, logarithms and sines; one beyond this is a broken feature.
 STATE_LIMIT = 1e6
 # Room for float32 in logged actions and for the order of summation in rewards.

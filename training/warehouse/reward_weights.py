@@ -1,8 +1,8 @@
 """The reward's weights, eq. (2): from each signal's relation to future dwell time, and leaning variants.
 
 The paper takes w_i from "statistics of each signal against the user's future app dwell time" (method §1)
-and says no more. Here a row is a user's day d; y is his dwell time (seconds played; a log has no app-open
-events) on the ``horizon`` days after d, nothing for a day on which he did not come; x_i are that day's
+and says no more. Here a row is a user's day d; y is their dwell time (seconds played; a log has no app-open
+events) on the ``horizon`` days after d, nothing for a day on which they did not come; x_i are that day's
 totals of the terms of eq. (2). The regression is non-negative (a term whose weight in force is negative,
 such as hate, enters with its sign flipped: more of it can only cost), with an intercept and the dwell time of
 the ``horizon`` days *before* d as free controls, so that a weight is not merely that who is here often is

@@ -4,12 +4,7 @@ dbt runs as one process over a copy of ``dbt_project`` below the data folder, so
 written to the source tree. The copy differs in one file, ``models/_from_settings.yml``
 (:mod:`training.warehouse.model_properties`).
 
-Which days a run replaces: the day itself, and every day whose landed content is not what was last
-transformed, with all transformed days after it, since users' histories build on it. Transitions and policy
-metrics are also replaced on the days before these that they can still change (:data:`LOOK_BACK_DAYS`). What
-was transformed is written down in ``warehouse/transformed.json`` after a run that passed all its tests;
-until then the next run does it again. Days whose validation failed are held back: they are in no table until
-they pass.
+Which days a run replaces: see :mod:`training.warehouse.days`.
 """
 
 import contextlib
@@ -22,7 +17,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from training.contract.errors import DataError
-from training.contract.files import (
-    read_json,
-    replaced_folder,
-    sha256,
-    write_atomic,
-    write_json_atomic,
-    write_text_atomic,
-)
+from training.contract.files import read_json, replaced_folder, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS, TABLES
-from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings
+from training.warehouse.days import (
+    held_days,
+    landed_content,
+    transformed,
+    transformed_path,
+    untransformed_days,
+    window_of,
+)
+from training.warehouse.exports import export
 from training.warehouse.model_properties import GENERATED, PROFILE_TYPES, properties
 
 if TYPE_CHECKING:
@@ -50,20 +45,6 @@ PROJECT = Path(__file__).parents[2] / "dbt_project"
 BUILD_RESULTS = (
     "build_results.json"  # in dbt's target folder: the last build's, which later commands leave alone
 )
-# Transformed days before a day whose transitions and metrics its rows can still change: a session's last
-# request becomes terminal, or gets its s', once the log has gone on, and users of the day before have
-# come back. Two and not one, because a day's log may end within an idle gap of its start.
-LOOK_BACK_DAYS = 2
-LOOKING_BACK = ("fct_transitions", "fct_policy_daily")
-# mart: columns that fix the order of an export's rows
-MARTS = {
-    "fct_transitions": ("event_ts", "request_id"),
-    "fct_user_history": ("user_id",),
-    "fct_session_state": ("event_timestamp", "request_id"),
-    "dim_users": ("user_id",),
-    "fct_policy_daily": ("arm", "policy_version"),
-    "fct_user_days": ("user_id",),
-}
 
 
 def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, Any]:
@@ -83,11 +64,11 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
             f"{day} is landed and has not passed its validation: `mtf day --date {day}` runs that"
         )
     models = _model_variables(settings)
-    done = _transformed(settings)
+    done = transformed(settings)
     full_refresh = full_refresh or done["variables"] != models or not layout.warehouse.exists()
-    landed = _landed(settings)
+    landed = landed_content(settings)
     before = {} if full_refresh else done["days"]
-    look_back, first, last = _window(landed, before, day)
+    look_back, first, last = window_of(landed, before, day)
     if full_refresh and done["days"]:
         last = max(last, date.fromisoformat(max(done["days"])))
 
@@ -103,13 +84,13 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
     record = {
         "models": _models(settings, results),
         "tests": _tests(results),
-        "exported": _export(settings, look_back, first, last),
+        "exported": export(settings, look_back, first, last),
         "reprocessed_days": [d for d in sorted(landed) if look_back.isoformat() <= d <= last.isoformat()],
     }
     outside = {d: content for d, content in before.items() if not first.isoformat() <= d <= last.isoformat()}
     inside = {d: content for d, content in landed.items() if first.isoformat() <= d <= last.isoformat()}
     days = {**outside, **inside}
-    write_json_atomic(_transformed_path(settings), {"variables": models, "days": days})
+    write_json_atomic(transformed_path(settings), {"variables": models, "days": days})
     return record
 
 
@@ -130,87 +111,12 @@ def docs(settings: Settings) -> Path:
     return page
 
 
-# --- which days
-
-
-def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) -> None:
-    """Take deleted partitions out of what was transformed: that they are gone is no change of a day.
-
-    To be called before they are deleted. Killed in between, the next run transforms these days again.
-    """
-    done = _transformed(settings)
-    for day in days:
-        left = {t: c for t, c in done["days"].pop(day.isoformat(), {}).items() if t not in tables}
-        if left:
-            done["days"][day.isoformat()] = left
-    if days:
-        write_json_atomic(_transformed_path(settings), done)
-
-
 def pending(settings: Settings, day: date) -> list[str]:
     """Days up to ``day`` (ISO) that are not transformed as they are landed now, nor with these settings."""
-    done, landed = _transformed(settings), _landed(settings)
+    done, landed = transformed(settings), landed_content(settings)
     if done["variables"] != _model_variables(settings) or not settings.layout.warehouse.exists():
         return [d for d in sorted(landed) if d <= day.isoformat()]
-    return [d for d in _changed(landed, done["days"], day) if d <= day.isoformat()]
-
-
-def _window(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date, date]:
-    """First day to look back to, first and last day to replace, given landed and transformed content."""
-    changed = _changed(landed, before, day)
-    first = min([day.isoformat(), *changed])
-    last = max([day.isoformat(), *before]) if changed else day.isoformat()
-    earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
-    return tuple(map(date.fromisoformat, (min([first, *earlier]), first, last)))
-
-
-def _changed(landed: dict[str, Any], before: dict[str, Any], day: date) -> list[str]:
-    """Days that are not transformed as they are landed; new days count up to ``day``."""
-    new = {d for d in landed if d <= day.isoformat() and landed[d] != before.get(d)}
-    return sorted(new | {d for d in before if landed.get(d) != before[d]})
-
-
-def held_days(settings: Settings) -> list[date]:
-    """Landed days that the daily run did not find valid, or has not judged: nothing is made of them."""
-    records = {d: read_records(settings.layout, d) for d in recorded_days(settings.layout)}
-    return [
-        d
-        for d, found in records.items()
-        if "land" in found and not found.get("validate_landed", {}).get("success", False)
-    ]
-
-
-def _landed(settings: Settings) -> dict[str, dict[str, str]]:
-    """Content of every landed partition that is not held back: day → table → digest."""
-    found: dict[str, dict[str, str]] = {}
-    held = held_days(settings)
-    for table in TABLES:
-        for day in settings.layout.days(table):
-            if day in held:
-                continue
-            digest = _content(settings.layout.partition(table, day))
-            if digest:
-                found.setdefault(day.isoformat(), {})[table] = digest
-    return found
-
-
-def _content(partition: Path) -> str:
-    marker = partition / "_landed.json"
-    if marker.exists():
-        return read_json(marker)["sha256"]
-    return " ".join(sha256(path) for path in sorted(partition.glob("*.parquet")))
-
-
-def _transformed_path(settings: Settings) -> Path:
-    return settings.layout.warehouse.parent / "transformed.json"
-
-
-def _transformed(settings: Settings) -> dict[str, Any]:
-    path = _transformed_path(settings)
-    return read_json(path) if path.exists() else {"variables": None, "days": {}}
-
-
-# --- dbt
+    return [d for d in untransformed_days(landed, done["days"], day) if d <= day.isoformat()]
 
 
 def _model_variables(settings: Settings) -> dict[str, Any]:
@@ -367,40 +273,3 @@ def _tests(results: list[dict[str, Any]]) -> dict[str, int]:
         "failed": statuses.count("fail"),
         "warned": statuses.count("warn"),
     }
-
-
-# --- exports
-
-
-def _export(settings: Settings, look_back: date, first: date, last: date) -> dict[str, dict[str, Any]]:
-    """Write the days that each mart replaced, and remove exports of those that have no rows now."""
-    exported = {}
-    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        for mart, key in MARTS.items():
-            since = look_back if mart in LOOKING_BACK else first
-            counts = connection.execute(
-                f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
-                [since, last],
-            ).fetchall()
-            for day, _ in counts:
-                _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
-            kept = {day for day, _ in counts}
-            for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
-                day = date.fromisoformat(path.parent.name.removeprefix("dt="))
-                if since <= day <= last and day not in kept:
-                    shutil.rmtree(path.parent)
-            exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}
-    return exported
-
-
-def _copy(
-    connection: duckdb.DuckDBPyConnection, mart: str, key: tuple[str, ...], day: date, path: Path
-) -> None:
-    def write(temporary: Path) -> None:
-        connection.execute(
-            f"copy (select * from main.{mart} where dt = date '{day}' order by {', '.join(key)}) "  # noqa: S608
-            f"to '{str(temporary).replace(chr(39), chr(39) * 2)}' (format parquet, compression zstd)"
-        )
-
-    write_atomic(path, write)

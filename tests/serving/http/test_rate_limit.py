@@ -15,7 +15,7 @@ def test_a_burst_passes_then_the_rate():
     clock = Clock()
     limit = RateLimit(2.0, 3, clock=clock)
     assert [limit.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-    assert limit.take("b") == 0.0  # another caller has a bucket of his own
+    assert limit.take("b") == 0.0  # another caller has a bucket of its own
     clock.now = 0.5
     assert limit.take("a") == 0.0 and limit.take("a") == 0.5
     clock.now = 100.0  # a bucket never holds more than the burst

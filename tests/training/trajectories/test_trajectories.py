@@ -14,6 +14,7 @@ import torch
 from training import trajectories
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import ProfileFeature, StateSettings
+from training.trajectories import export, window
 
 DAY = date(2026, 1, 7)
 NO_MIX = {"mixed_exploration": False}
@@ -327,7 +328,7 @@ def test_the_parts_that_a_day_is_read_in_do_not_matter(toy, monkeypatch, reverse
     whole = trajectories.load(world.settings, DAY, needs)
     if reverse:
         rewrite(part(world), lambda rows: rows[::-1])
-    monkeypatch.setattr(trajectories, "_PART", 7)
+    monkeypatch.setattr(export, "PART_ROWS", 7)
     parts = trajectories.load(world.settings, DAY, needs)
     assert parts.sha256() == whole.sha256()
     assert parts.partitions == whole.partitions
@@ -366,7 +367,7 @@ def test_loading_a_mapped_set_takes_a_part_of_its_size_in_memory(toy, monkeypatc
     )
     # as in a large export: many row groups, and many parts
     pq.write_table(pq.read_table(part(world), partitioning=None), part(world), row_group_size=1_000)
-    monkeypatch.setattr(trajectories, "_PART", 250)
+    monkeypatch.setattr(export, "PART_ROWS", 250)
     usual = pa.default_memory_pool()
     pa.set_memory_pool(COUNTED)
     tracemalloc.start()
@@ -395,12 +396,12 @@ def test_a_set_that_the_disk_has_no_room_for_is_told(toy):
 def test_a_day_that_is_written_again_while_it_is_read_is_told(toy, monkeypatch):
     world = toy()
     world.log(30)
-    checked = trajectories._checked
+    checked = window.checked
 
     def meanwhile(*arguments):
         rewrite(part(world), lambda rows: rows[::-1])
         return checked(*arguments)
 
-    monkeypatch.setattr(trajectories, "_checked", meanwhile)
+    monkeypatch.setattr(window, "checked", meanwhile)
     with pytest.raises(MtfError, match=r"part-0.parquet was written again while it was read"):
         trajectories.load(world.settings, DAY)

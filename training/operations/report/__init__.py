@@ -1,4 +1,4 @@
-"""The page of a day, which a person reads in a minute, and the index: what is asked first, and all days."""
+"""What does a person read? The page of a day, and the index: what is asked first, and all days."""
 
 from training.operations.report.page import build, index
 from training.operations.report.standing import Answer, standing

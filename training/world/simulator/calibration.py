@@ -8,7 +8,8 @@ from scipy.special import logit
 from training.contract.settings import Settings
 from training.world.simulator.constants import HEADS, KINDS, TARGET_RATES, WorldConstants
 from training.world.simulator.population import Population
-from training.world.simulator.sessions import ALIVE, Calibration, Outcome, Requests, Scene, Sessions, top
+from training.world.simulator.scene import Calibration, Scene
+from training.world.simulator.sessions import ALIVE, Outcome, Requests, Sessions, top
 
 SESSIONS = (500, 500, 500, 2_000, 2_000, 2_000)  # of each round
 # what is shown follows the intercepts: rare heads answer with more than their shift (their logarithm in
@@ -76,7 +77,7 @@ def _play(scene: Scene, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _spread(scene: Scene, users: np.ndarray) -> np.ndarray:
-    """[n]: how each user's worth of a page differs from the mean of his kind, as his latents tell."""
+    """[n]: how each user's worth of a page differs from the mean of their kind, as their latents tell."""
     population = scene.population
     _, outcome = _answer(scene, _sessions(scene, users), np.arange(len(users)))
     latents = population.user - population.user.mean(axis=0)

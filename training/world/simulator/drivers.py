@@ -104,7 +104,7 @@ def run_day_http(
 ) -> dict[str, Any]:
     """A day of users against the running service; ``world.concurrency`` requests are in flight.
 
-    A user's feedback is acknowledged before his next request is sent. A request or feedback that fails
+    A user's feedback is acknowledged before their next request is sent. A request or feedback that fails
     is counted, not repeated, and ends its session as truncated. Returns ``requests``, ``feedbacks``,
     ``failures``, ``failure_reasons``, ``latency_ms`` (p50 and p99 of ``/rank``), ``sessions`` and
     ``arms``: per arm sessions, session_return_mean with its 95 % interval (users as clusters), and more.

@@ -10,7 +10,8 @@ import numpy as np
 
 from training.contract.settings import Settings
 from training.contract.state import StateSpec, history_columns, session_columns
-from training.world.simulator.sessions import Outcome, Requests, Scene, Sessions
+from training.world.simulator.scene import Scene
+from training.world.simulator.sessions import Outcome, Requests, Sessions
 
 _FIELDS = ("user_row", "session", "events", "play_s", "completion")
 

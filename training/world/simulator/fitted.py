@@ -2,8 +2,8 @@
 
 Interface: the folder ``models/upstream/world`` below the data folder holds
 
-``users.parquet``    one row per user: ``user_id`` int64, ``rows`` (how many log rows he has), the profile
-                     columns of the users table under KuaiRand's names (null where unknown), and his latents
+``users.parquet``    one row per user: ``user_id`` int64, ``rows`` (how many log rows they have), the profile
+                     columns of the users table under KuaiRand's names (null where unknown), and their latents
                      ``u_0`` … ``u_{m-1}``
 ``videos.parquet``   one row per video: ``item_id`` int64, ``duration_ms`` int64 (0: unknown), ``v_0`` …
                      ``v_{m-1}``, and optionally ``rows`` (popularity; without it all are alike)

@@ -27,17 +27,8 @@ from training.world.simulator.constants import CONSTANTS, HOUR_SHARE, WorldConst
 from training.world.simulator.features import History, States, history_chunk, profile_columns
 from training.world.simulator.fitted import load_fitted
 from training.world.simulator.population import Population, synthetic
-from training.world.simulator.sessions import (
-    ABSENT,
-    ALIVE,
-    FAILED,
-    TRUNCATED,
-    Calibration,
-    Outcome,
-    Requests,
-    Scene,
-    Sessions,
-)
+from training.world.simulator.scene import Calibration, Scene
+from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, TRUNCATED, Outcome, Requests, Sessions
 
 FORMAT = 1
 _COME, _SESSIONS, _HOUR, _SUB_HOUR, _PANEL = 101, 102, 103, 104, 105
@@ -135,7 +126,7 @@ class World:
         """End the sessions of answered requests whose feedback could not be delivered: truncated."""
         going_on = requests.session[self.sessions.ended[requests.session] == ALIVE]
         self.sessions.ended[requests.session] = FAILED
-        self._advance(going_on)  # who had left already made way for his next session
+        self._advance(going_on)  # who had left already made way for their next session
 
     def _advance(self, done: np.ndarray) -> None:
         ended = done[self.sessions.ended[done] != ALIVE]

@@ -1,11 +1,11 @@
-"""A reference upstream model (PLE) for logs that carry no predictions, trained on past days only.
+"""What would an upstream model predict? A reference (PLE) for logs without any, trained on past days only.
 
 It ranks nothing itself: it fills the ``p_<head>`` columns of landed KuaiRand days, and its response
 is what the ``kuairand`` build of the simulated world is made of.
 """
 
 from training.world.upstream.daily import evaluate, fit, predict, predict_days
+from training.world.upstream.export import export_world
 from training.world.upstream.model import UpstreamModel
-from training.world.upstream.world import export_world
 
 __all__ = ["UpstreamModel", "evaluate", "export_world", "fit", "predict", "predict_days"]

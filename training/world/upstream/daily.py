@@ -23,7 +23,7 @@ from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest.landing import with_predictions
 from training.world.upstream import measures
-from training.world.upstream.data import PLAY_TIME, Log, read_log
+from training.world.upstream.data import PLAY_TIME, LandedLog, read_log
 from training.world.upstream.model import MINIMUM_ROWS, UpstreamModel, fit_log, labels
 
 
@@ -89,7 +89,7 @@ def predict_days(settings: Settings, folder: Path) -> dict[str, Any]:
     return record
 
 
-def model_before(settings: Settings, log: Log, day: date) -> UpstreamModel:
+def model_before(settings: Settings, log: LandedLog, day: date) -> UpstreamModel:
     """The model of all days before ``day``; the kept one when it was fitted on the same inputs."""
     train_days = [d for d in log.days if d < day]
     if not train_days:
@@ -106,7 +106,7 @@ def model_before(settings: Settings, log: Log, day: date) -> UpstreamModel:
     return model
 
 
-def _digest(settings: Settings, log: Log, day: date) -> str:
+def _digest(settings: Settings, log: LandedLog, day: date) -> str:
     """SHA-256 of all that a fit before ``day`` depends on, but for the code."""
     digest = hashlib.sha256()
     meaning = {
@@ -121,7 +121,7 @@ def _digest(settings: Settings, log: Log, day: date) -> str:
     return digest.hexdigest()
 
 
-def _predictions(model: UpstreamModel, log: Log, day: date) -> pa.Table:
+def _predictions(model: UpstreamModel, log: LandedLog, day: date) -> pa.Table:
     if max(model.train_days) >= day.isoformat():
         raise DataError(f"the model was trained up to {max(model.train_days)}: it may not predict {day}")
     index = _rows_of(log, day)
@@ -136,7 +136,7 @@ def _predictions(model: UpstreamModel, log: Log, day: date) -> pa.Table:
     )
 
 
-def _judged(log: Log, day: date, model: UpstreamModel, predicted: np.ndarray) -> dict[str, Any]:
+def _judged(log: LandedLog, day: date, model: UpstreamModel, predicted: np.ndarray) -> dict[str, Any]:
     y = labels(log, _rows_of(log, day))
     record: dict[str, Any] = {
         "test_day": day.isoformat(),
@@ -156,7 +156,7 @@ def _judged(log: Log, day: date, model: UpstreamModel, predicted: np.ndarray) ->
     return record
 
 
-def _rows_of(log: Log, day: date) -> np.ndarray:
+def _rows_of(log: LandedLog, day: date) -> np.ndarray:
     return np.flatnonzero((log.rows["day"] == day).to_numpy())
 
 

@@ -109,7 +109,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Log:
+class LandedLog:
     """Every landed impression in order of time, and the two tables it refers to.
 
     ``rows`` has request_id, user_id, item_id, event_ts, day, tab, hour, age_days, duration_s, the
@@ -155,7 +155,7 @@ def count_columns(entity: str, heads: Sequence[str]) -> list[str]:
     return [f"{entity}_n", *[f"{entity}_{head}" for head in heads]]
 
 
-def read_log(settings: Settings, folder: Path) -> Log:
+def read_log(settings: Settings, folder: Path) -> LandedLog:
     """Read the lake and KuaiRand's tables in ``folder``; raises :class:`DataError` if a file lacks."""
     lake = sorted(settings.layout.table(IMPRESSIONS).glob("dt=*/part-*.parquet"))
     if not lake:
@@ -195,7 +195,7 @@ def read_log(settings: Settings, folder: Path) -> Log:
             "order by event_ts, request_id, item_id"
         ).df()
     rows["day"] = pd.to_datetime(rows["day"]).dt.date
-    return Log(
+    return LandedLog(
         rows,
         users,
         items,

@@ -22,7 +22,7 @@ from training.world.upstream.data import (
     PLAY_TIME,
     Block,
     Encoder,
-    Log,
+    LandedLog,
     context_columns,
     count_columns,
 )
@@ -62,7 +62,7 @@ class UpstreamModel:
                 )
         return np.concatenate(outputs).astype(np.float64)
 
-    def features(self, log: Log, index: np.ndarray) -> Block:
+    def features(self, log: LandedLog, index: np.ndarray) -> Block:
         """The features of the log's rows ``index`` (positions in ``log.rows``)."""
         rows = log.rows.iloc[index]
         return Block.join(
@@ -73,7 +73,7 @@ class UpstreamModel:
             ]
         )
 
-    def predict(self, log: Log, index: np.ndarray) -> np.ndarray:
+    def predict(self, log: LandedLog, index: np.ndarray) -> np.ndarray:
         """Calibrated predictions float64[n, heads]: probabilities, and expected seconds."""
         return self.calibration.apply(self.raw(self.features(log, index)))
 
@@ -115,7 +115,7 @@ class UpstreamModel:
         )
 
 
-def fit_log(settings: Settings, log: Log, train_days: Sequence[date]) -> UpstreamModel:
+def fit_log(settings: Settings, log: LandedLog, train_days: Sequence[date]) -> UpstreamModel:
     """Train on ``train_days`` of the log and calibrate on their last share by time.
 
     The same rows, settings and days give the same model. Raises :class:`DataError` when the days
@@ -149,12 +149,12 @@ def fit_log(settings: Settings, log: Log, train_days: Sequence[date]) -> Upstrea
     return UpstreamModel(**{**untrained.__dict__, "calibration": calibration})
 
 
-def labels(log: Log, index: np.ndarray) -> np.ndarray:
+def labels(log: LandedLog, index: np.ndarray) -> np.ndarray:
     """float64[n, heads]: 0 or 1, and capped seconds for play time."""
     return log.rows[[f"y_{head}" for head in log.heads]].to_numpy(np.float64)[index]
 
 
-def _encoders(log: Log, train: np.ndarray) -> list[Encoder]:
+def _encoders(log: LandedLog, train: np.ndarray) -> list[Encoder]:
     """Profiles and videos are known before the log; the context's scales are the training rows'."""
     encoders = []
     for table in (log.users, log.items):

@@ -57,7 +57,7 @@ def test_a_day_over_http(service: tuple[Settings, str]) -> None:
     assert len(decisions) == len(feedback) == record["requests"]
     answered = {line["request_id"]: line for line in feedback}
     latest: dict[int, str] = {}
-    for line in decisions:  # in the order of serving: a user's feedback came before his next request
+    for line in decisions:  # in the order of serving: a user's feedback came before their next request
         assert line["event_ts"] > latest.get(line["user_id"], "")
         latest[line["user_id"]] = answered[line["request_id"]]["event_ts"]
         assert [event["item_id"] for event in answered[line["request_id"]]["events"]] == line["items"]

@@ -9,7 +9,7 @@ from training.contract.settings import load_settings
 settings = load_settings()
 
 with DAG(
-    dag_id="mtf_keep",
+    dag_id="mtf_retention",
     schedule=CronTriggerTimetable(
         settings.retention.schedule, timezone=pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
     ),

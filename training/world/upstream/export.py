@@ -23,7 +23,7 @@ from training.contract.files import replaced_folder, write_json_atomic
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.world.upstream.daily import model_before
-from training.world.upstream.data import Block, Log, count_columns, read_log
+from training.world.upstream.data import Block, LandedLog, count_columns, read_log
 from training.world.upstream.model import UpstreamModel
 from training.world.upstream.ple import one_thread
 
@@ -95,7 +95,7 @@ def export_world(settings: Settings, folder: Path) -> dict[str, Any]:
     }
 
 
-def _profiles(settings: Settings, log: Log) -> pd.DataFrame:
+def _profiles(settings: Settings, log: LandedLog) -> pd.DataFrame:
     """Landed profiles of the users with an impression, and how many they have."""
     files = sorted(settings.layout.table(USERS).glob("dt=*/part-*.parquet"))
     if not files:
@@ -112,7 +112,7 @@ def _profiles(settings: Settings, log: Log) -> pd.DataFrame:
     )
 
 
-def _videos(settings: Settings, log: Log) -> pd.DataFrame:
+def _videos(settings: Settings, log: LandedLog) -> pd.DataFrame:
     files = [str(f) for f in settings.layout.table(IMPRESSIONS).glob("dt=*/part-*.parquet")]
     with duckdb.connect() as connection:
         connection.read_parquet(files, union_by_name=True).create_view("landed")
@@ -126,7 +126,7 @@ class _Pairs:
     """Features of any (user, item) pair on the day after the last landed one."""
 
     def __init__(
-        self, model: UpstreamModel, log: Log, users: np.ndarray, items: pd.DataFrame, context: dict
+        self, model: UpstreamModel, log: LandedLog, users: np.ndarray, items: pd.DataFrame, context: dict
     ) -> None:
         self.model, self.context = model, context
         item_ids = items["item_id"].to_numpy()
@@ -180,7 +180,7 @@ class _Pairs:
         return np.concatenate(parts, axis=1)
 
 
-def _latest(log: Log, entity: str, keys: Any) -> dict[str, np.ndarray]:
+def _latest(log: LandedLog, entity: str, keys: Any) -> dict[str, np.ndarray]:
     columns = count_columns(entity, log.heads)
     found = log.latest[entity].set_index("key")[columns].reindex(pd.Index(keys)).fillna(0.0)
     return {name: found[name].to_numpy(np.float64) for name in columns}

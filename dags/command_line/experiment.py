@@ -1,0 +1,71 @@
+"""`mtf experiment`: tables of methods, and the judge's estimators, in the simulated world."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dags.command_line import days
+from training.contract.settings import load_settings
+
+console = Console()
+
+
+def experiment(
+    table: Annotated[
+        str, typer.Argument(help="a table's YAML, the name of a shipped one, or `estimators`: see below")
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="processes, of one thread each")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; build/experiments/<table> by default")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="for `estimators`: logs for the coverage")] = 60,
+) -> None:
+    """Measure a table of methods, seeds and worlds against the simulated world's truth.
+
+    Shipped: `paper_table1`, `successors`, `ablations`, `formula`, `cheaper_steps`. A run that was stopped or
+    killed goes on where it was when it is started again. Writes `results.json`, `results.md` and plots; see
+    docs/experiments.md.
+
+    `estimators` measures the judge instead: the rank correlation of every estimator with the true return
+    over policies of very different quality, and the coverage of its intervals over many logs, with the
+    world and the judge's sizes of the settings file. Writes `estimators.json`, `.md` and `.png`; see
+    docs/judging.md.
+    """
+    from training.experiments import estimators, load_table
+    from training.experiments.run import run as measure
+    from training.experiments.run import units
+
+    if table == "estimators":
+        folder = out or Path("build/experiments/estimators")
+        with days.progress_bar(console) as progress:
+            bar = progress.add_task("estimators: units", total=None)
+
+            def told(done: int, known: int, name: str) -> None:
+                progress.update(bar, completed=done, total=known)
+                progress.console.print(f"done   {name}")
+
+            estimators.run(load_settings(), folder, told, workers=workers, draws=draws)
+        console.print(f"results: {folder / 'estimators.md'}")
+        return
+    chosen = load_table(table)
+    folder = out or Path("build/experiments") / chosen.name
+    with days.progress_bar(console) as progress:
+        total = progress.add_task(f"{chosen.name}: units", total=len(units(chosen)))
+        cells, bars = {str(unit) for unit in units(chosen)}, {}
+
+        def follow(job: str, share: float, what: str) -> None:
+            if share >= 1.0:
+                if job in bars:
+                    progress.remove_task(bars.pop(job))
+                progress.advance(total, job in cells)
+                if what != "kept":
+                    progress.console.print(f"{what:6s} {job}")
+            else:
+                if job not in bars:
+                    bars[job] = progress.add_task(job, total=1.0)
+                progress.update(bars[job], completed=share, description=f"{job}: {what}")
+
+        measure(chosen, folder, workers, follow)
+    console.print(f"results: {folder / 'results.md'}")

@@ -1,0 +1,76 @@
+"""The keys of a window's rows, in one order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from training.trajectories.export import read, refuse_null
+
+
+class Keys:
+    """The keys of the window's R rows, in one order whatever the files' own: (event_ts, request_id).
+
+    Its place in that order names a row: a rerun of the transform must not change the policy. ``places``
+    has, for each file, the places of its rows. The other arrays are of all R rows: ``following`` is the
+    place of the next request (−1 where it is not in the window), ``current`` tells rows of this state
+    specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names``.
+    """
+
+    def __init__(self, paths: Sequence[Path], version: str) -> None:
+        self._paths = paths
+        stamps = self._column("event_ts", pa.timestamp("us", "UTC"))
+        keys = pa.table([stamps, self._column("request_id", pa.string())], ["ts", "id"])
+        self._order = pc.sort_indices(keys, [("ts", "ascending"), ("id", "ascending")]).to_numpy()
+        del stamps, keys
+        place = np.empty(len(self._order), dtype=np.int64)
+        place[self._order] = np.arange(len(place))
+        lengths = [pq.read_metadata(path).num_rows for path in paths]
+        self.places = np.split(place, np.cumsum(lengths)[:-1])
+        following = np.full(len(place), -1)
+        following_requests = self._column("next_request_id", pa.string(), nullable=True)
+        for path, places in zip(paths, self.places, strict=True):  # a table of all requests takes gigabytes
+            requests = read(path, ["request_id"])["request_id"].cast(pa.string()).combine_chunks()
+            found = pc.index_in(following_requests, value_set=requests, skip_nulls=True)
+            found = pc.fill_null(found, -1).to_numpy()
+            following[found >= 0] = places[found[found >= 0]]
+        self.following = following[self._order]
+        del following_requests, requests, found
+
+        users, self._users = self._categories("user_id", pa.int64())
+        sessions, self._session_ids = self._categories("session_id", pa.string())
+        self.sessions = users * len(self._session_ids) + sessions
+        arms, names = self._categories("arm", pa.string())
+        self.arm_names = tuple(sorted(names.to_pylist()))
+        self.arms = np.array([self.arm_names.index(name) for name in names.to_pylist()], dtype=np.int64)[arms]
+        specs, versions = self._categories("state_spec", pa.string())
+        self.current = np.array([known == version for known in versions.to_pylist()], dtype=bool)[specs]
+        self.done = self._in_order(self._column("done", pa.bool_()))
+        self.truncated = self._in_order(self._column("truncated", pa.bool_()))
+        del self._order
+        pa.default_memory_pool().release_unused()
+
+    def session_name(self, key: int) -> str:
+        user, session = divmod(int(key), len(self._session_ids))
+        return f"{self._users[user]}/{self._session_ids[session]}"
+
+    def _column(self, name: str, kind: pa.DataType, nullable: bool = False) -> pa.ChunkedArray:
+        """One column of all files, as they lie."""
+        chunks = []
+        for path in self._paths:
+            table = read(path, [name])
+            if not nullable:
+                refuse_null(path, table, name)
+            chunks += table[name].cast(kind).chunks
+        return pa.chunked_array(chunks, kind)
+
+    def _in_order(self, column: pa.ChunkedArray) -> np.ndarray:
+        return column.to_numpy()[self._order]
+
+    def _categories(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, pa.Array]:
+        """Codes int64[R], and what each stands for."""
+        encoded = self._column(name, kind).dictionary_encode().combine_chunks()
+        return encoded.indices.to_numpy().astype(np.int64)[self._order], encoded.dictionary

@@ -1,0 +1,92 @@
+"""Transitions as tensors, and the two splits of a window."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """N transitions, oldest first; a row of every tensor is one request.
+
+    ``next_actions`` is what was served at s' (where the session ended: zeros, masked by ``dones``;
+    where that request is not in the window: the row's own action). ``log_densities`` is NaN for an
+    action that was not drawn. ``sessions`` numbers the trajectories; ``arms`` indexes ``arm_names``.
+    """
+
+    states: Tensor  # float32[N, d], as served
+    actions: Tensor  # float32[N, k], in [-1, 1]
+    rewards: Tensor  # float32[N], eq. (2)
+    next_states: Tensor  # float32[N, d], zeros where done
+    next_actions: Tensor  # float32[N, k]
+    dones: Tensor  # float32[N], 1 where the session ended: masks the bootstrap
+    action_means: Tensor  # float32[N, k], of the behaviour policy
+    log_densities: Tensor  # float64[N], of the behaviour policy
+    sessions: Tensor  # int64[N]
+    steps: Tensor  # int64[N], 0 is the first request of the session
+    arms: Tensor  # int64[N]
+    arm_names: tuple[str, ...]
+    # of the behaviour policy at s', as next_actions (always there but in tests that do without)
+    next_action_means: Tensor | None = None  # float32[N, k]
+    # what only some learners read, None where it was not asked for: the part of the reward that is play
+    # time and integrity, and the shown items (where fewer than page were shown: score 0, reward NaN)
+    watch_rewards: Tensor | None = None  # float32[N]
+    item_scores: Tensor | None = None  # float32[N, page, k], the predictions of each head
+    item_rewards: Tensor | None = None  # float32[N, page], terms of eq. (2)
+    reward_factors: Tensor | None = None  # float32[N, 2 + signals], v_i of eq. (2), summed over the page
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def take(self, rows: Tensor) -> "Transitions":
+        """The given rows, in the given order."""
+        return self._each(lambda column: column[rows])
+
+    def to(self, device: torch.device) -> "Transitions":
+        """The same transitions on a device; themselves where they are there."""
+        if self.rewards.device == device:
+            return self
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Transitions":
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Transitions(**{n: change(c) if isinstance(c, Tensor) else c for n, c in columns.items()})
+
+    def arm_counts(self) -> dict[str, dict[str, int]]:
+        """Transitions and sessions by arm; a session counts for the arm of its first row here."""
+        arms, sessions = self.arms.numpy(), self.sessions.numpy()
+        _, first = np.unique(sessions, return_index=True)
+        return {
+            name: {"transitions": int((arms == i).sum()), "sessions": int((arms[first] == i).sum())}
+            for i, name in enumerate(self.arm_names)
+            if (arms == i).any()
+        }
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Both splits, what they were made from, and how many rows were left out and why.
+
+    ``partitions`` is ``{day: {"rows", "sha256"}}`` (of the content, not of the file's bytes);
+    ``left_out`` counts rows by reason; ``warnings`` are sentences for the person who reads the report.
+    """
+
+    train: Transitions
+    test: Transitions
+    state_spec: str
+    partitions: dict[str, dict[str, int | str]]
+    left_out: dict[str, int]
+    warnings: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Of what a learner sees: both splits' tensors."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for f in fields(split):
+                column = getattr(split, f.name)
+                digest.update(column.numpy() if isinstance(column, Tensor) else repr(column).encode())
+        return digest.hexdigest()

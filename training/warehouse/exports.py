@@ -1,0 +1,56 @@
+"""The marts' exports: Parquet by day, which Feast and the learner read."""
+
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from training.contract.files import write_atomic
+from training.contract.settings import Settings
+
+LOOKING_BACK = ("fct_transitions", "fct_policy_daily")
+# mart: columns that fix the order of an export's rows
+MARTS = {
+    "fct_transitions": ("event_ts", "request_id"),
+    "fct_user_history": ("user_id",),
+    "fct_session_state": ("event_timestamp", "request_id"),
+    "dim_users": ("user_id",),
+    "fct_policy_daily": ("arm", "policy_version"),
+    "fct_user_days": ("user_id",),
+}
+
+
+def export(settings: Settings, look_back: date, first: date, last: date) -> dict[str, dict[str, Any]]:
+    """Write the days that each mart replaced, and remove exports of those that have no rows now."""
+    exported = {}
+    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        for mart, key in MARTS.items():
+            since = look_back if mart in LOOKING_BACK else first
+            counts = connection.execute(
+                f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
+                [since, last],
+            ).fetchall()
+            for day, _ in counts:
+                _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
+            kept = {day for day, _ in counts}
+            for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
+                day = date.fromisoformat(path.parent.name.removeprefix("dt="))
+                if since <= day <= last and day not in kept:
+                    shutil.rmtree(path.parent)
+            exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}
+    return exported
+
+
+def _copy(
+    connection: duckdb.DuckDBPyConnection, mart: str, key: tuple[str, ...], day: date, path: Path
+) -> None:
+    def write(temporary: Path) -> None:
+        connection.execute(
+            f"copy (select * from main.{mart} where dt = date '{day}' order by {', '.join(key)}) "  # noqa: S608
+            f"to '{str(temporary).replace(chr(39), chr(39) * 2)}' (format parquet, compression zstd)"
+        )
+
+    write_atomic(path, write)
