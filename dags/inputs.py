@@ -64,7 +64,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 _CODE: dict[str, tuple[str, ...]] = {
     "land": ("training/ingest",),
     "validate_landed": ("training/validation", "training/ingest"),
-    "transform": ("training/warehouse/transform.py", "training/warehouse/model_properties.py", "dbt_project"),
+    "transform": ("training/warehouse/transform.py", "dbt_project"),
     "validate_transitions": ("training/validation",),
     "features": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),
     "parity": ("training/features.py", "feature_repo/materialisation.py", "feature_repo"),

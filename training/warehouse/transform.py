@@ -1,8 +1,7 @@
 """The daily dbt run: landed logs to sessions, transitions, user history and policy metrics.
 
 dbt runs as one process over a copy of ``dbt_project`` below the data folder, so that nothing is ever
-written to the source tree. The copy differs in one file, ``models/_from_settings.yml``
-(:mod:`training.warehouse.model_properties`).
+written to the source tree. What the settings say reaches the models and their yml as dbt's variables.
 
 Which days a run replaces: the day itself, and every day whose landed content is not what was last
 transformed, with all transformed days after it, since users' histories build on it. Transitions and policy
@@ -41,7 +40,6 @@ from training.contract.files import (
 from training.contract.layout import IMPRESSIONS, TABLES
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings
-from training.warehouse.model_properties import GENERATED, PROFILE_TYPES, properties
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -64,6 +62,7 @@ MARTS = {
     "fct_policy_daily": ("arm", "policy_version"),
     "fct_user_days": ("user_id",),
 }
+PROFILE_TYPES = {"numeric": "double", "log": "double", "flag": "bigint", "categorical": "string"}
 
 
 def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def docs(settings: Settings) -> Path:
     """
     page = settings.layout.dbt_target / "static_index.html"
     described = page.with_suffix(".sha256")
-    digest = hashlib.sha256(properties(settings).encode())
+    digest = hashlib.sha256(json.dumps(_model_variables(settings)).encode())
     for path in sorted(PROJECT.rglob("*")):
         if path.suffix in (".sql", ".yml", ".md") and "target" not in path.parts:
             digest.update(path.read_bytes())
@@ -224,7 +223,9 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
         "integrity_weight": settings.reward.integrity_weight,
         "signals": [signal.model_dump() for signal in settings.signals],
         "heads": [head.name for head in settings.heads],
-        "profile": [{"column": p.column, "type": PROFILE_TYPES[p.kind]} for p in settings.state.profile],
+        "profile": [
+            {"column": p.column, "kind": p.kind, "type": PROFILE_TYPES[p.kind]} for p in settings.state.profile
+        ],
     }
 
 
@@ -239,7 +240,6 @@ def _dbt(
     project = target / "project"
     with replaced_folder(project) as fresh:
         shutil.copytree(PROJECT, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "logs"))
-        (fresh / GENERATED).write_text(properties(settings), encoding="utf-8")
     results = target / "run_results.json"
     results.unlink(missing_ok=True)
     if command[0] == "build":
