@@ -224,7 +224,8 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
         "signals": [signal.model_dump() for signal in settings.signals],
         "heads": [head.name for head in settings.heads],
         "profile": [
-            {"column": p.column, "kind": p.kind, "type": PROFILE_TYPES[p.kind]} for p in settings.state.profile
+            {"column": p.column, "kind": p.kind, "type": PROFILE_TYPES[p.kind]}
+            for p in settings.state.profile
         ],
     }
 
