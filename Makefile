@@ -76,5 +76,5 @@ lock:
 	env -u UV_FIND_LINKS $(BIN)/uv lock --upgrade
 
 clean:
-	rm -rf data build dbt_project/target dbt_project/logs .pytest_cache .hypothesis .ruff_cache
+	rm -rf data build dbt_project/target dbt_project/logs .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

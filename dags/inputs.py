@@ -65,7 +65,7 @@ _CODE: dict[str, tuple[str, ...]] = {
     "land": ("training/ingest",),
     "validate_landed": ("training/validation", "training/ingest"),
     "transform": (
-        *(f"training/warehouse/{name}.py" for name in ("days", "exports", "model_properties", "transform")),
+        *(f"training/warehouse/{name}.py" for name in ("days", "exports", "transform")),
         "dbt_project",
     ),
     "validate_transitions": ("training/validation",),

@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export
+from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.errors import DataError
 from training.contract.files import read_json
 from training.contract.settings import (
     CalendarSettings,
+    HeadSettings,
     ProfileFeature,
     SessionSettings,
     Settings,
@@ -27,9 +29,18 @@ from training.contract.settings import (
 )
 from training.warehouse import transform
 from training.warehouse.days import transformed
-from training.warehouse.model_properties import GENERATED, properties
 
 SOURCE = Path(transform.__file__).parents[2] / "dbt_project"
+LAKE_TYPES = {
+    "string": "string",
+    "int8": "tinyint",
+    "int32": "int",
+    "int64": "bigint",
+    "float": "float",
+    "double": "double",
+    "list<float>": "float[]",
+    "timestamp[us, UTC]": "timestamptz",
+}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -41,7 +52,6 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_the_committed_project_is_that_of_the_default_settings() -> None:
-    assert (SOURCE / GENERATED).read_text() == properties(Settings())
     variables = yaml.safe_load((SOURCE / "dbt_project.yml").read_text())["vars"]
     assert variables.pop("landed") == ["impressions", "decisions", "users"]
     assert variables == transform._model_variables(Settings())
@@ -54,6 +64,91 @@ def manifest(settings: Settings) -> dict:
 def models(settings: Settings) -> dict[str, dict]:
     nodes = manifest(settings)["nodes"].values()
     return {node["name"]: node for node in nodes if node["resource_type"] == "model"}
+
+
+def test_all_that_is_said_of_a_model_lies_beside_it(warehouse: Warehouse) -> None:
+    everything = manifest(warehouse.daily)
+    for name, node in models(warehouse.daily).items():
+        yml = node["original_file_path"].removesuffix(".sql") + ".yml"
+        assert node["patch_path"] == f"mtf://{yml}", name
+        tests = [t for t in everything["nodes"].values() if t.get("attached_node") == node["unique_id"]]
+        tests += [t for t in everything["unit_tests"].values() if t["model"] == name]
+        assert {test["original_file_path"] for test in tests} == {yml}, name
+
+
+def lake_as_declared(settings: Settings) -> dict[str, list[tuple]]:
+    """Of each table in the lake: name, type, description and whether it is required, as dbt was told."""
+    sources = manifest(settings)["sources"].values()
+    return {
+        source["name"]: [
+            (column["name"], column["data_type"], column["description"], column["config"]["meta"])
+            for column in source["columns"].values()
+        ]
+        for source in sources
+    }
+
+
+def lake_as_written(settings: Settings) -> dict[str, list[tuple]]:
+    """The same as the contract tells the lake's writers."""
+    columns = {
+        "impressions": impression_columns(settings),
+        "decisions": decision_columns(),
+        "users": user_columns(settings),
+    }
+    return {
+        table: [(c.name, LAKE_TYPES[c.type], c.description, {"required": c.required}) for c in of_table]
+        + [("dt", "date", "local day of its partition", {})]
+        for table, of_table in columns.items()
+    }
+
+
+def test_the_lake_is_declared_as_it_is_written(warehouse: Warehouse) -> None:
+    assert lake_as_declared(warehouse.daily) == lake_as_written(warehouse.daily)
+
+
+def test_columns_that_the_settings_make_are_declared_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that are words of YAML and SQL; `--warn-error` makes an error of all that dbt deprecates."""
+    settings = Settings(
+        data=tmp_path / "data",
+        heads=(HeadSettings(name="share", static=0.2),),
+        signals=(SignalSettings(name="share", column="yes", weight=0.8),),
+        state=StateSettings(
+            profile=(
+                ProfileFeature(column="null", kind="flag"),
+                ProfileFeature(column="age_group", kind="categorical", categories=("young", "old")),
+            )
+        ),
+    )
+    parse = ["parse", "--no-partial-parse", "--warn-error"]
+    transform._dbt(settings, parse)
+    assert lake_as_declared(settings) == lake_as_written(settings)
+    columns = {name: node["columns"] for name, node in models(settings).items()}
+    assert {"signal_share", "p_share"} <= columns["stg_impressions"].keys()
+    assert "share_count" in columns["int_requests"]
+    for model, column, data_type in (
+        ("fct_user_history", "hist_share_rate", "double"),
+        ("fct_session_state", "sess_share_count", "bigint"),
+        ("fct_session_state", "last_share_count", "bigint"),
+        ("fct_user_days", "share_count", "bigint"),
+    ):
+        found = columns[model][column]
+        assert (found["data_type"], [c["type"] for c in found["constraints"]]) == (data_type, ["not_null"])
+    for model in ("dim_users", "dim_user_versions"):
+        assert (columns[model]["null"]["data_type"], columns[model]["null"]["quote"]) == ("bigint", True)
+        assert columns[model]["age_group"]["data_type"] == "string"
+    assert not any("click" in name or "fans_user_num" in name for found in columns.values() for name in found)
+
+    project = tmp_path / "dbt_project"
+    shutil.copytree(SOURCE, project, ignore=shutil.ignore_patterns("target", "logs"))
+    described = project / "models/marts/dim_users.yml"
+    described.write_text(
+        described.read_text().replace("arguments: {columns: [user_id, dt]}", "columns: [dt]")
+    )
+    monkeypatch.setattr(transform, "PROJECT", project)
+    with pytest.raises(RuntimeError, match="Found top-level arguments to test"):
+        transform._dbt(settings, parse)
 
 
 def test_grain_and_every_column_of_every_model_and_source_are_described(warehouse: Warehouse) -> None:

@@ -1,8 +1,7 @@
 """The daily dbt run: landed logs to sessions, transitions, user history and policy metrics.
 
 dbt runs as one process over a copy of ``dbt_project`` below the data folder, so that nothing is ever
-written to the source tree. The copy differs in one file, ``models/_from_settings.yml``
-(:mod:`training.warehouse.model_properties`).
+written to the source tree. What the settings say reaches the models and their yml as dbt's variables.
 
 Which days a run replaces: see :mod:`training.warehouse.days`.
 """
@@ -36,7 +35,6 @@ from training.warehouse.days import (
     window_of,
 )
 from training.warehouse.exports import export
-from training.warehouse.model_properties import GENERATED, PROFILE_TYPES, properties
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -45,6 +43,7 @@ PROJECT = Path(__file__).parents[2] / "dbt_project"
 BUILD_RESULTS = (
     "build_results.json"  # in dbt's target folder: the last build's, which later commands leave alone
 )
+PROFILE_TYPES = {"numeric": "double", "log": "double", "flag": "bigint", "categorical": "string"}
 
 
 def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def docs(settings: Settings) -> Path:
     """
     page = settings.layout.dbt_target / "static_index.html"
     described = page.with_suffix(".sha256")
-    digest = hashlib.sha256(properties(settings).encode())
+    digest = hashlib.sha256(json.dumps(_model_variables(settings)).encode())
     for path in sorted(PROJECT.rglob("*")):
         if path.suffix in (".sql", ".yml", ".md") and "target" not in path.parts:
             digest.update(path.read_bytes())
@@ -130,7 +129,10 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
         "integrity_weight": settings.reward.integrity_weight,
         "signals": [signal.model_dump() for signal in settings.signals],
         "heads": [head.name for head in settings.heads],
-        "profile": [{"column": p.column, "type": PROFILE_TYPES[p.kind]} for p in settings.state.profile],
+        "profile": [
+            {"column": p.column, "kind": p.kind, "type": PROFILE_TYPES[p.kind]}
+            for p in settings.state.profile
+        ],
     }
 
 
@@ -145,7 +147,6 @@ def _dbt(
     project = target / "project"
     with replaced_folder(project) as fresh:
         shutil.copytree(PROJECT, fresh, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "logs"))
-        (fresh / GENERATED).write_text(properties(settings), encoding="utf-8")
     results = target / "run_results.json"
     results.unlink(missing_ok=True)
     if command[0] == "build":

@@ -1,4 +1,4 @@
--- What a user saw and did on a day: the terms of eq. (2), and his dwell time. `mtf reward` holds the one
+-- What a user saw and did on a day: the terms of eq. (2), and their dwell time. `mtf reward` holds the one
 -- against the other of later days.
 
 select

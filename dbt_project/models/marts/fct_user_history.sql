@@ -1,5 +1,5 @@
 -- The last impressions of every user who was active on a day of the window, up to the end of that day.
--- Only the days that can hold them are read of each user: counted back from his first active day of
+-- Only the days that can hold them are read of each user: counted back from their first active day of
 -- the window until there are enough.
 
 with known_days as (
