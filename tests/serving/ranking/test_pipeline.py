@@ -1,23 +1,19 @@
-"""What an engine that is asked for more than it can do refuses, and that it does what it acknowledged."""
+"""What a pipeline that is asked for more than it can do refuses, and that it does what it acknowledged."""
 
 import asyncio
 import os
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
-import numpy as np
 import orjson
 import pytest
 
 # an engine imports it on a thread, where CPython 3.11 may fail while pytest rewrites modules beside it
 import serving.state.online_state  # noqa: F401
-from serving import engine as engine_module
 from serving.engine import Engine
-from serving.http.messages import RequestError
-from serving.state.store import StateRequest, StateStore
+from serving.http.requests import RequestError
+from serving.ranking import pipeline
 from tests.serving.conftest import settings_file
-from training import features
 from training.contract.settings import StoreSettings, load_settings
 
 BODY = (
@@ -77,14 +73,14 @@ def test_requests_that_waited_too_long_are_refused_and_the_others_are_on_disk(en
 
 
 def test_a_fault_with_one_request_is_its_own(engine, tmp_path, monkeypatch):
-    encode = engine_module.encode_answer
+    encode = pipeline.encode_answer
 
     def faulty(answer, accept):
         if answer["request_id"] == "r3":
             raise ZeroDivisionError
         return encode(answer, accept)
 
-    monkeypatch.setattr(engine_module, "encode_answer", faulty)
+    monkeypatch.setattr(pipeline, "encode_answer", faulty)
 
     async def run():
         return await asyncio.gather(*(engine.rank(BODY % n) for n in range(8)), return_exceptions=True)
@@ -118,41 +114,3 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path,
 
     assert orjson.loads(asyncio.run(run()))["request_id"] == "r0"
     assert logged(tmp_path) == ["r0"]
-
-
-def test_a_local_store_that_was_too_slow_is_left_alone_for_a_second(tmp_path, monkeypatch):
-    """It is read on the event loop, which it would hold up at every batch."""
-    settings = load_settings(settings_file(tmp_path, state_budget_ms=100.0))
-    features.apply(settings)
-    failed: list[str] = []
-    store = StateStore(settings, failed.append)
-    store.wait_tried(60.0)
-    asked = [StateRequest(5, "s", datetime.now(UTC))]
-
-    def state() -> np.ndarray | None:
-        return store.read(asked)[0]
-
-    assert state() is not None
-    reads = []
-    reader = store._store._reader
-    real = reader.read
-
-    def slow(users):
-        reads.append(users)
-        time.sleep(0.15)
-        return real(users)
-
-    monkeypatch.setattr(reader, "read", slow)
-    assert [state() for _ in range(5)] == [None] * 5
-    assert len(reads) == 1 and failed == ["read"] * 5
-    monkeypatch.undo()
-    until = time.monotonic() + 10.0
-    while state() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    assert state() is not None and store.healthy
-    store.close()
-
-
-def test_a_starting_worker_waits_for_a_store_that_refuses_no_longer_than_that(engine):
-    engine.wait_for_store(120.0)  # no day has written a feature store
-    assert not engine.ready
