@@ -21,7 +21,7 @@ SYSTEM_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 IMPORTS = """
 import serving.engine, serving.service, training.contract.policy
 import importlib.util
-for name in ("training.policies", "training.world.simulator", "training.features"):
+for name in ("training.policies", "training.world", "training.features"):
     found = importlib.util.find_spec(name)
     assert found is None, found
 print(serving.service.__file__)
