@@ -7,17 +7,21 @@ time to the two stores that it knows, and leaves everything else to Feast's. ``f
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from feast import FeatureView, RepoConfig
-from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.common.materialization_job import (
+    MaterializationJob,
+    MaterializationJobStatus,
+    MaterializationTask,
+)
 from feast.infra.compute_engines.backends.factory import BackendFactory
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
 from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilder
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
-from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.types.Value_pb2 import Value
@@ -25,6 +29,7 @@ from feast.type_map import python_values_to_proto_values
 from feast.types import Float64
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_repo.feast_hooks import redis_client, redis_field
 from feature_repo.online_store import entity_keys, sliced
 
 USERS_A_PIPELINE = 2_000  # Redis answers others between two of them: about 10 ms each
@@ -41,12 +46,25 @@ class ArrowComputeEngineConfig(LocalComputeEngineConfig):
 class ArrowComputeEngine(LocalComputeEngine):
     """Materialises plain views in columns; a view that transforms or aggregates as Feast's engine does."""
 
-    def _materialize_one(
-        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: object
+    def materialize(
+        self,
+        registry: BaseRegistry,
+        tasks: MaterializationTask | list[MaterializationTask],
+        **kwargs: Any,
+    ) -> list[MaterializationJob]:
+        jobs: list[MaterializationJob] = []
+        for task in tasks if isinstance(tasks, list) else [tasks]:
+            view, write = task.feature_view, self._writer()
+            if write is None or type(view) is not FeatureView or not view.online or view.offline:
+                jobs += super().materialize(registry, task, **kwargs)
+            else:
+                jobs.append(self._in_columns(registry, task, write))
+        return jobs
+
+    def _in_columns(
+        self, registry: BaseRegistry, task: MaterializationTask, write: Write
     ) -> LocalMaterializationJob:
-        view, write = task.feature_view, self._writer()
-        if write is None or type(view) is not FeatureView or not view.online or view.offline:
-            return super()._materialize_one(registry, task, **kwargs)
+        view = task.feature_view
         job_id = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
             columns = LocalFeatureBuilder(
@@ -94,7 +112,7 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
     lifetime = config.online_store.key_ttl_seconds
     head = b"*%d\r\n$4\r\nHSET\r\n" % (4 + 2 * len(view.features))
     expiry = b"" if not lifetime else _bulk(str(lifetime).encode())
-    client = store._get_client(config.online_store)  # Feast has no public name for it
+    client = redis_client(store, config)
     connection = client.connection_pool.get_connection()
     try:
         for first in range(0, len(rows), USERS_A_PIPELINE):
@@ -104,7 +122,7 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
             columns = [
                 [_bulk(f"_ts:{name}".encode()) + stamp for stamp in stamps],
                 *[
-                    _field(_mmh3(f"{name}:{field.name}"), part[field.name], field.dtype)
+                    _field(redis_field(name, field.name), part[field.name], field.dtype)
                     for field in view.features
                 ],
             ]

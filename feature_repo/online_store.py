@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.helpers import compute_table_id
-from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
@@ -52,8 +54,11 @@ class WideSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     )
 
 
-class WideSqliteOnlineStore(SqliteOnlineStore):
+class WideSqliteOnlineStore(OnlineStore):
     """Reads and writes as Feast's own store does: values, nulls, whole seconds, the last write wins."""
+
+    def __init__(self) -> None:
+        self._connection: sqlite3.Connection | None = None
 
     def update(
         self,
@@ -65,7 +70,7 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
         partial: bool,
     ) -> None:
         """Make the views' tables; a feature of another type than before is unknown until written again."""
-        connection = self._get_conn(config)
+        connection = self._connected(config)
         # readers go on while a day is written; the mode stays with the file
         connection.execute("PRAGMA journal_mode=WAL")
         for view in tables_to_keep:
@@ -104,7 +109,7 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
                     *[_plain(value, members[name]) for name, value in values.items()],
                 )
             )
-        connection = self._get_conn(config)
+        connection = self._connected(config)
         with connection:
             for names, rows in groups.items():
                 connection.executemany(_upsert(_table(config, table), names), rows)
@@ -123,7 +128,7 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
         names = [field.name for field in view.features]
         statement = _upsert(_table(config, view), names)
         source = view.batch_source
-        connection = self._get_conn(config)
+        connection = self._connected(config)
         for first in range(0, len(order), ROWS_A_TRANSACTION):
             part = rows.slice(first, ROWS_A_TRANSACTION)
             created = source.created_timestamp_column
@@ -147,7 +152,7 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
         names = [name for name in requested_features or members if name in members]
         keys = [serialize_entity_key(key, config.entity_key_serialization_version) for key in entity_keys]
         columns = ", ".join(map(_quoted, ["entity_key", "event_ts", *names]))
-        rows = self._get_conn(config).execute(
+        rows = self._connected(config).execute(
             f"SELECT {columns} FROM {_table(config, table)} "  # noqa: S608 -- quoted names and question marks
             f"WHERE entity_key IN ({','.join('?' * len(keys))})",
             keys,
@@ -185,7 +190,7 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
 
         def read(users: Sequence[int]) -> list[tuple[Any, ...]]:
             marks = ",".join(f"({place},?)" for place in range(len(users)))
-            rows = self._get_conn(config).execute(
+            rows = self._connected(config).execute(
                 f"WITH asked(place, key) AS (VALUES {marks}) {selection}",
                 [before + user.to_bytes(8, "little", signed=True) for user in users],
             )
@@ -196,26 +201,35 @@ class WideSqliteOnlineStore(SqliteOnlineStore):
 
     def wait_at_most(self, config: RepoConfig, seconds: float) -> None:
         """Let this connection wait no longer than this for another's lock."""
-        self._get_conn(config).execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
+        self._connected(config).execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
 
     def purge(self, config: RepoConfig, view: FeatureView, before: datetime) -> int:
         """Remove the users whose row of a view is stamped before an instant; how many they were."""
-        connection = self._get_conn(config)
+        connection = self._connected(config)
         with connection:
             return connection.execute(
                 f"DELETE FROM {_table(config, view)} WHERE event_ts < ?",  # noqa: S608
                 [_seconds(before)],
             ).rowcount
 
-    def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
-        opened = self._conn is None
-        connection = super()._get_conn(config)
-        if opened:
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Remove the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        _path(config).unlink(missing_ok=True)
+
+    def _connected(self, config: RepoConfig) -> sqlite3.Connection:
+        if self._connection is None:
+            path = _path(config)
+            path.parent.mkdir(exist_ok=True)
+            # its users take turns by locks of their own
+            self._connection = sqlite3.connect(path, check_same_thread=False)
             # no flush to disk a commit: a power cut may cost the last of them, which the log and the
             # exports have, and never the file
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-        return connection
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        return self._connection
 
 
 def entity_keys(config: RepoConfig, view: FeatureView, rows: pa.Table) -> list[bytes]:
@@ -319,6 +333,10 @@ def _upsert(table: str, names: Iterable[str]) -> str:
         f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({','.join('?' * len(columns))}) "  # noqa: S608
         f"ON CONFLICT(entity_key) DO UPDATE SET {changed}"
     )
+
+
+def _path(config: RepoConfig) -> Path:
+    return Path(config.repo_path or "") / config.online_store.path
 
 
 def _table(config: RepoConfig, view: FeatureView) -> str:

@@ -14,7 +14,6 @@ from typing import TextIO, cast
 
 import bentoml
 import structlog
-from bentoml._internal.context import server_context
 
 from serving.http.app import REQUEST_SECONDS, RankFirst, create_app
 from serving.policy.champion import Source
@@ -78,7 +77,7 @@ class RankService:
         _configure_logs()
         end_with_parent()  # a worker whose supervisor was killed would keep the port from the next one
         metrics.forget_dead_workers()
-        worker = f"w{server_context.worker_index or 0}"
+        worker = f"w{bentoml.server_context.worker_index or 0}"
         sources = [
             Source(_settings.layout.champion, _settings.data),
             Source(PACKED_CHAMPION, PACKED),

@@ -25,7 +25,9 @@ from typing import IO, Any
 
 import structlog
 
-from serving.log.request_index import ArmCounts, ArmReturns, RequestIndex
+from serving.log.index.counts import ArmCounts
+from serving.log.index.request_index import RequestIndex
+from serving.log.index.returns import ArmReturns
 from serving.policy.champion import ChampionFollower
 from serving.ranking import arms
 from training.contract import history, rollout
@@ -182,7 +184,7 @@ class Guardrail:
             write_json_atomic(settings.layout.canary, {**canary, "since": now})
             return
         if at >= 0:
-            counts = self._index.counted(canary["since"], now).get(
+            counts = self._index.counts.between(canary["since"], now).get(
                 (arms.CHALLENGER, challenger.sha256), ArmCounts()
             )
             step = steps[min(at, len(steps) - 1)]
@@ -206,8 +208,8 @@ class Guardrail:
         rules, now = self._rules, self._clock()
         window = now - rules.window_seconds
         began = window if began > now else began
-        counts = self._index.counted(max(began, window), now)
-        returns = self._index.returns(began, now - self._idle_s)
+        counts = self._index.counts.between(max(began, window), now)
+        returns = self._index.returns.of_sessions(began, now - self._idle_s)
         error = (1.0 - rules.confidence) / 2.0
         intervals = {
             name: interval(returns.get(key, ArmReturns()), error, rules.min_sessions)

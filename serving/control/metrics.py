@@ -1,4 +1,4 @@
-"""Prometheus metrics of one worker, added up over all of them at ``GET /metrics``.
+"""What does a worker measure? Prometheus metrics, added up over all workers at ``GET /metrics``.
 
 Import only inside a worker: ``prometheus_client`` decides at its own import whether values are shared
 between processes, by the folder that BentoML names in ``PROMETHEUS_MULTIPROC_DIR``. What a request observes
@@ -6,11 +6,6 @@ reaches the others' scrapes with the next :func:`write`.
 """
 
 import os
-from abc import abstractmethod
-from bisect import bisect_left
-from collections import Counter as Multiset
-from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +19,8 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
-from prometheus_client.metrics import MetricWrapperBase
+
+from serving.control.gathered import Gathered, GatheredCounter
 
 if TYPE_CHECKING:
     from serving.control.guardrail import Interval
@@ -33,59 +29,6 @@ _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 content_type = CONTENT_TYPE_LATEST
-
-
-class _Gathering(MetricWrapperBase):
-    """Its amounts wait in memory for :meth:`write`: each would take 2 µs of the interpreter to reach the
-    file that the workers share, and a request makes twenty. For any thread."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._waiting: deque[float] = deque()
-
-    def write(self) -> None:
-        for one in list(self._metrics.values()) if self._labelnames else [self]:
-            if taken := one._taken():
-                one._write(taken)
-
-    def _taken(self) -> list[float]:
-        taken: list[float] = []
-        while self._waiting:
-            try:
-                taken.append(self._waiting.popleft())
-            except IndexError:  # another thread writes, too
-                break
-        return taken
-
-    @abstractmethod
-    def _write(self, taken: list[float]) -> None:
-        """Add the amounts to what the workers share, as the library's own metric would."""
-
-
-class Gathered(_Gathering, Histogram):
-    """A histogram that gathers."""
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        self._waiting.append(amount)
-
-    def observe_all(self, amounts: Iterable[float]) -> None:
-        self._waiting.extend(amounts)
-
-    def _write(self, taken: list[float]) -> None:
-        for bucket, count in Multiset(bisect_left(self._upper_bounds, amount) for amount in taken).items():
-            self._buckets[bucket].inc(count)
-        self._sum.inc(sum(taken))
-
-
-class GatheredCounter(_Gathering, Counter):
-    """A counter that gathers."""
-
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
-        self._waiting.append(amount)
-
-    def _write(self, taken: list[float]) -> None:
-        super().inc(sum(taken))
-
 
 http_requests = GatheredCounter(
     "mtf_http_requests", "Requests by endpoint and status", ["endpoint", "status"]

@@ -26,9 +26,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http.messages import BINARY, JSON, RequestError, new_id
 from serving.http.openapi import document
 from serving.http.rate_limit import RateLimit
+from serving.http.requests import BINARY, JSON, RequestError, new_id
 from serving.log.decisions import LogError
 from training.contract.settings import Settings
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from serving.http.messages import BINARY, JSON, MAXIMUM_ID_LENGTH, Bodies
+from serving.http.requests import BINARY, JSON
+from serving.http.schema import MAXIMUM_ID_LENGTH, Bodies
 from serving.ranking.arms import ARMS
 from serving.ranking.ranker import FALLBACKS
 from training.contract.settings import Settings

@@ -40,7 +40,7 @@ class Decision(NamedTuple):
     fallback: str | None = None
 
 
-class Acted(NamedTuple):
+class PolicyAnswer(NamedTuple):
     """What a policy answered for one state: float32[k], or None and the failure's name, if it was asked."""
 
     version: str
@@ -53,21 +53,21 @@ def asks(arm: str) -> bool:
     return arm not in (arms.STATIC, arms.RANDOM)
 
 
-def act(policy: Policy | TimedPolicy, states: np.ndarray) -> list[Acted]:
+def act(policy: Policy | TimedPolicy, states: np.ndarray) -> list[PolicyAnswer]:
     """A policy's answers for states float32[n, d], in one call; if it fails for one, only for that one."""
     try:
-        return [Acted(policy.version, action) for action in policy.act(states)]
+        return [PolicyAnswer(policy.version, action) for action in policy.act(states)]
     except TooSlow:
-        return [Acted(policy.version, failure=POLICY_SLOW)] * len(states)
+        return [PolicyAnswer(policy.version, failure=POLICY_SLOW)] * len(states)
     except PolicyError:
         if len(states) > 1:
             return [one for state in states for one in act(policy, state[None])]
-        return [Acted(policy.version, failure=POLICY)]
+        return [PolicyAnswer(policy.version, failure=POLICY)]
 
 
 def decide(
     arm: str,
-    acted: Acted | None,
+    answer: PolicyAnswer | None,
     missing: str | None,
     fusion: Fusion,
     settings: ServingSettings,
@@ -75,7 +75,7 @@ def decide(
 ) -> Decision:
     """The action of an arm for one state.
 
-    ``acted`` is the challenger's answer for its arm and the champion's for the others, None when there is
+    ``answer`` is the challenger's answer for its arm and the champion's for the others, None when there is
     no such policy; ``missing`` says why there is no state to act by (:data:`STORE`, or :data:`STALE`: it is
     made of features that are too old), None when there is one. Champion and challenger fall back to static
     weights without a policy or a state. The noise and the box arm then draw around the static action; the
@@ -91,12 +91,12 @@ def decide(
         return _drawn(arm, STATIC_VERSION, drawn, generator, missing)
 
     mean, version, fallback = static, STATIC_VERSION, missing
-    if acted is None:
+    if answer is None:
         fallback = missing if arm in arms.EXPLORING else NO_POLICY
     elif missing is None:
-        fallback = acted.failure
-        if acted.action is not None:
-            mean, version = acted.action, acted.version
+        fallback = answer.failure
+        if answer.action is not None:
+            mean, version = answer.action, answer.version
     if arm == arms.NOISE:
         return _drawn(arm, version, TruncatedNormal(mean, settings.noise_std), generator, fallback)
     if arm == arms.BOX:

@@ -1,4 +1,4 @@
-"""The challenger in the shadow: it ranks requests beside what is served, after they were answered.
+"""How does the challenger rank in the shadow? Beside what is served, after requests were answered.
 
 What it would have done is logged in a folder of its own, one line a request with the request's id. No
 request waits for it: when it cannot keep up, requests are left out and counted.
@@ -12,7 +12,7 @@ import orjson
 
 from serving.log.decisions import DayFiles, LogError
 from serving.ranking import ranker
-from serving.running.batches import Batches
+from serving.running.batches import ThreadBatches
 from training.contract.errors import PolicyError
 from training.contract.policy import Policy
 
@@ -40,7 +40,9 @@ class Shadow:
 
     def __init__(self, files: DayFiles, on_outcome: Callable[[str, float | None], None]) -> None:
         self._files, self._on_outcome = files, on_outcome
-        self._lane: Batches[Ranked, None] = Batches("shadow", self._work, LogError, capacity=_CAPACITY)
+        self._lane: ThreadBatches[Ranked, None] = ThreadBatches(
+            "shadow", self._work, LogError, capacity=_CAPACITY
+        )
 
     def add(self, ranked: Ranked) -> None:
         try:

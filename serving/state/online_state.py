@@ -1,4 +1,4 @@
-"""A user's state while he is served: read from Feast's online store, moved by his feedback.
+"""What is a user's state while he is served? Read from Feast's online store, moved by his feedback.
 
 One ``OnlineState`` a process; its methods may be called from several threads. It reads the
 configuration and the registry that ``training.features.apply`` wrote, once, when they appear.
@@ -19,20 +19,21 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from feast import FeatureStore, FeatureView, RepoConfig
-from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.provider import Provider, get_provider
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feature_repo.feast_hooks import redis_client
 from feature_repo.online_store import WideSqliteOnlineStore
-from serving.state.store import Feedback, StateRequest
+from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.session import add_feedback, is_current
 from training.contract.settings import Settings
@@ -41,6 +42,20 @@ from training.contract.state import context_values, days_since, session_columns
 SESSION_VIEW = "user_session"
 _Row = tuple[Any, ...]
 WRITE_SECONDS = 1.0  # longest wait of feedback for Redis, or for another worker's hold on the user
+
+
+class _Connection(NamedTuple):
+    """Feast's way to the online store, with a connection of its own."""
+
+    provider: Provider
+    config: RepoConfig
+
+    def redis(self) -> Any:
+        """The client of a store that is Redis."""
+        return redis_client(self.provider.online_store, self.config)
+
+
+_Writer = tuple[_Connection, FeatureView]
 
 
 class StoreError(MtfError):
@@ -107,11 +122,10 @@ class OnlineState:
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._reader: _Reader | None = None
-        self._writer: tuple[FeatureStore, FeatureView] | None = None
-        # but one registry: Feast keeps resolved features for one registry a process, and with two of
-        # them each call would throw away what the other resolved, 5 ms a read
-        self._registry: BaseRegistry | None = None
-        self._registry_lock = threading.Lock()
+        self._writer: _Writer | None = None
+        # but one registry, which says what they hold
+        self._definitions: FeatureStore | None = None
+        self._definitions_lock = threading.Lock()
 
     def read(self, requests: Sequence[StateRequest]) -> np.ndarray:
         """States float32[n, d] of n requests, in one read of the store.
@@ -148,11 +162,11 @@ class OnlineState:
         with self._write_lock, self._failures():
             if self._writer is None:
                 self._writer = self._open_writer()
-            store, view = self._writer
+            connection, view = self._writer
             users = sorted({feedback.user_id for feedback in batch})
-            with self._only_writer(store, users):
+            with self._only_writer(connection, users):
                 keys = {user_id: _key(user_id) for user_id in users}
-                rows = store.provider.online_read(store.config, view, list(keys.values()), None)
+                rows = connection.provider.online_read(connection.config, view, list(keys.values()), None)
                 sessions = {user: _python(row) for user, (_, row) in zip(users, rows, strict=True)}
                 moved = {}
                 for feedback in batch:
@@ -173,30 +187,38 @@ class OnlineState:
                         (keys[user_id], _protobuf(session), session["sess_last_ts"], None)
                         for user_id, session in moved.items()
                     ]
-                    store.provider.online_write_batch(store.config, view, data, None)
+                    connection.provider.online_write_batch(connection.config, view, data, None)
 
     def _open_reader(self) -> _Reader:
         """Of the features that the feature service takes."""
-        store = self._open(self._budget)
-        service = store.get_feature_service(f"state_{self._spec.version}")
+        connection = self._open(self._budget)
+        definitions = self._defined(connection.config)
+        service = definitions.get_feature_service(f"state_{self._spec.version}")
         views = [
-            (store.get_feature_view(part.name), [feature.name for feature in part.features])
+            (definitions.get_feature_view(part.name), [feature.name for feature in part.features])
             for part in service.feature_view_projections
         ]
-        online_store = store.provider.online_store
-        wide = isinstance(online_store, WideSqliteOnlineStore)
-        read = online_store.reader(store.config, views) if wide else _rows(store, views)
+        store, config = connection.provider.online_store, connection.config
+        wide = isinstance(store, WideSqliteOnlineStore)
+        read = store.reader(config, views) if wide else _rows(connection, views)
         read([-1])  # the first read opens the connection: not what the budget is about
         if wide:
-            online_store.wait_at_most(store.config, self._budget)
+            store.wait_at_most(config, self._budget)
         return _Reader(self._settings, [name for _, names in views for name in names], read)
 
-    def _open_writer(self) -> tuple[FeatureStore, FeatureView]:
-        store = self._open(WRITE_SECONDS)
-        return store, store.get_feature_view(SESSION_VIEW)
+    def _open_writer(self) -> _Writer:
+        connection = self._open(WRITE_SECONDS)
+        return connection, self._defined(connection.config).get_feature_view(SESSION_VIEW)
 
-    def _open(self, seconds: float) -> FeatureStore:
-        """A store of its own connection; with Redis no call on it waits longer than ``seconds``."""
+    def _defined(self, config: RepoConfig) -> FeatureStore:
+        """What is registered; it reads and writes no state."""
+        with self._definitions_lock:
+            if self._definitions is None:
+                self._definitions = FeatureStore(config=config)
+            return self._definitions
+
+    def _open(self, seconds: float) -> _Connection:
+        """A connection to the store; with Redis no call on it waits longer than ``seconds``."""
         path = self._folder / "feature_store.yaml"
         if not path.exists():
             raise StoreError(f"there is no feature store yet: {path} is written by the first `mtf day`")
@@ -218,28 +240,26 @@ class OnlineState:
         if online["type"] == "redis":
             online["connection_string"] = _with_password(online["connection_string"])
             online["connection_string"] += f",socket_timeout={seconds},socket_connect_timeout={seconds}"
-        store = FeatureStore(config=RepoConfig(**configuration))
-        with self._registry_lock:
-            if self._registry is None:
-                self._registry = store.registry
-            store._registry = self._registry
+        config = RepoConfig(**configuration)
+        connection = _Connection(get_provider(config), config)
         if online["type"] == "redis":
             # redis-py would try four times, with seconds of sleep between
-            _redis(store).set_retry(Retry(NoBackoff(), 0))
-        return store
+            connection.redis().set_retry(Retry(NoBackoff(), 0))
+        return connection
 
     @contextmanager
-    def _only_writer(self, store: FeatureStore, users: Iterable[int]) -> Iterator[None]:
+    def _only_writer(self, connection: _Connection, users: Iterable[int]) -> Iterator[None]:
         """Keep the other workers from moving the same users between our read and our write.
 
         ``users`` are in ascending order, in which every worker locks: none waits for one that waits
         for it.
         """
         if self._settings.store.online == "redis":
+            redis = connection.redis()
             with ExitStack() as held:
                 for user_id in users:
                     name = f"mtf:feedback:{user_id}"
-                    lock = _redis(store).lock(name, timeout=2 * WRITE_SECONDS, blocking_timeout=WRITE_SECONDS)
+                    lock = redis.lock(name, timeout=2 * WRITE_SECONDS, blocking_timeout=WRITE_SECONDS)
                     held.enter_context(lock)
                 yield
             return
@@ -266,17 +286,12 @@ def _with_password(address: str) -> str:
     return whole
 
 
-def _redis(store: FeatureStore) -> Any:
-    """The client of the online store; Feast has no public name for it."""
-    return store.provider.online_store._get_client(store.config.online_store)
-
-
 def _key(user_id: int) -> EntityKey:
     return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
 
 
 def _rows(
-    store: FeatureStore, views: Sequence[tuple[FeatureView, list[str]]]
+    connection: _Connection, views: Sequence[tuple[FeatureView, list[str]]]
 ) -> Callable[[Sequence[int]], list[_Row]]:
     """Reads the named features of every view from any store, as ``WideSqliteOnlineStore.reader`` does."""
 
@@ -285,7 +300,7 @@ def _rows(
         parts = []
         for view, names in views:
             # a list of its own: Feast's Redis store adds a name to it at every read
-            found = store.provider.online_read(store.config, view, keys, list(names))
+            found = connection.provider.online_read(connection.config, view, keys, list(names))
             parts.append([tuple(map(_python(row).get, names)) for _, row in found])
         return [tuple(chain.from_iterable(rows)) for rows in zip(*parts, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The online store behind a time budget: a state in time, or none.
+"""How does a slow or failing online store cost a request no more than its time budget?
 
 Feast's SDK blocks, so it runs on threads of its own, one for reads and one for feedback, each with
 what is waiting as one batch; no batch waits longer than the budget. One that overruns marks its thread as
@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
 
-from serving.running.batches import Batches
+from serving.running.batches import ThreadBatches
+from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.settings import Settings
 
@@ -33,29 +34,6 @@ _RECONNECT_S = 0.5
 _REST_S = 1.0  # a local store that was too slow is not asked for so long
 _FEEDBACK_S = 3.0  # longer than the store's own waits for a lock or for Redis
 _LARGEST = 64  # users a call: what a batch takes is what its first user waits
-
-
-class StateRequest(NamedTuple):
-    """Whose state, at which request; ``event_ts`` is timezone-aware."""
-
-    user_id: int
-    session_id: str
-    event_ts: datetime
-
-
-class Feedback(NamedTuple):
-    """What a user did with one request.
-
-    ``events`` has one mapping per item that feedback is known of, with the signals' 0/1 columns and
-    ``play_time_ms``; ``before`` those among them that already moved the state, as they did.
-    """
-
-    user_id: int
-    session_id: str
-    request_id: str
-    event_ts: datetime
-    events: list[dict[str, int]]
-    before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed
 
 
 class _Unavailable(MtfError):
@@ -107,7 +85,7 @@ class StateStore:
         self.local = settings.store.online == "sqlite"
         self._rests_until = 0.0
         self._reader = None if self.local else _Reader()
-        self._feedback: Batches[Feedback, None] = Batches(
+        self._feedback: ThreadBatches[Feedback, None] = ThreadBatches(
             "online store", lambda batch: self._reached_store.feedback(batch), _Unavailable, largest=_LARGEST
         )
         self._tried, self._stop = threading.Event(), threading.Event()
@@ -175,11 +153,11 @@ class StateStore:
         lane = self._feedback
         if self._store is None:
             raise _Unavailable("not reached yet")
-        if lane.running > _FEEDBACK_S:
+        if lane.line.running > _FEEDBACK_S:
             raise _Unavailable("an earlier call has not returned")
         future = lane.add(feedback)
         while not (await asyncio.wait((future,), timeout=_FEEDBACK_S))[0]:
-            if lane.running > _FEEDBACK_S:
+            if lane.line.running > _FEEDBACK_S:
                 future.cancel()
                 raise _Unavailable(f"no answer within {_FEEDBACK_S:g} s")
         future.result()

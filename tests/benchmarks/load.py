@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 import uvloop
 
-from serving.http.messages import BINARY, JSON, encode_rank_binary
+from serving.http.binary_bodies import encode_rank_binary
+from serving.http.requests import BINARY, JSON
 
 TIMEOUT_S = 30.0
 

@@ -31,7 +31,7 @@ import psutil
 import yaml
 from threadpoolctl import threadpool_limits
 
-from serving.http.messages import BINARY, JSON
+from serving.http.requests import BINARY, JSON
 from serving.release import bento
 from tests.benchmarks.load import Plan, bodies
 from training import features
@@ -314,13 +314,13 @@ def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]
 
 def parts(settings: Settings) -> dict[str, float]:
     """CPU ms of each part of one request by itself, in this process on one thread: the least of many."""
-    from serving.http.messages import Parser
+    from serving.http.parser import Parser
     from serving.log.decisions import DayFiles
-    from serving.log.request_index import Entry, RequestIndex
+    from serving.log.index.request_index import RequestIndex, ServedRequest
     from serving.policy.compiled import compiled
     from serving.ranking import ranker
     from serving.state.online_state import OnlineState
-    from serving.state.store import StateRequest
+    from serving.state.questions import StateRequest
     from training.contract.policy import load_policy
 
     parser, store = Parser(settings), OnlineState(settings)
@@ -346,7 +346,9 @@ def parts(settings: Settings) -> dict[str, float]:
         def log(count: int) -> None:
             files.write([("2026-01-05", b" " * 1_500)] * count)
             ids = [next(numbers) for _ in range(count)]
-            index.add([Entry(f"r{n}", n % USERS, f"s{n % USERS}", time.time(), "champion") for n in ids])
+            index.add(
+                [ServedRequest(f"r{n}", n % USERS, f"s{n % USERS}", time.time(), "champion") for n in ids]
+            )
 
         table = {
             "parse, JSON": _least(lambda: parser.rank(body)),

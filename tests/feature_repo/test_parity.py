@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from serving.state.online_state import OnlineState
-from serving.state.store import Feedback, StateRequest
+from serving.state.questions import Feedback, StateRequest
 from training import features, ingest
 from training.contract.columns import impression_columns
 from training.contract.errors import DataError

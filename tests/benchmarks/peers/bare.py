@@ -8,7 +8,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from safetensors.numpy import load
 
-from serving.http.messages import BINARY
+from serving.http.requests import BINARY
 from tests.benchmarks.peers.floor import top_by_static_weights
 
 app = FastAPI()

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from serving.control.guardrail import Guardrail, interval, judge
-from serving.log.request_index import ArmCounts, ArmReturns, Entry, Fed, RequestIndex
+from serving.log.index.counts import ArmCounts
+from serving.log.index.events import RequestEvents
+from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.returns import ArmReturns
 from serving.policy.champion import ChampionFollower, Source
 from tests.serving.conftest import settings_file
 from training.contract import history, rollout
@@ -122,10 +125,13 @@ class Watch:
         name = f"{arm}-{time.time_ns()}"
         rewards = [float(reward) for reward in rewards]
         self.index.add(
-            [Entry(f"{name}-{i}", i, f"{name}-{i}", 0.0, arm, policy, **counts) for i in range(len(rewards))]
+            [
+                ServedRequest(f"{name}-{i}", i, f"{name}-{i}", 0.0, arm, policy, **counts)
+                for i in range(len(rewards))
+            ]
         )
-        self.index.feed(
-            [Fed(f"{name}-{i}", f"{name}-{i}", {1: {"reward": r}}) for i, r in enumerate(rewards)]
+        self.index.events.add(
+            [RequestEvents(f"{name}-{i}", f"{name}-{i}", {1: {"reward": r}}) for i, r in enumerate(rewards)]
         )
 
 

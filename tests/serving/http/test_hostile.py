@@ -26,7 +26,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving.http.messages import BINARY, JSON, encode_rank_binary
+from serving.http.binary_bodies import encode_rank_binary
+from serving.http.requests import BINARY, JSON
 
 REFUSALS = {400, 404, 408, 413, 415}
 LIMIT = 64 * 1024  # of the tests' server

@@ -1,18 +1,14 @@
-import asyncio
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from serving.log.decisions import DayFiles, LogError, cut_torn_tails
-from serving.running.batches import Batches
+from serving.log.decisions import DayFiles, cut_torn_tails
 
 DAY = "2026-01-05"
 
@@ -102,92 +98,14 @@ def test_a_full_disk_leaves_no_empty_files(tmp_path):
     assert lines(tmp_path) == [b"taken"]
 
 
-def test_one_commit_serves_many_waiters():
-    batches: list[list[int]] = []
-    gate = threading.Event()
-
-    def commit(batch):
-        gate.wait(10)
-        batches.append(batch)
-
-    async def run():
-        log = Batches("test log", commit, LogError)
-        first = asyncio.ensure_future(log.add(0))
-        await asyncio.sleep(0.05)  # the writer is now busy with it
-        rest = [asyncio.ensure_future(log.add(number)) for number in range(1, 100)]
-        await asyncio.sleep(0.05)
-        assert log.queue == 99 and log.lag > 0.0 and not first.done()
-        gate.set()
-        await asyncio.gather(first, *rest)
-        log.close()
-
-    asyncio.run(run())
-    assert batches == [[0], list(range(1, 100))]
-
-
-def test_a_queue_that_never_empties_is_as_old_as_its_oldest_item():
-    async def run():
-        log = Batches("test log", lambda batch: time.sleep(0.01), LogError, largest=1)
-        waiting = [asyncio.ensure_future(log.add(number)) for number in range(5)]
-        seen = []
-        for _ in range(60):
-            await waiting.pop(0)
-            waiting.append(asyncio.ensure_future(log.add(0)))
-            await asyncio.sleep(0)
-            seen.append((log.lag, log.wait))
-        await asyncio.gather(*waiting)
-        log.close()
-        return seen
-
-    began = time.monotonic()
-    seen = asyncio.run(run())
-    whole = time.monotonic() - began
-    assert max(max(one) for one in seen) < whole / 2, (whole, seen)
-
-
-def test_a_failed_commit_reaches_every_waiter_of_its_batch_and_no_other():
-    def commit(batch):
-        if "bad" in batch:
-            raise OSError("disk full")
-
-    async def run():
-        log = Batches("test log", commit, LogError)
-        with pytest.raises(LogError, match="the test log failed: disk full"):
-            await log.add("bad")
-        await log.add("good")
-        log.close()
-        with pytest.raises(LogError, match="closed"):
-            await log.add("late")
-
-    asyncio.run(run())
-
-
-def test_a_queue_that_is_full_refuses():
-    gate = threading.Event()
-
-    async def run():
-        log = Batches("test log", lambda batch: gate.wait(10) and None, LogError, capacity=2)
-        waiting = [asyncio.ensure_future(log.add(0))]
-        await asyncio.sleep(0.05)
-        waiting += [asyncio.ensure_future(log.add(number)) for number in (1, 2)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(LogError, match="2 items wait for the test log"):
-            await log.add(3)
-        gate.set()
-        await asyncio.gather(*waiting)
-        log.close()
-
-    asyncio.run(run())
-
-
 WRITER = """
 import asyncio, sys
 from pathlib import Path
 from serving.log.decisions import DayFiles, LogError
-from serving.running.batches import Batches
+from serving.running.batches import ThreadBatches
 
 async def main():
-    log = Batches("test log", DayFiles(Path(sys.argv[1]), "w1").write, LogError)
+    log = ThreadBatches("test log", DayFiles(Path(sys.argv[1]), "w1").write, LogError)
     async def writer(name):
         number = 0
         while True:

@@ -24,10 +24,10 @@ BROKEN = Policy(
 def decide(arm, policy=POLICY, state=STATE, seed=1, serving=SETTINGS.serving, stale=False):
     """The decision for a state that the store gave (None: it did not), of features that may be too old."""
     missing = "store" if state is None else "stale" if stale else None
-    acted = None
+    answer = None
     if policy is not None:
-        acted = ranker.Acted(policy.version) if missing else ranker.act(policy, state[None])[0]
-    return ranker.decide(arm, acted, missing, FUSION, serving, np.random.default_rng(seed))
+        answer = ranker.PolicyAnswer(policy.version) if missing else ranker.act(policy, state[None])[0]
+    return ranker.decide(arm, answer, missing, FUSION, serving, np.random.default_rng(seed))
 
 
 def test_a_state_that_a_policy_fails_for_is_alone_in_that():
@@ -37,9 +37,9 @@ def test_a_state_that_a_policy_fails_for_is_alone_in_that():
 
     states = np.zeros((3, len(STATE)), dtype=np.float32)
     states[1, 0] = 1.0
-    acted = ranker.act(replace(POLICY, actor=Partial()), states)
-    assert [one.failure for one in acted] == [None, "policy", None]
-    assert all(np.array_equal(one.action, np.full(K, 0.25)) for one in (acted[0], acted[2]))
+    answers = ranker.act(replace(POLICY, actor=Partial()), states)
+    assert [one.failure for one in answers] == [None, "policy", None]
+    assert all(np.array_equal(one.action, np.full(K, 0.25)) for one in (answers[0], answers[2]))
 
 
 def test_champion_serves_the_policy_without_a_density():

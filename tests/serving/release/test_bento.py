@@ -16,6 +16,7 @@ from training.contract.pointer import read_champion
 from training.contract.policy import load_policy
 from training.contract.settings import load_settings
 
+REPOSITORY = Path(__file__).parents[3]
 SYSTEM_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 IMPORTS = """
 import serving.engine, serving.service, training.contract.policy
@@ -113,7 +114,7 @@ def test_the_smokes_server_ends_with_a_killed_caller(built, tmp_path):
     path = tmp_path / "mtf.yaml"
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     code = (
-        "from pathlib import Path; from serving import bento; "
+        "from pathlib import Path; from serving.release import bento; "
         "from training.contract.settings import load_settings; "
         f"bento.smoke(load_settings(Path({str(path)!r})), {tag!r})"
     )

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from serving.http.messages import JSON, encode_answer
+from serving.http.answers import encode_answer
+from serving.http.requests import JSON
 from serving.release.client import SERVICE, AsyncClient, Client, Ranking, ServiceError
 from training.contract.errors import DataError
 from training.contract.settings import Settings

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from serving.state.online_state import OnlineState, StoreError
-from serving.state.store import Feedback, StateRequest
+from serving.state.questions import Feedback, StateRequest
 from tests.servers import Redis, redis_server
 from training import features
 from training.contract.settings import (

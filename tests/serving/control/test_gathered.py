@@ -2,7 +2,7 @@ import threading
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from serving.control.metrics import Gathered, GatheredCounter
+from serving.control.gathered import Gathered, GatheredCounter
 
 VALUES = [-1.0, 0.0, 0.5, 0.5000001, 1.0, 7.0, 1e9]
 BUCKETS = (0.0, 0.5, 1.0)

@@ -1,0 +1,20 @@
+"""Which private names of Feast do we rely on? All of them are here.
+
+``tests/test_private_hooks.py`` says for which versions they hold, and checks that they do.
+"""
+
+from typing import Any
+
+from feast import RepoConfig
+from feast.infra.online_stores.helpers import _mmh3
+from feast.infra.online_stores.redis import RedisOnlineStore
+
+
+def redis_client(store: RedisOnlineStore, config: RepoConfig) -> Any:
+    """The redis-py client that the store reads and writes by; it is made at the first call."""
+    return store._get_client(config.online_store)
+
+
+def redis_field(view: str, feature: str) -> bytes:
+    """The name of a feature's field in a user's hash."""
+    return _mmh3(f"{view}:{feature}")

@@ -1,0 +1,68 @@
+"""What must hold of a body in either form, beyond the types of its fields?"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from serving.http.requests import RankRequest, RequestError
+from training.contract.settings import Settings
+
+
+class Checks:
+    """Under one set of settings. ``maxima`` are float64[heads], the largest score of each."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._serving = settings.serving
+        self.names = settings.fusion.names
+        self.maxima = np.array([head.maximum for head in settings.fusion.heads])
+
+    def in_range(self, scores: np.ndarray) -> np.ndarray:
+        """bool[heads, n] of scores [heads, n]; False for NaN."""
+        return (scores >= 0.0) & (scores <= self.maxima[:, None])
+
+    def rank_request(
+        self, fields: Any, items: np.ndarray, scores: np.ndarray, given: tuple[str, ...]
+    ) -> RankRequest:
+        """Of checked ``items`` int64[n] and ``scores`` float64[heads, n], and the body's other ``fields``."""
+        return RankRequest(
+            user_id=fields.user_id,
+            items=items,
+            scores=scores.T,
+            given=given,
+            k=self._serving.default_k if fields.k is None else fields.k,
+            request_id=fields.request_id,
+            session_id=fields.session_id,
+            event_ts=self.time(fields.event_ts),
+        )
+
+    def time(self, value: str | None) -> datetime | None:
+        """The request's own time in UTC. Raises :class:`RequestError` where none is taken, or it is none."""
+        if value is None:
+            return None
+        if not self._serving.accept_event_ts:
+            raise RequestError(
+                "event_ts is not taken from requests: this service uses its own clock. "
+                "Set serving.accept_event_ts to true for simulated or replayed traffic."
+            )
+        try:
+            time = datetime.fromisoformat(value)
+            if time.tzinfo is None:
+                raise ValueError
+            time = time.astimezone(UTC)
+            if not 1970 <= time.year <= 2200:
+                raise ValueError
+        except (ValueError, OverflowError) as error:
+            raise RequestError(
+                "event_ts must be an ISO-8601 time with its offset between 1970 and 2200, "
+                "such as 2026-01-05T12:00:00Z"
+            ) from error
+        return time
+
+
+def refuse_repeated(items: list[int]) -> None:
+    """Raises :class:`RequestError` naming the first item that comes twice."""
+    if len(set(items)) != len(items):
+        seen: set[int] = set()
+        repeated = next(item for item in items if item in seen or seen.add(item))
+        raise RequestError(f"candidates.item_id names item {repeated} more than once")

@@ -1,0 +1,129 @@
+"""How is a JSON body read?
+
+A plain body of ``/rank``, as a ranker sends it, is read by simdjson straight into columns and without an
+object a number, in a third of the time that the declared types take; whatever is out of the ordinary in the
+least is left to those, which take it or say what is wrong.
+"""
+
+import struct
+
+import msgspec
+import numpy as np
+import simdjson
+
+from serving.http.checks import Checks, refuse_repeated
+from serving.http.requests import FeedbackRequest, RankRequest, RequestError
+from serving.http.schema import Bodies, decode
+from training.contract.settings import Settings
+
+_NESTED = (simdjson.Object, simdjson.Array)
+
+
+class JsonBodies:
+    """Reads them against one set of settings. Every fault is a :class:`RequestError`."""
+
+    def __init__(self, settings: Settings, bodies: Bodies, checks: Checks) -> None:
+        self._largest = settings.serving.max_candidates
+        self._checks, self._names = checks, checks.names
+        self._rows = {name: row for row, name in enumerate(self._names)}
+        self._event_fields = (
+            "item_id",
+            *(signal.column for signal in settings.signals),
+            "play_time_ms",
+            "duration_ms",
+        )
+        self._simdjson = simdjson.Parser()
+        self._fields_type = bodies.rank_fields
+        self._rank = msgspec.json.Decoder(bodies.rank)
+        self._feedback = msgspec.json.Decoder(bodies.feedback)
+
+    def rank(self, body: bytes) -> RankRequest:
+        return self.plain(body) or self.checked(body)
+
+    def plain(self, body: bytes) -> RankRequest | None:
+        """A good body of ``/rank`` of the usual form; None for any other, good or bad."""
+        if body[:1] != b"{":  # simdjson passes over a byte order mark
+            return None
+        try:
+            root = self._simdjson.parse(body)
+            names = list(root)
+            candidates = root["candidates"]
+            ids, sent = candidates["item_id"], candidates["scores"]
+            given = list(sent)
+            # no name twice or unknown, and no list within a list, which as_buffer would flatten
+            if (
+                len(candidates) != 2
+                or len(set(names)) != len(names)
+                or len(set(given)) != len(given)
+                or not self._rows.keys() >= set(given)
+                or not _has_openings(body, 1 + len(given))
+                or not 1 <= len(ids) <= self._largest
+            ):
+                return None
+            fields = {name: root[name] for name in names if name != "candidates"}
+            if any(isinstance(value, _NESTED) for value in fields.values()):
+                return None
+            values = msgspec.convert(fields, self._fields_type)
+            items = np.frombuffer(ids.as_buffer(of_type="i"), np.int64)
+            scores = np.zeros((len(self._rows), len(items)))
+            for name in given:
+                column = np.frombuffer(sent[name].as_buffer(of_type="d"))
+                if len(column) != len(items):
+                    return None
+                scores[self._rows[name]] = column
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+            return None  # not JSON, or of other types: msgspec's ValidationError is a ValueError
+        ordered = np.sort(items)
+        if (ordered[1:] == ordered[:-1]).any() or not self._checks.in_range(scores).all():
+            return None
+        names = self._names
+        if len(given) < len(names):
+            names = tuple(name for name in names if name in given)
+        return self._checks.rank_request(values, items, scores, names)
+
+    def checked(self, body: bytes) -> RankRequest:
+        """Any good body of ``/rank``, by the declared types."""
+        values = decode(self._rank, body)
+        ids = values.candidates.item_id
+        items = np.array(ids, dtype=np.int64)
+        refuse_repeated(ids)
+        columns = msgspec.structs.astuple(values.candidates.scores)
+        scores = np.zeros((len(columns), len(ids)))
+        pack = struct.Struct(f"={len(ids)}d").pack  # three times as fast as numpy on a list
+        for row, column in enumerate(columns):
+            if column is None:
+                continue
+            if len(column) != len(ids):
+                raise RequestError(
+                    f"candidates.scores.{self._names[row]}: {len(column)} values for {len(ids)} "
+                    "candidates, expected one a candidate"
+                )
+            scores[row] = np.frombuffer(pack(*column))
+        given = tuple(name for name, column in zip(self._names, columns, strict=True) if column is not None)
+        return self._checks.rank_request(values, items, scores, given)
+
+    def feedback(self, body: bytes) -> FeedbackRequest:
+        values = decode(self._feedback, body)
+        events = [
+            dict(zip(self._event_fields, map(int, msgspec.structs.astuple(event)), strict=True))
+            for event in values.events
+        ]
+        if len({event["item_id"] for event in events}) != len(events):
+            raise RequestError("events: an item_id is named more than once")
+        return FeedbackRequest(
+            request_id=values.request_id,
+            events=events,
+            user_id=values.user_id,
+            session_id=values.session_id,
+            event_ts=self._checks.time(values.event_ts),
+        )
+
+
+def _has_openings(body: bytes, count: int) -> bool:
+    """Whether so many lists, and no more, are opened in it; four times as fast as counting bytes."""
+    place = -1
+    for _ in range(count):
+        place = body.find(b"[", place + 1)
+        if place < 0:
+            return False
+    return body.find(b"[", place + 1) < 0

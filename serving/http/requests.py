@@ -1,0 +1,59 @@
+"""What can be asked of the service, whatever form it was sent in, and how is a bad request refused?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+from training.contract.errors import MtfError
+
+JSON = "application/json"
+BINARY = "application/x-safetensors"  # not registered: safetensors has no registered type
+
+_random = Random()
+
+
+class RequestError(MtfError):
+    """The request cannot be served as it was sent; ``status`` is the HTTP status to answer with, and
+    ``headers`` go with it."""
+
+    def __init__(self, message: str, status: int = 400, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class RankRequest(NamedTuple):
+    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent.
+
+    A head that was not sent is 0 for every candidate: its term of eq. (1) is then the same for all of
+    them and cannot change their order.
+    """
+
+    user_id: int
+    items: np.ndarray
+    scores: np.ndarray
+    given: tuple[str, ...]
+    k: int
+    request_id: str | None
+    session_id: str | None
+    event_ts: datetime | None
+
+
+@dataclass(frozen=True)
+class FeedbackRequest:
+    """``events`` hold every signal column (0 or 1), ``item_id``, ``play_time_ms``, ``duration_ms``."""
+
+    request_id: str
+    events: list[dict[str, int]]
+    user_id: int | None
+    session_id: str | None
+    event_ts: datetime | None
+
+
+def new_id() -> str:
+    """32 random hex digits; asking the system for them each time would give up the interpreter's lock."""
+    return f"{_random.getrandbits(128):032x}"

@@ -1,0 +1,100 @@
+"""How does a served request reach the index, and how does it leave again?
+
+One SQLite file, written in the same group commit as the decision log, says what the workers know together
+of requests, sessions and arms. It is an index and not a record: it is kept for two days, survives a
+killed process but need not survive a power cut, and feedback may name its user and session itself.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from serving.log.index import counts, events, requests, returns, sessions
+from serving.log.index.file import connect, prepare
+
+RETENTION_S = 2 * 86_400.0
+_PURGE_SHARE = 0.005  # of the retention, between two purges
+_PARTS = (requests, sessions, counts, returns, events)
+_SERVED_PARTS = (requests, sessions, returns, counts)
+
+
+class ServedRequest(NamedTuple):
+    """One served request; ``event_s`` is its time in epoch seconds.
+
+    ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
+    ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
+    ``entries`` were at a bound.
+    """
+
+    request_id: str
+    user_id: int
+    session_id: str
+    event_s: float
+    arm: str
+    policy: str = ""
+    failed: bool = False
+    slow: bool = False
+    bounded: int = 0
+    entries: int = 0
+
+
+# One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up
+# and takes again at every call, is otherwise what a commit waits for. ``served`` holds nothing: what is
+# inserted into it goes to every part's table.
+_SERVED = f"""
+CREATE TEMP VIEW served AS SELECT {", ".join(f"NULL AS {name}" for name in (*ServedRequest._fields, "now"))};
+CREATE TEMP TRIGGER serve INSTEAD OF INSERT ON served BEGIN
+{"".join(part.ON_SERVED for part in _SERVED_PARTS)}
+END;
+"""
+# ?1 is a JSON array of requests, ?2 the time
+_FIELDS = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(ServedRequest._fields)))
+_ADD = f"INSERT INTO served SELECT {_FIELDS}, ?2 FROM json_each(?1)"  # noqa: S608 -- numbers of our own
+
+
+class RequestIndex:
+    """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
+
+    ``reward`` gives the reward of one item's event; ``clock`` the epoch seconds that things are kept by.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        gap_minutes: float,
+        retention_s: float = RETENTION_S,
+        reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = connect(path)
+        prepare(self._writer, [part.TABLE for part in _PARTS])
+        self._writer.executescript(_SERVED)
+        self.requests = requests.Requests(path)
+        self.sessions = sessions.Sessions(path, gap_minutes)
+        self.counts = counts.Counts(path)
+        self.returns = returns.Returns(path)
+        self.events = events.Events(path, reward, clock)
+        self._clock, self._retention_s = clock, retention_s
+        self._purged = 0.0
+
+    def add(self, served: list[ServedRequest]) -> None:
+        """Record served requests, all or none. Raises sqlite3.Error."""
+        now = self._clock()
+        self._writer.execute(_ADD, (orjson.dumps([*map(tuple, served)]).decode(), now))
+        if now - self._purged > self._retention_s * _PURGE_SHARE:
+            self._purge(now)
+
+    def close(self) -> None:
+        for part in (self.requests, self.sessions, self.counts, self.returns, self.events, self._writer):
+            part.close()
+
+    def _purge(self, now: float) -> None:
+        with self._writer:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for part in _PARTS:
+                self._writer.execute(part.FORGET, (now - self._retention_s,))
+        self._purged = now

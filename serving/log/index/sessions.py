@@ -1,0 +1,125 @@
+"""Which session is a request of, and which arm does that keep?
+
+A request without a session continues the user's last one when that is not older than the session gap.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.log.index.file import connect
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS sessions (
+    user_id INTEGER PRIMARY KEY, session_id TEXT NOT NULL, event_s REAL NOT NULL, arm TEXT NOT NULL,
+    seen REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS sessions_seen ON sessions (seen);
+"""
+ON_SERVED = """
+INSERT INTO sessions VALUES (NEW.user_id, NEW.session_id, NEW.event_s, NEW.arm, NEW.now)
+    ON CONFLICT (user_id) DO UPDATE SET session_id = excluded.session_id, event_s = excluded.event_s,
+    arm = excluded.arm, seen = NEW.now
+    -- a row of the future was written before the clock was set back
+    WHERE excluded.event_s >= event_s OR seen > NEW.now;
+"""
+FORGET = "DELETE FROM sessions WHERE seen < ?"
+
+_REMEMBERED_USERS = 100_000
+
+
+class SessionRequest(NamedTuple):
+    """Whose session, which one if the request names it, and when."""
+
+    user_id: int
+    session_id: str | None
+    event_ts: datetime
+
+
+class Session(NamedTuple):
+    """The session of a request; ``arm`` is None for its first one."""
+
+    session_id: str
+    arm: str | None
+
+
+class _Last(NamedTuple):
+    """A user's last session: ``event_s`` is the time of its latest request, in epoch seconds."""
+
+    session_id: str
+    event_s: float
+    arm: str | None
+
+
+class Sessions:
+    """For any thread. What this process has seen is remembered beside the file, where it comes later."""
+
+    def __init__(self, path: Path, gap_minutes: float) -> None:
+        # of the connection, and of what is remembered
+        self._connection, self._lock = connect(path), threading.Lock()
+        self._gap_s = gap_minutes * 60.0
+        self._remembered: OrderedDict[int, _Last] = OrderedDict()
+
+    def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
+        """The sessions of requests, in their order: each its own, else the user's last within the gap, else
+        a new one. Raises sqlite3.Error.
+        """
+        with self._lock:
+            asked = {
+                user_id
+                for user_id, session_id, _ in requests
+                if session_id is None
+                or (last := self._remembered.get(user_id)) is None
+                or last.session_id != session_id
+            }
+            stored = self._stored(asked)
+            return [self._of(*request, stored) for request in requests]
+
+    def hold(self, user_id: int, session_id: str, arm: str) -> None:
+        """The arm of a session, for its next requests."""
+        with self._lock:
+            last = self._remembered.get(user_id)
+            if last is not None and last.session_id == session_id and last.arm != arm:
+                self._remembered[user_id] = last._replace(arm=arm)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _of(
+        self, user_id: int, session_id: str | None, event_ts: datetime, stored: Mapping[int, _Last]
+    ) -> Session:
+        event_s = event_ts.timestamp()
+        last = self._remembered.get(user_id)
+        if session_id is None or last is None or last.session_id != session_id:
+            # the nearest in time: another worker may know a later one than this process, and a clock that
+            # was set back leaves sessions of the future behind
+            known = [one for one in (stored.get(user_id), last) if one is not None]
+            last = min(known, key=lambda one: abs(event_s - one.event_s), default=None)
+        if session_id is None:
+            if last is not None and abs(event_s - last.event_s) <= self._gap_s:
+                session_id = last.session_id
+            else:
+                session_id = f"{user_id}-{int(event_s * 1000)}"
+        arm = last.arm if last is not None and last.session_id == session_id else None
+        # remembered at once: the user's next request may come before this one is on disk
+        self._remember(user_id, _Last(session_id, event_s, arm))
+        return Session(session_id, arm)
+
+    def _stored(self, users: Collection[int]) -> dict[int, _Last]:
+        if not users:
+            return {}
+        marks = ",".join("?" * len(users))
+        rows = self._connection.execute(
+            f"SELECT user_id, session_id, event_s, arm FROM sessions WHERE user_id IN ({marks})",  # noqa: S608 -- question marks
+            tuple(users),
+        )
+        return {user_id: _Last(*rest) for user_id, *rest in rows}
+
+    def _remember(self, user_id: int, last: _Last) -> None:
+        self._remembered[user_id] = last
+        self._remembered.move_to_end(user_id)
+        if len(self._remembered) > _REMEMBERED_USERS:
+            self._remembered.popitem(last=False)

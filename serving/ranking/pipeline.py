@@ -1,0 +1,395 @@
+"""Which way does a request for a ranking go?
+
+    Parsed → WithState → Assigned → Chosen → Ordered → Encoded → on disk → answered
+
+A type is named for the stage that a request of it has reached, and holds what is known from there on. The
+methods of :class:`Pipeline` are the steps from one to the next, in this order. Requests that come at once
+go together where that is cheaper: to the store, to a policy, and to the disk.
+
+What needs the interpreter or the processor is done on the event loop, actions for all requests that
+came meanwhile. What waits for something is done on threads, likewise for all: the disk on one, a store
+behind a network on another (one in a local file takes less to read than a thread to wake). With more
+threads each would spend its time on the interpreter's lock, which it has to take again after every call
+that gave it up; a machine's other cores are for other workers.
+"""
+
+import sqlite3
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from serving.control import metrics
+from serving.http.answers import encode_answer
+from serving.http.parser import Parser
+from serving.http.requests import RankRequest, RequestError, new_id
+from serving.log.decisions import DayFiles, LogError
+from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.sessions import SessionRequest
+from serving.log.times import local_day, timestamp
+from serving.policy.champion import Champion, ChampionFollower
+from serving.ranking import arms, ranker
+from serving.ranking.exploration import replay_generator
+from serving.ranking.measured import Measured
+from serving.ranking.ranker import Decision, PolicyAnswer
+from serving.ranking.shadow import Ranked, Shadow
+from serving.running.batches import LoopBatches, ThreadBatches, ThreadThenLoopBatches
+from serving.running.waiting import Waiter, Worked
+from serving.state.features_age import FeaturesAge
+from serving.state.questions import StateRequest
+from serving.state.store import StateStore
+from training.contract.fusion import Fusion
+from training.contract.settings import Settings
+
+LINE_VERSION = 1
+_TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
+_AT_BOUND = 0.99  # an action entry beyond it is at a bound
+
+
+class Parsed(NamedTuple):
+    """The body is read. ``times`` are readings of ``perf_counter``, when each of
+    :data:`serving.ranking.measured.STAGES` began: every stage adds its own."""
+
+    request: RankRequest
+    request_id: str
+    event_ts: datetime
+    accept: str
+    times: list[float]
+
+
+class WithState(NamedTuple):
+    """The session and the state are read. ``held`` is the session's arm so far, None for a new one;
+    ``state`` is float32[d], None when the store gave none; ``features_until`` up to when its features are
+    materialised."""
+
+    parsed: Parsed
+    session_id: str
+    held: str | None
+    state: np.ndarray | None
+    features_until: datetime | None
+
+
+class Assigned(NamedTuple):
+    """The arm is drawn, and its policy was asked. ``champion`` is what the arm serves by: the challenger for
+    its own, None where there is none; ``missing`` says why there is no state to act by; ``answer`` is the
+    policy's, None without one."""
+
+    read: WithState
+    arm: str
+    champion: Champion | None
+    challenger: Champion | None
+    missing: str | None
+    answer: PolicyAnswer | None
+
+
+class Chosen(NamedTuple):
+    """The action, and so the weights, are chosen."""
+
+    assigned: Assigned
+    decision: Decision
+
+
+class Ordered(NamedTuple):
+    """The candidates are in order: ``items`` int64[k] and ``scores`` float64[k] are shown, best first, whose
+    ``predictions`` are float64[k, heads]; ``weights`` float64[heads] made the scores. ``decision`` is what
+    is served, which is not what was chosen when a policy that ranks by itself could not."""
+
+    assigned: Assigned
+    decision: Decision
+    weights: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+    predictions: np.ndarray
+
+
+class Encoded(NamedTuple):
+    """The line for the log and the answer are written out. Nothing holds the candidates any more, but for a
+    request that the challenger is to rank, too."""
+
+    day: str
+    line: bytes
+    served: ServedRequest
+    decision: Decision
+    shadowed: Ranked | None
+    answer: bytes
+    times: list[float]
+
+
+class Pipeline:
+    """Takes a request the whole way. :meth:`rank` belongs to the event loop.
+
+    It raises :class:`RequestError` for what the caller did wrong and :class:`LogError` when the answer could
+    not be made durable; whatever it returns is on disk. ``log`` is what waits for that.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        parser: Parser,
+        index: RequestIndex,
+        store: StateStore,
+        features: FeaturesAge,
+        champion: ChampionFollower,
+        challenger: ChampionFollower,
+        assignment: arms.Assignment,
+        files: DayFiles,
+        shadow: Shadow,
+    ) -> None:
+        self._serving, self._fusion, self._seed = settings.serving, settings.fusion, settings.seed
+        self._spec_version, self._offset = settings.state_spec.version, settings.calendar.utc_offset_hours
+        self._patience = settings.serving.queue_budget_ms / 1000.0
+        self._slow = settings.serving.guardrail.slow_ms / 1000.0
+        self._parser, self._index, self._store, self._features = parser, index, store, features
+        self._champion, self._challenger, self._assignment = champion, challenger, assignment
+        self._files, self._shadow = files, shadow
+        self._generator = np.random.default_rng()
+        self._measured = Measured(self._fusion)
+        ranking = LoopBatches if store.local else ThreadThenLoopBatches
+        self._ranking = ranking("ranking", self._read_states, self._rank_batch, LogError, largest=_TOGETHER)
+        self.log: ThreadBatches[Encoded, bytes] = ThreadBatches("decision log", self._write, LogError)
+
+    def admit(self) -> None:
+        """Raises :class:`RequestError` when a request that comes now would wait for too long: a caller who is
+        refused at once can do something else meanwhile."""
+        for reason, batches in ((metrics.SHED_RANKING, self._ranking), (metrics.SHED_LOG, self.log)):
+            if batches.line.wait > self._patience:
+                raise self._too_late(reason)
+
+    async def rank(self, body: bytes, media_type: str, accept: str) -> bytes:
+        """``media_type`` of the body and ``accept`` of the answer: ``JSON`` or ``BINARY``."""
+        return await self._ranking.add(self._parse(body, media_type, accept))
+
+    def _parse(self, body: bytes, media_type: str, accept: str) -> Parsed:
+        started = time.perf_counter()
+        request = self._parser.rank(body, media_type)
+        event_ts = request.event_ts or datetime.now(UTC)
+        request_id = request.request_id or new_id()
+        return Parsed(request, request_id, event_ts, accept, [started, time.perf_counter()])
+
+    def _read_states(self, batch: list[Parsed]) -> list[WithState | RequestError]:
+        """Of a batch, together; a request that has waited too long is refused."""
+        begun = time.perf_counter()
+        late = [begun - one.times[0] > self._patience for one in batch]
+        in_time = [one for one, is_late in zip(batch, late, strict=True) if not is_late]
+        read = iter(self._read(in_time, begun) if in_time else ())
+        return [self._too_late(metrics.SHED_WAITED) if is_late else next(read) for is_late in late]
+
+    def _read(self, batch: list[Parsed], begun: float) -> list[WithState]:
+        try:
+            sessions = self._index.sessions.of(
+                [SessionRequest(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
+            )
+        except sqlite3.Error as error:
+            raise LogError(f"cannot read the request index: {error}") from error
+        until = self._features.until  # before the read: the states are at least as new
+        states = self._store.read(
+            [
+                StateRequest(one.request.user_id, session.session_id, one.event_ts)
+                for one, session in zip(batch, sessions, strict=True)
+            ]
+        )
+        read = time.perf_counter()
+        for one in batch:
+            one.times.extend((begun, read))
+        return [
+            WithState(one, session.session_id, session.arm, state, until)
+            for one, session, state in zip(batch, sessions, states, strict=True)
+        ]
+
+    def _rank_batch(self, batch: list[Worked]) -> None:
+        """From the states to the log's door, on the event loop; a fault with one request is its own."""
+        waiting: list[tuple[WithState, Waiter]] = []
+        for _, read, waiter in batch:
+            if waiter.future.done():  # its request was cancelled
+                continue
+            if isinstance(read, Exception):
+                waiter.future.set_exception(read)
+            else:
+                waiting.append((read, waiter))
+        encoded: list[tuple[Encoded, Waiter]] = []
+        assigned = self._assign([read for read, _ in waiting])
+        for one, (_, waiter) in zip(assigned, waiting, strict=True):
+            try:
+                encoded.append((self._encode(self._order(self._choose(one))), waiter))
+            except Exception as error:  # a fault of the code: the others are answered all the same
+                waiter.future.set_exception(error)
+        self.log.hand_on(encoded)
+
+    def _assign(self, batch: list[WithState]) -> list[Assigned]:
+        """Each one's arm, and what each policy answers for all of those whose arm asks it."""
+        challenger, champion = self._challenger.current, self._champion.current
+        assigned: list[Assigned] = []
+        asking: dict[str, list[int]] = {}  # places in the batch, by the policy that their arm asks
+        for place, read in enumerate(batch):
+            user_id = read.parsed.request.user_id
+            arm = self._assignment.arm(user_id, read.held, read.state, challenger is not None)
+            self._index.sessions.hold(user_id, read.session_id, arm)
+            serving = challenger if arm == arms.CHALLENGER else champion
+            missing = self._missing(read)
+            answer = None if serving is None else PolicyAnswer(serving.policy.version)
+            assigned.append(Assigned(read, arm, serving, challenger, missing, answer))
+            if serving is not None and missing is None and ranker.asks(arm):
+                asking.setdefault(serving.policy.sha256, []).append(place)
+        for places in asking.values():
+            policy = assigned[places[0]].champion.timed
+            answers = ranker.act(policy, np.array([batch[place].state for place in places]))
+            for place, answer in zip(places, answers, strict=True):
+                assigned[place] = assigned[place]._replace(answer=answer)
+        now = time.perf_counter()
+        for read in batch:
+            read.parsed.times.append(now)
+        return assigned
+
+    def _missing(self, read: WithState) -> str | None:
+        if read.state is None:
+            return ranker.STORE
+        return ranker.STALE if self._features.stale(read.parsed.event_ts) else None
+
+    def _choose(self, assigned: Assigned) -> Chosen:
+        decision = ranker.decide(
+            assigned.arm,
+            assigned.answer,
+            assigned.missing,
+            self._fusion,
+            self._serving,
+            self._generator_for(assigned.arm, assigned.read.parsed.request_id),
+        )
+        return Chosen(assigned, decision)
+
+    def _order(self, chosen: Chosen) -> Ordered:
+        assigned = chosen.assigned
+        request = assigned.read.parsed.request
+        policy = assigned.champion.policy if assigned.champion else None
+        decision, weights, scores = ranker.score(
+            chosen.decision, policy, assigned.read.state, request.scores, self._fusion
+        )
+        shown = ranker.top(scores, request.k)
+        return Ordered(
+            assigned, decision, weights, request.items[shown], scores[shown], request.scores[shown]
+        )
+
+    def _encode(self, ordered: Ordered) -> Encoded:
+        assigned, decision = ordered.assigned, ordered.decision
+        read = assigned.read
+        parsed = read.parsed
+        day = local_day(parsed.event_ts, self._offset)
+        line = decision_line(ordered, self._fusion, self._spec_version)
+        answer = encode_answer(answer_of(ordered, self._fusion), parsed.accept)
+        now = time.perf_counter()
+        parsed.times.append(now)
+        champion = assigned.champion
+        served = ServedRequest(
+            parsed.request_id,
+            parsed.request.user_id,
+            read.session_id,
+            parsed.event_ts.timestamp(),
+            assigned.arm,
+            policy=champion.policy.sha256 if champion is not None and assigned.arm != arms.STATIC else "",
+            failed=decision.fallback in ranker.POLICY_FAILURES,
+            slow=now - parsed.times[0] > self._slow,
+            bounded=int(np.count_nonzero(np.abs(decision.action) > _AT_BOUND)),
+            entries=len(decision.action),
+        )
+        shadowed = self._shadowed(ordered, day)
+        return Encoded(day, line, served, decision, shadowed, answer, parsed.times)
+
+    def _write(self, batch: list[Encoded]) -> list[bytes]:
+        """The batch to the disk; then its answers may go out."""
+        begun = time.perf_counter()
+        self._files.write([(one.day, one.line) for one in batch])
+        self._index.add([one.served for one in batch])
+        logged = time.perf_counter()
+        self._measured.logged([one.decision for one in batch], [(*one.times, begun, logged) for one in batch])
+        for one in batch:
+            if one.shadowed is not None:
+                self._shadow.add(one.shadowed)
+        return [one.answer for one in batch]
+
+    def close(self) -> None:
+        """Rank and write what waits."""
+        self._ranking.close()
+        self.log.close()
+
+    def _too_late(self, reason: str) -> RequestError:
+        metrics.shed.labels(reason).inc()
+        return RequestError(
+            f"more is asked than can be answered within serving.queue_budget_ms, "
+            f"{self._serving.queue_budget_ms:g} ms ({reason})",
+            503,
+            {"retry-after": "1"},
+        )
+
+    def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
+        """Replayed traffic draws the same action for the same request; real traffic never repeats."""
+        if not self._serving.accept_event_ts or arm not in arms.EXPLORING:
+            return self._generator
+        return replay_generator(self._seed, request_id)
+
+    def _shadowed(self, ordered: Ordered, day: str) -> Ranked | None:
+        """The request for the challenger in the shadow, for users that it ranks beside."""
+        challenger, read = ordered.assigned.challenger, ordered.assigned.read
+        request = read.parsed.request
+        if challenger is None or read.state is None or not self._assignment.shadowed(request.user_id):
+            return None
+        return Ranked(
+            day,
+            timestamp(read.parsed.event_ts),
+            read.parsed.request_id,
+            challenger.policy,
+            read.state,
+            request.items,
+            request.scores,
+            ordered.decision.action,
+            ordered.items,
+        )
+
+
+def decision_line(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
+    """The request as it is logged: a line without its newline."""
+    assigned, decision = ordered.assigned, ordered.decision
+    read = assigned.read
+    parsed = read.parsed
+    return orjson.dumps(
+        {
+            "v": LINE_VERSION,
+            "request_id": parsed.request_id,
+            "session_id": read.session_id,
+            "user_id": parsed.request.user_id,
+            "event_ts": timestamp(parsed.event_ts),
+            "policy_version": decision.policy_version,
+            "arm": assigned.arm,
+            "state": read.state,
+            "action": decision.action,
+            "action_mean": decision.mean,
+            "log_density": decision.log_density,
+            "fallback": decision.fallback,
+            "state_spec": state_spec,
+            "features_until": None if read.features_until is None else timestamp(read.features_until),
+            "items": ordered.items,
+            "scores": {
+                name: column
+                for name, column in zip(fusion.names, ordered.predictions.T.tolist(), strict=True)
+                if name in parsed.request.given
+            },
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def answer_of(ordered: Ordered, fusion: Fusion) -> dict[str, object]:
+    """The request as it is answered."""
+    decision, read = ordered.decision, ordered.assigned.read
+    return {
+        "request_id": read.parsed.request_id,
+        "session_id": read.session_id,
+        "items": ordered.items,
+        "scores": ordered.scores,
+        "weights": dict(zip(fusion.names, ordered.weights.tolist(), strict=True)),
+        "policy": {
+            "version": decision.policy_version,
+            "arm": ordered.assigned.arm,
+            "fallback": decision.fallback,
+        },
+    }

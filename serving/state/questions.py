@@ -1,0 +1,27 @@
+"""What is the online store asked, and told?"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+
+class StateRequest(NamedTuple):
+    """Whose state, at which request; ``event_ts`` is timezone-aware."""
+
+    user_id: int
+    session_id: str
+    event_ts: datetime
+
+
+class Feedback(NamedTuple):
+    """What a user did with one request.
+
+    ``events`` has one mapping per item that feedback is known of, with the signals' 0/1 columns and
+    ``play_time_ms``; ``before`` those among them that already moved the state, as they did.
+    """
+
+    user_id: int
+    session_id: str
+    request_id: str
+    event_ts: datetime
+    events: list[dict[str, int]]
+    before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed

@@ -1,0 +1,25 @@
+import time
+
+from serving.log.index.events import KnownEvents, RequestEvents
+from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.returns import ArmReturns
+
+
+def event(item: int, **values: int) -> dict[str, int]:
+    return {"item_id": item, **values}
+
+
+def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30, reward=lambda e: float(e.get("is_click", 0)))
+    index.add([ServedRequest("r1", 5, "s1", 0.0, "static")])
+    one, two, worse = event(1, is_click=1), event(2, is_click=1), event(1, is_click=0)
+    assert index.events.add([RequestEvents("r1", "s1", {1: one, 2: two})]) == [KnownEvents([], [one, two])]
+    assert index.events.add([RequestEvents("r1", "s1", {1: one})]) == [KnownEvents([one, two], [one, two])]
+    [known] = index.events.add([RequestEvents("r1", "s1", {1: worse})])
+    assert known.before == [one, two] and sorted(known.now, key=lambda e: e["item_id"]) == [worse, two]
+    now = time.time()
+    assert index.returns.of_sessions(0.0, now + 1) == {("static", ""): ArmReturns(1, 1.0, 1.0)}
+    # what the store did not take still has to move the state
+    index.events.not_moved("r1", [1])
+    [known] = index.events.add([RequestEvents("r1", "s1", {1: worse})])
+    assert known.before == [two] and len(known.now) == 2

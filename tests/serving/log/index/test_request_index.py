@@ -1,0 +1,30 @@
+import sqlite3
+import time
+from datetime import UTC, datetime
+
+from serving.log.index.request_index import RequestIndex, ServedRequest
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def entry(
+    request_id: str, user_id: int, session_id: str, event_s: float, arm: str = "champion"
+) -> ServedRequest:
+    return ServedRequest(request_id, user_id, session_id, event_s, arm)
+
+
+def test_old_requests_are_forgotten(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30, retention_s=0.2)
+    index.add([entry("old", 5, "s1", 0.0)])
+    time.sleep(0.25)
+    index.add([entry("new", 6, "s2", 0.0)])
+    assert index.requests.find("old") is None and index.requests.find("new") == (6, "s2")
+
+
+def test_an_index_of_an_older_version_is_made_anew(tmp_path):
+    path = tmp_path / "requests.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE requests (request_id TEXT PRIMARY KEY)")
+    index = RequestIndex(path, 30)
+    index.add([entry("r1", 5, "s1", NOON.timestamp())])
+    assert index.requests.find("r1") == (5, "s1") and RequestIndex(path, 30).requests.find("r1") == (5, "s1")

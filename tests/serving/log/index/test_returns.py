@@ -1,0 +1,19 @@
+import time
+
+from serving.log.index.request_index import RequestIndex, ServedRequest
+
+
+def test_a_session_of_two_policies_speaks_of_neither(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30)
+    index.add(
+        [
+            ServedRequest("r1", 5, "s1", 0.0, "champion", "one"),
+            ServedRequest("r2", 6, "s2", 0.0, "champion", "one"),
+        ]
+    )
+    index.add([ServedRequest("r3", 5, "s1", 0.0, "champion", "two")])
+    found = index.returns.of_sessions(0.0, time.time() + 1)
+    assert {key: one.sessions for key, one in found.items()} == {
+        ("champion", "mixed"): 1,
+        ("champion", "one"): 1,
+    }

@@ -1,0 +1,83 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.sessions import Session, SessionRequest
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def entry(
+    request_id: str, user_id: int, session_id: str, event_s: float, arm: str = "champion"
+) -> ServedRequest:
+    return ServedRequest(request_id, user_id, session_id, event_s, arm)
+
+
+def session_of(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
+    return index.sessions.of([SessionRequest(user_id, session_id, event_ts)])[0]
+
+
+def session(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> str:
+    return session_of(index, user_id, session_id, event_ts).session_id
+
+
+@pytest.fixture
+def index(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", gap_minutes=30)
+    yield index
+    index.close()
+
+
+def test_a_request_without_a_session_continues_the_last_within_the_gap(index):
+    new = session(index, 5, None, NOON)
+    assert new == f"5-{int(NOON.timestamp() * 1000)}"
+    assert session(index, 5, None, NOON + timedelta(minutes=30)) == new
+    assert session(index, 5, None, NOON + timedelta(minutes=59)) == new  # 29 after the latest
+    assert session(index, 5, None, NOON + timedelta(minutes=90)) != new
+    assert session(index, 6, None, NOON) != new
+
+
+def test_a_named_session_is_kept_and_continued(index):
+    assert session(index, 5, "mine", NOON) == "mine"
+    assert session(index, 5, None, NOON + timedelta(minutes=1)) == "mine"
+    assert session(index, 5, "other", NOON + timedelta(minutes=2)) == "other"
+
+
+def test_another_workers_later_session_is_continued(tmp_path):
+    path = tmp_path / "requests.sqlite"
+    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+    assert session(one, 5, "first", NOON) == "first"
+    two.add([entry("r2", 5, "second", (NOON + timedelta(minutes=5)).timestamp())])
+    assert session(one, 5, None, NOON + timedelta(minutes=6)) == "second"
+    two.add([entry("r1", 5, "late", (NOON - timedelta(hours=2)).timestamp())])  # an older one changes nothing
+    assert session(one, 5, None, NOON + timedelta(minutes=7)) == "second"
+
+
+def test_a_clock_set_back_splits_no_session_in_any_worker(tmp_path):
+    path, wrong = tmp_path / "requests.sqlite", NOON + timedelta(hours=1)
+    now = [wrong]
+    one, two = (RequestIndex(path, 30, clock=lambda: now[0].timestamp()) for _ in range(2))
+    for index in (one, two):
+        session(index, 5, "of the future", wrong)
+    one.add([entry("r1", 5, "of the future", wrong.timestamp())])
+    now[0] = NOON
+    new = session(one, 5, None, NOON)
+    assert new != "of the future"
+    one.add([entry("r2", 5, new, NOON.timestamp())])
+    for minutes, index in enumerate((one, two, one)):
+        assert session(index, 5, None, NOON + timedelta(minutes=minutes)) == new
+
+
+@pytest.mark.parametrize("named", ["s1", None])
+def test_a_session_keeps_its_arm_in_every_worker_and_a_new_one_has_none(tmp_path, named):
+    path = tmp_path / "requests.sqlite"
+    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+    assert session_of(one, 5, "s1", NOON).arm is None
+    one.sessions.hold(5, "s1", "noise")
+    assert session_of(one, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    one.add([entry("r1", 5, "s1", NOON.timestamp(), "noise")])
+    assert session_of(two, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=2)) == ("s2", None)
+    two.sessions.hold(5, "s1", "static")  # of a session that is no longer the user's latest
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=3)) == ("s2", None)
