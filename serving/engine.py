@@ -31,13 +31,13 @@ from serving.log.decisions import DayFiles, LogError
 from serving.log.request_index import Entry, Fed, Known, RequestIndex, Session
 from serving.policy.champion import Champion, ChampionFollower, Source
 from serving.ranking import arms, ranker
-from serving.ranking.exploration import replay_generator
 from serving.ranking.ranker import Decision
 from serving.ranking.shadow import Ranked, Shadow
 from serving.running.batches import Batches, Worked
 from serving.running.following import Following
 from serving.state.features_age import FeaturesAge
 from serving.state.store import Feedback, StateRequest, StateStore
+from training.contract.exploration import replay_generator
 from training.contract.files import read_json
 from training.contract.reward import item_reward
 from training.contract.settings import Settings

@@ -6,8 +6,8 @@ import numpy as np
 
 from serving.policy.timed import TimedPolicy, TooSlow
 from serving.ranking import arms
-from serving.ranking.exploration import TruncatedNormal, UniformBox
 from training.contract.errors import PolicyError
+from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.fusion import Fusion
 from training.contract.policy import Policy
 from training.contract.settings import ServingSettings

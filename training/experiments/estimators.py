@@ -32,7 +32,7 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 from scipy.stats import t as student_t
 
-from training import exploration
+from training.contract import exploration
 from training.contract.files import read_json, write_atomic, write_json_atomic, write_text_atomic
 from training.contract.policy import (
     Policy,
