@@ -27,7 +27,7 @@ from serving.http.messages import (
     new_id,
     timestamp,
 )
-from serving.log.decisions import DayFiles, LogError
+from serving.log.decisions import DayFiles, LogError, encode
 from serving.log.request_index import Entry, Fed, Known, RequestIndex, Session
 from serving.policy.champion import Champion, ChampionFollower, Source
 from serving.ranking import arms, ranker
@@ -39,18 +39,17 @@ from serving.state.features_age import FeaturesAge
 from serving.state.store import Feedback, StateRequest, StateStore
 from training.contract.exploration import replay_generator
 from training.contract.files import read_json
+from training.contract.log import LATE_DAYS, POLICY_FAILURES, STALE, STORE, decision_line, feedback_line
 from training.contract.reward import item_reward
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.engine")
-LINE_VERSION = 1
 _PULSE_S = 1.0
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _POLICY_ARMS = (arms.CHAMPION, arms.CHALLENGER)
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
 # of a request; "wait" is for its turn to be ranked, "queue" for the thread that writes
 _STAGES = ("parse", "wait", "state", "policy", "fuse", "queue", "log")
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
 class _Asked(NamedTuple):
@@ -269,13 +268,7 @@ class Engine:
             arm = self._assignment.arm(user_id, session.arm, state, challenger is not None)
             self._index.hold(user_id, session.session_id, arm)
             serving = challenger if arm == arms.CHALLENGER else champion
-            missing = (
-                ranker.STORE
-                if state is None
-                else ranker.STALE
-                if self._features.stale(one.event_ts)
-                else None
-            )
+            missing = STORE if state is None else STALE if self._features.stale(one.event_ts) else None
             times = [one.started, one.parsed, begun, read]
             served.append(_Served(arm, session.session_id, serving, state, until, missing, challenger, times))
             acted.append(None if serving is None else ranker.Acted(serving.policy.version))
@@ -311,30 +304,28 @@ class Engine:
         items = request.items[shown]
         predictions = request.scores[shown].T.tolist()
         written = timestamp(event_ts)
-        line = orjson.dumps(
-            {
-                "v": LINE_VERSION,
-                "request_id": request_id,
-                "session_id": session_id,
-                "user_id": request.user_id,
-                "event_ts": written,
-                "policy_version": decision.policy_version,
-                "arm": arm,
-                "state": state,
-                "action": decision.action,
-                "action_mean": decision.mean,
-                "log_density": decision.log_density,
-                "fallback": decision.fallback,
-                "state_spec": self._spec_version,
-                "features_until": None if served.until is None else timestamp(served.until),
-                "items": items,
-                "scores": {
+        line = encode(
+            decision_line(
+                request_id=request_id,
+                session_id=session_id,
+                user_id=request.user_id,
+                event_ts=written,
+                policy_version=decision.policy_version,
+                arm=arm,
+                state=state,
+                action=decision.action,
+                action_mean=decision.mean,
+                log_density=decision.log_density,
+                fallback=decision.fallback,
+                state_spec=self._spec_version,
+                features_until=None if served.until is None else timestamp(served.until),
+                items=items,
+                scores={
                     name: column
                     for name, column in zip(self._fusion.names, predictions, strict=True)
                     if name in request.given
                 },
-            },
-            option=_NUMPY,
+            )
         )
         answer = encode_answer(
             {
@@ -355,7 +346,7 @@ class Engine:
             event_ts.timestamp(),
             arm,
             policy=serving.policy.sha256 if serving is not None and arm != arms.STATIC else "",
-            failed=decision.fallback in ranker.POLICY_FAILURES,
+            failed=decision.fallback in POLICY_FAILURES,
             slow=now - asked.started > self._slow,
             bounded=int(np.count_nonzero(np.abs(decision.action) > _AT_BOUND)),
             entries=len(decision.action),
@@ -393,18 +384,17 @@ class Engine:
             ((session_id, _),) = self._sessions([(user_id, request.session_id, event_ts)])
         else:
             raise RequestError(
-                f"request {request.request_id!r} is not known here: it was not ranked in the last two days, "
-                "or by another machine. Send user_id and session_id with the feedback.",
+                f"request {request.request_id!r} is not known here: it was not ranked in the last "
+                f"{LATE_DAYS} days, or by another machine. Send user_id and session_id with the feedback.",
                 status=404,
             )
-        line = orjson.dumps(
-            {
-                "v": LINE_VERSION,
-                "request_id": request.request_id,
-                "user_id": user_id,
-                "event_ts": timestamp(event_ts),
-                "events": request.events,
-            }
+        line = encode(
+            feedback_line(
+                request_id=request.request_id,
+                user_id=user_id,
+                event_ts=timestamp(event_ts),
+                events=request.events,
+            )
         )
         events = {event["item_id"]: event for event in request.events}
         known = await self._feedback.add(

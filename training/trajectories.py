@@ -27,28 +27,10 @@ import torch
 from torch import Tensor
 
 from training.contract.errors import DataError, MtfError
+from training.contract.log import MIXED_ARMS
 from training.contract.settings import Settings
+from training.contract.transitions import MART, OF_EVERY_LEARNER
 
-MART = "fct_transitions"
-EXPLORATION_ARMS = ("random", "noise")
-COLUMNS = (
-    "request_id",
-    "session_id",
-    "user_id",
-    "event_ts",
-    "step",
-    "arm",
-    "state",
-    "action",
-    "action_mean",
-    "log_density",
-    "reward",
-    "next_state",
-    "done",
-    "truncated",
-    "next_request_id",
-    "state_spec",
-)
 # columns of the export behind what only some learners read
 OPTIONAL = {
     "watch_rewards": ("watch_reward",),
@@ -174,7 +156,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
             f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
         )
     paths = {d: path for d, path in paths.items() if path.is_file()}
-    columns = [*COLUMNS, *sorted({column for name in needs for column in OPTIONAL[name]})]
+    columns = [*OF_EVERY_LEARNER, *sorted({column for name in needs for column in OPTIONAL[name]})]
     for path in paths.values():
         _refuse_missing(settings, path, columns)
     version = settings.state_spec.version
@@ -476,7 +458,7 @@ def _refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
     with _readable(path):
         present = pq.read_schema(path).names
     missing = next((name for name in columns if name not in present), None)
-    if missing in COLUMNS:
+    if missing in OF_EVERY_LEARNER:
         raise DataError(f"{path} lacks the column {missing} of {MART}")
     if missing:
         raise DataError(
@@ -637,7 +619,7 @@ def _mixed_exploration(
     """
     numbers, first = np.unique(sessions, return_index=True)
     arm_of = np.array(arm_names)[arms[first]]
-    groups = {arm: numbers[arm_of == arm] for arm in EXPLORATION_ARMS}
+    groups = {arm: numbers[arm_of == arm] for arm in MIXED_ARMS}
     present = {arm: group for arm, group in groups.items() if len(group)}
     if not present:
         found = dict(sorted(Counter(arm_of.tolist()).items()))
@@ -647,7 +629,7 @@ def _mixed_exploration(
     warnings = []
     if len(present) == 1:
         (only,) = present
-        (empty,) = set(EXPLORATION_ARMS) - {only}
+        (empty,) = set(MIXED_ARMS) - {only}
         warnings = [f"no session of the {empty} group: trained on the {only} group alone"]
     count = min(len(group) for group in present.values())
 

@@ -5,8 +5,7 @@ from typing import Any
 import msgspec
 
 from serving.http.messages import BINARY, JSON, MAXIMUM_ID_LENGTH, Bodies
-from serving.ranking.arms import ARMS
-from serving.ranking.ranker import FALLBACKS
+from training.contract.log import ARMS, FALLBACKS
 from training.contract.settings import Settings
 
 _INT64 = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}

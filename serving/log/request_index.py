@@ -2,7 +2,7 @@
 
 ``POST /feedback`` names only the request; and a request without a session continues the user's last
 one when that is not older than the session gap. One SQLite file answers both, written in the same
-group commit as the decision log. It is an index and not a record: it is kept for two days, survives a
+group commit as the decision log. It is an index and not a record: it is kept for ``LATE_DAYS``, survives a
 killed process but need not survive a power cut, and feedback may name its user and session itself.
 """
 
@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import orjson
 
-RETENTION_S = 2 * 86_400.0
+from training.contract.log import LATE_DAYS
+
+RETENTION_S = LATE_DAYS * 86_400.0
 _PURGE_SHARE = 0.005  # of the retention, between two purges
 _REMEMBERED_USERS = 100_000
 

@@ -9,19 +9,9 @@ from serving.ranking import arms
 from training.contract.errors import PolicyError
 from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.fusion import Fusion
+from training.contract.log import NO_POLICY, POLICY, POLICY_SLOW, STATIC_VERSION
 from training.contract.policy import Policy
 from training.contract.settings import ServingSettings
-
-STATIC_VERSION = "static"
-
-# why static weights were served instead of the arm's own
-NO_POLICY = "no_policy"  # before the first promotion
-STORE = "store"  # the state could not be read in time
-STALE = "stale"  # the store's features are older than serving.max_features_age_hours
-POLICY = "policy"  # the policy gave no usable action
-POLICY_SLOW = "policy_slow"  # or not within serving.policy_budget_ms
-POLICY_FAILURES = (POLICY, POLICY_SLOW)
-FALLBACKS = (NO_POLICY, STORE, STALE, *POLICY_FAILURES)
 
 
 class Decision(NamedTuple):
@@ -76,7 +66,7 @@ def decide(
     """The action of an arm for one state.
 
     ``acted`` is the challenger's answer for its arm and the champion's for the others, None when there is
-    no such policy; ``missing`` says why there is no state to act by (:data:`STORE`, or :data:`STALE`: it is
+    no such policy; ``missing`` says why there is no state to act by (``log.STORE``, or ``log.STALE``: it is
     made of features that are too old), None when there is one. Champion and challenger fall back to static
     weights without a policy or a state. The noise and the box arm then draw around the static action; the
     random arm needs neither. All name a missing state as their fallback because a transition should not be

@@ -18,8 +18,9 @@ import structlog
 
 from serving.http.messages import BINARY, JSON, decode_answer_binary, encode_rank_binary
 from serving.ranking import arms
-from serving.ranking.ranker import STATIC_VERSION, top
+from serving.ranking.ranker import top
 from training.contract.errors import MtfError
+from training.contract.log import STATIC_VERSION
 from training.contract.settings import Settings
 
 SERVICE = "service"  # Ranking.fallback: the service gave no answer, the client ranked by static weights

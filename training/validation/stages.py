@@ -12,8 +12,10 @@ import pandas as pd
 
 from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import MIXED_ARMS
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
+from training.contract.transitions import MART
 from training.ingest.landing import schema_changes
 from training.validation import drift, profiles
 from training.validation import rules as table_rules
@@ -22,9 +24,8 @@ from training.validation.drift import CalibrationSums
 from training.validation.partitions import ParquetFile, Partition, inspect, manifest, parquet_files
 from training.validation.profiles import ALL, CONTROL, Profile, Scope
 from training.validation.refusals import LANDING
-from training.validation.rules import MIXED_ARMS, TRAINING_SET, TRANSITIONS, Rules
+from training.validation.rules import TRAINING_SET, TRANSITIONS, Rules
 
-MART = "fct_transitions"
 PARTS = ("files", "rows", "day")
 
 # Share of the decisions with a state that must have become transitions.
