@@ -39,6 +39,7 @@ from training.contract.files import (
     write_text_atomic,
 )
 from training.contract.layout import IMPRESSIONS, TABLES
+from training.contract.log import DECISION
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings
 from training.warehouse.model_properties import GENERATED, PROFILE_TYPES, properties
@@ -246,6 +247,7 @@ def _dbt(
         (target / BUILD_RESULTS).unlink(missing_ok=True)
     variables = {
         **_model_variables(settings),
+        "decision_columns": [{"name": column.name, "type": column.type} for column in DECISION],
         "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
     }
     arguments = [
