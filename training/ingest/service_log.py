@@ -25,6 +25,15 @@ import pyarrow as pa
 
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import (
+    DECISION,
+    LATE_DAYS,
+    LEFT_TO_VALIDATION,
+    LINE_VERSION,
+    LINES,
+    Column,
+    files_of,
+)
 from training.contract.settings import Settings
 from training.ingest.landing import (
     connect,
@@ -38,10 +47,17 @@ from training.ingest.landing import (
 from training.ingest.schema import local_day_sql
 
 SOURCE = "service"
-LINE_VERSION = 1
-LATE_DAYS = 2  # the service knows a request for two days; later feedback is counted, not landed
 _LIVE_SECONDS = 60.0  # a file written to more recently than this may grow while it is read
 _KEY = ("request_id", "user_id", "item_id")
+_DUCKDB = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "double": "DOUBLE",
+    "timestamp[us, UTC]": "TIMESTAMPTZ",
+    "list<float>": "FLOAT[]",
+    "list<int64>": "BIGINT[]",
+}
 
 
 def has_service_log(settings: Settings, day: date) -> bool:
@@ -202,6 +218,8 @@ class _Log:
         """Read the files of those days into the table ``kind``; returns the number of torn last lines."""
         paths = [path for day in sorted(days) for path in _files(self.settings, kind, day)]
         pairs = [_whole_lines(path, self._scratch / kind) for path in paths]
+        for path, (whole, _) in zip(paths, pairs, strict=True):
+            _refuse_unknown_fields(kind, path, whole)
         columns = self._columns(kind)
         sound, select = self._decision_sql() if kind == "decisions" else self._feedback_sql()
         try:
@@ -243,7 +261,8 @@ class _Log:
         return total - requests
 
     def decisions(self) -> pa.Table:
-        return self.connection.sql("select * exclude (v, items, scores, day) from decisions").to_arrow_table()
+        columns = ", ".join(column.name for column in DECISION)
+        return self.connection.sql(f"select {columns} from decisions").to_arrow_table()
 
     def shown_items(self) -> str:
         """SQL of the decisions' items, one row each: an impression but for its feedback."""
@@ -266,60 +285,39 @@ class _Log:
         ).to_arrow_table()
 
     def _columns(self, kind: str) -> dict[str, str]:
-        if kind == "feedback":
-            event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
-            return {**_FEEDBACK_COLUMNS, "events": f"STRUCT({event})[]"}
+        """DuckDB's type of each of a line's fields; the settings name the keys of its objects."""
         scores = ", ".join(f'"{head}" FLOAT[]' for head in self._heads)
-        return {**_DECISION_COLUMNS, "scores": f"STRUCT({scores})"}
+        event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
+        types = {
+            **_DUCKDB,
+            "map<string, list<float>>": f"STRUCT({scores})",
+            "list<map<string, int64>>": f"STRUCT({event})[]",
+        }
+        return {column.name: types[column.type] for column in LINES[kind]}
 
     def _decision_sql(self) -> tuple[str, str]:
         lengths = "".join(f' and coalesce(len(scores."{head}") = len(items), true)' for head in self._heads)
+        items = "not list_contains([x is null for x in items], true)"
         day = local_day_sql(self.settings, "event_ts")
-        return _SOUND_DECISION + lengths, f"select *, {day} as day from lines"
+        return f"{_sound('decisions')} and {items}{lengths}", f"select *, {day} as day from lines"
 
     def _feedback_sql(self) -> tuple[str, str]:
         told = ", ".join(f'coalesce(event."{name}", 0) as "{name}"' for name in self.told)
-        return _SOUND_FEEDBACK, (
+        items = "not list_contains([x.item_id is null for x in events], true)"
+        return f"{_sound('feedback')} and {items}", (
             f"select request_id, user_id, event.item_id as item_id, feedback_ts, {told} from "
             "(select request_id, user_id, event_ts as feedback_ts, unnest(events) as event from lines)"
         )
 
 
-# a line's fields and their types: for DuckDB, and for saying in a person's terms what is wrong with one
-_DECISION_COLUMNS = {
-    "v": "INTEGER",
-    "request_id": "VARCHAR",
-    "session_id": "VARCHAR",
-    "user_id": "BIGINT",
-    "event_ts": "TIMESTAMPTZ",
-    "policy_version": "VARCHAR",
-    "arm": "VARCHAR",
-    "state": "FLOAT[]",
-    "action": "FLOAT[]",
-    "action_mean": "FLOAT[]",
-    "log_density": "DOUBLE",
-    "fallback": "VARCHAR",
-    "state_spec": "VARCHAR",
-    "features_until": "TIMESTAMPTZ",
-    "items": "BIGINT[]",
-}
-_FEEDBACK_COLUMNS = {
-    "v": "INTEGER",
-    "request_id": "VARCHAR",
-    "user_id": "BIGINT",
-    "event_ts": "TIMESTAMPTZ",
-}
-_OPTIONAL = {"session_id", "state", "log_density", "fallback", "features_until"}
-_SOUND_DECISION = (
-    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
-    "and policy_version is not null and arm is not null and action is not null "
-    "and action_mean is not null and state_spec is not null and items is not null "
-    "and not list_contains([x is null for x in items], true)"
-)
-_SOUND_FEEDBACK = (
-    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
-    "and events is not null and not list_contains([x.item_id is null for x in events], true)"
-)
+def _optional(column: Column) -> bool:
+    return not column.required or column.name in LEFT_TO_VALIDATION
+
+
+def _sound(kind: str) -> str:
+    """SQL: a line is of the version that is read and lacks nothing."""
+    needed = [f"{column.name} is not null" for column in LINES[kind] if not _optional(column)]
+    return " and ".join((f"v = {LINE_VERSION}", *needed))
 
 
 @contextmanager
@@ -329,7 +327,7 @@ def _open_log(settings: Settings) -> Iterator[_Log]:
 
 
 def _files(settings: Settings, kind: str, day: date) -> list[Path]:
-    return sorted((settings.layout.serving_log / kind).glob(f"{day.isoformat()}.*.jsonl"))
+    return files_of(settings.layout.serving_log / kind, day)
 
 
 def _whole_lines(path: Path, scratch: Path) -> tuple[Path, bool]:
@@ -367,6 +365,30 @@ def _end_of_last_line(file: BinaryIO, size: int) -> int:
     return 0
 
 
+def _refuse_unknown_fields(kind: str, path: Path, whole: Path) -> None:
+    """Raise :class:`DataError` for a field that the contract does not know, which would be lost.
+
+    The first line speaks for its file: one process wrote all of it. (To look at every line would nearly
+    double the time that reading takes.)
+    """
+    with whole.open("rb") as file:
+        fault = _unknown_field(kind, file.readline())
+    if fault is not None:
+        raise DataError(f"{path}, line 1: {fault}", breaks="columns")
+
+
+def _unknown_field(kind: str, raw: bytes) -> str | None:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return None  # said of the line by _fault
+    known = [column.name for column in LINES[kind]]
+    unknown = [name for name in line if name not in known] if isinstance(line, dict) else []
+    if not unknown:
+        return None
+    return f"{unknown[0]} is no field of a line of version {LINE_VERSION}: {', '.join(known)}"
+
+
 def _name_bad_line(kind: str, path: Path, whole: Path) -> None:
     """Raise :class:`DataError` naming the first line of a file that is not a line of its kind."""
     with whole.open("rb") as file:
@@ -385,10 +407,11 @@ def _fault(kind: str, raw: bytes) -> str | None:
         return "not a JSON object"
     if line.get("v") != LINE_VERSION:
         return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSION}"
-    for name, type_ in (_DECISION_COLUMNS if kind == "decisions" else _FEEDBACK_COLUMNS).items():
-        fault = _value_fault(line.get(name), type_, optional=name in _OPTIONAL)
-        if fault is not None:
-            return f"{name} {fault}"
+    for column in LINES[kind]:
+        if column.type in _DUCKDB:
+            fault = _value_fault(line.get(column.name), _DUCKDB[column.type], _optional(column))
+            if fault is not None:
+                return f"{column.name} {fault}"
     return _scores_fault(line) if kind == "decisions" else _events_fault(line)
 
 
