@@ -20,10 +20,12 @@ and the learning stages up to N + ``learner.window_days`` - 1 + :data:`REACH`. U
 online store of all later days are brought up to date by ``transform`` and ``features`` of N themselves,
 which replace every later day, too. The days that a day's volumes and scores are compared with are not its
 inputs: the verdict holds for what was known when the day was judged.
+
+A stage's code is its function and what that imports, with the versions of the libraries among it
+(:mod:`dags.sources`).
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from datetime import date, timedelta
@@ -31,6 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dags import sources
 from training.contract import history
 from training.contract.files import read_json, sha256
 from training.contract.layout import TABLES
@@ -43,7 +46,6 @@ Inputs = dict[str, str]
 
 # days back that a session of the day can have begun on (training.transform.LOOK_BACK_DAYS: its other end)
 REACH = 2
-ROOT = Path(__file__).parents[1]
 
 _DATA = ("heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
@@ -61,20 +63,6 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "gate": (*_LEARNING, "gate", "serving"),
     "promote": ("serving",),
 }
-_CODE: dict[str, tuple[str, ...]] = {
-    "land": ("training/ingest",),
-    "validate_landed": ("training/validation", "training/ingest"),
-    "transform": ("training/transform.py", "training/model_properties.py", "dbt_project"),
-    "validate_transitions": ("training/validation",),
-    "features": ("training/features.py", "training/materialisation.py", "feature_repo"),
-    "parity": ("training/features.py", "training/materialisation.py", "feature_repo"),
-    "validate_training_set": ("training/validation",),
-    "train": ("training/policies", "training/trajectories.py"),
-    "evaluate": ("training/evaluation", "training/policies", "training/trajectories.py"),
-    "gate": ("training/promotion", "serving"),
-    "promote": ("training/promotion",),
-}
-_LIBRARIES = ("dbt-core", "dbt-duckdb", "duckdb", "feast", "great-expectations", "numpy", "pyarrow", "torch")
 
 
 def of_stage(settings: Settings, day: date, stage: str) -> Inputs:
@@ -206,11 +194,4 @@ def _hashed(path: Path, *_identity: int) -> str:
     return sha256(path)
 
 
-@lru_cache
-def _code(stage: str) -> str:
-    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in _LIBRARIES]).encode())
-    for place in (ROOT / name for name in ("training/contract", *_CODE[stage])):
-        for path in [place] if place.is_file() else sorted(place.rglob("*")):
-            if path.suffix in (".py", ".sql", ".yml") and not {"target", "logs"}.intersection(path.parts):
-                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+_code = lru_cache(sources.fingerprint)
