@@ -50,25 +50,27 @@ REACH = 2
 _DATA = ("heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
 _LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
+_WINDOW = ("learner.window_days", "learner.mixed_exploration")
+# sections, or single entries of one, that a stage reads or that what it reads was made with
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs"),
     "validate_landed": (*_DATA, "validation"),
     "transform": _TRAJECTORIES,
     "validate_transitions": (*_TRAJECTORIES, "validation"),
-    "features": (*_DATA, "store"),
-    "parity": (*_TRAJECTORIES, "store", "gate"),
-    "validate_training_set": (*_TRAJECTORIES, "validation", "learner"),
+    "features": (*_DATA, "session", "store", "postgres"),
+    "parity": (*_TRAJECTORIES, "store", "gate.parity_sample"),
+    "validate_training_set": (*_TRAJECTORIES, "validation", *_WINDOW),
     "train": _LEARNING,
-    "evaluate": (*_LEARNING, "gate"),
-    "gate": (*_LEARNING, "gate", "serving"),
-    "promote": ("serving",),
+    "evaluate": (*_LEARNING, "gate.estimator", "serving.noise_std"),
+    "gate": (*_LEARNING, "gate", "serving", "store"),
+    "promote": ("learner", "postgres", "serving"),
 }
 
 
 def of_stage(settings: Settings, day: date, stage: str) -> Inputs:
     """Name of each input → its fingerprint, as things are now."""
     return {
-        "settings": _digest(settings.model_dump(mode="json", include=set(_SETTINGS[stage]))),
+        "settings": _digest(settings.model_dump(mode="json", include=_chosen(_SETTINGS[stage]))),
         "code": _code(stage),
         **_data(settings, day, stage),
     }
@@ -172,6 +174,18 @@ def _missing_output(settings: Settings, day: date, stage: str, record: dict[str,
 
 def _named(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _chosen(names: Iterable[str]) -> dict[str, Any]:
+    """Sections and ``section.entry`` as pydantic wants them."""
+    chosen: dict[str, Any] = {}
+    for name in names:
+        section, _, entry = name.partition(".")
+        if entry:
+            chosen.setdefault(section, set()).add(entry)
+        else:
+            chosen[section] = True
+    return chosen
 
 
 def _digest(value: Any) -> str:
