@@ -87,7 +87,8 @@ class FeedbackPipeline:
             else:
                 raise RequestError(
                     f"request {request.request_id!r} is not known here: it was not ranked in the last "
-                    f"{LATE_DAYS} days, or by another machine. Send user_id and session_id with the feedback.",
+                    f"{LATE_DAYS} days, or by another machine. "
+                    "Send user_id and session_id with the feedback.",
                     status=404,
                 )
         except sqlite3.Error as error:

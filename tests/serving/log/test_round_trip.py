@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from serving.http.messages import MAXIMUM_ID_LENGTH, MAXIMUM_MS, timestamp
 
+from serving.http.schema import MAXIMUM_ID_LENGTH, MAXIMUM_MS
 from serving.log.decisions import DayFiles, encode
+from serving.log.times import timestamp
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.log import ARMS, DECISION, DECISION_LINE, FALLBACKS, decision_line, feedback_line
 from training.contract.settings import Settings
