@@ -13,11 +13,13 @@ import pytest
 
 from dags import sources, stages
 from dags.sources import ROOT, fingerprint, imports, of_stage
-from serving import bento
-from training import exploration, ingest, policies, transform
+from serving.release import bento
+from training import ingest, policies
+from training.contract import exploration
 from training.contract.errors import MtfError
 from training.contract.pointer import ChampionPointer
 from training.contract.settings import Settings
+from training.warehouse import transform
 
 TREES = sorted({*sources.ROOMS, *(tree for trees in sources.TREES.values() for tree in trees)})
 each_stage = pytest.mark.parametrize("stage", stages.DAY_STAGES)
