@@ -219,32 +219,32 @@ class Pipeline:
     def _assign(self, batch: list[WithState]) -> list[Assigned]:
         """Each one's arm, and what each policy answers for all of those whose arm asks it."""
         challenger, champion = self._challenger.current, self._champion.current
-        assigned: list[Assigned] = []
+        drawn: list[tuple[str, Champion | None, str | None]] = []
+        answers: list[PolicyAnswer | None] = []
         asking: dict[str, list[int]] = {}  # places in the batch, by the policy that their arm asks
         for place, read in enumerate(batch):
-            user_id = read.parsed.request.user_id
-            arm = self._assignment.arm(user_id, read.held, read.state, challenger is not None)
+            user_id, state = read.parsed.request.user_id, read.state
+            arm = self._assignment.arm(user_id, read.held, state, challenger is not None)
             self._index.sessions.hold(user_id, read.session_id, arm)
             serving = challenger if arm == arms.CHALLENGER else champion
-            missing = self._missing(read)
-            answer = None if serving is None else PolicyAnswer(serving.policy.version)
-            assigned.append(Assigned(read, arm, serving, challenger, missing, answer))
+            stale = self._features.stale(read.parsed.event_ts)
+            missing = log.STORE if state is None else log.STALE if stale else None
+            drawn.append((arm, serving, missing))
+            answers.append(None if serving is None else PolicyAnswer(serving.policy.version))
             if serving is not None and missing is None and ranker.asks(arm):
                 asking.setdefault(serving.policy.sha256, []).append(place)
         for places in asking.values():
-            policy = assigned[places[0]].champion.timed
-            answers = ranker.act(policy, np.array([batch[place].state for place in places]))
-            for place, answer in zip(places, answers, strict=True):
-                assigned[place] = assigned[place]._replace(answer=answer)
+            policy = drawn[places[0]][1].timed
+            states = np.array([batch[place].state for place in places])
+            for place, answer in zip(places, ranker.act(policy, states), strict=True):
+                answers[place] = answer
         now = time.perf_counter()
         for read in batch:
             read.parsed.times.append(now)
-        return assigned
-
-    def _missing(self, read: WithState) -> str | None:
-        if read.state is None:
-            return log.STORE
-        return log.STALE if self._features.stale(read.parsed.event_ts) else None
+        return [
+            Assigned(read, arm, serving, challenger, missing, answer)
+            for read, (arm, serving, missing), answer in zip(batch, drawn, answers, strict=True)
+        ]
 
     def _choose(self, assigned: Assigned) -> Chosen:
         decision = ranker.decide(
