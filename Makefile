@@ -25,7 +25,7 @@ help:
 
 install: $(READY)
 
-$(READY): requirements.lock pyproject.toml training/policies/kernels.c
+$(READY): requirements.lock pyproject.toml training/policies/fast/kernels.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
