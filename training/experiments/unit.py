@@ -204,7 +204,7 @@ def sources_sha256() -> str:
     rooms = [
         path
         for name in ("contract", "evaluation", "policies", "trajectories", "world/simulator")
-        for path in (root / name).glob("*.py")
+        for path in [*(root / name).rglob("*.py"), *(root / name).rglob("*.c")]
     ]
     single = [root / f"{name}.py" for name in ("warehouse/reward_weights",)]
     digest = hashlib.sha256()
