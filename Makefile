@@ -16,7 +16,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-all bench peers lint lock clean
+.PHONY: help install demo test test-all bench peers lint docs lock clean
 
 help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
@@ -24,6 +24,7 @@ help:
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
 	@echo "make bench     benchmarks, written as JSON under build/bench"
 	@echo "make lint      ruff, sqlfluff, pip-audit"
+	@echo "make docs      the documentation as a site, build/site"
 	@echo "make lock      resolve uv.lock anew; make clean removes what the targets made"
 
 install: $(READY)
@@ -71,6 +72,9 @@ lint: $(READY)
 	cd dbt_project && ../$(BIN)/sqlfluff lint models tests
 	$(EXPORT) --output-file build/constraints.txt
 	$(BIN)/pip-audit -r build/constraints.txt --no-deps --disable-pip
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock:
 	env -u UV_FIND_LINKS $(BIN)/uv lock --upgrade
