@@ -8,6 +8,7 @@ PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests
 WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
+PUBLISH ?=
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 EXPORT := $(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project
@@ -22,7 +23,7 @@ help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
 	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
-	@echo "make bench     benchmarks, written as JSON under build/bench"
+	@echo "make bench     benchmarks, as JSON in build/bench; PUBLISH=--publish also renews docs/results"
 	@echo "make lint      ruff, sqlfluff, pip-audit"
 	@echo "make docs      the documentation as a site, build/site"
 	@echo "make lock      resolve uv.lock anew; make clean removes what the targets made"
@@ -63,8 +64,8 @@ test-all: $(READY) $(PEERS)
 	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(READY) $(PEERS)
-	$(BIN)/python -m tests.benchmarks --out build/bench
-	$(BIN)/python -m tests.benchmarks.serving --out build/bench
+	$(BIN)/python -m tests.benchmarks $(PUBLISH)
+	$(BIN)/python -m tests.benchmarks.serving $(PUBLISH)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
