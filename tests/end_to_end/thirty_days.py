@@ -43,7 +43,7 @@ from training.contract.files import read_json, write_json_atomic, write_text_ato
 from training.contract.pointer import read_champion
 from training.contract.records import read_records
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
-from training.experiments.pages import header, provenance
+from training.experiments.pages import header, provenance, wrapped
 
 DAY_TIMEOUT_S = 1_200
 LATE, BROKEN, DRIFTED, KILLED, STORE_DOWN = 4, 7, 10, 13, 16  # the day of the month that each fault meets
@@ -452,20 +452,23 @@ def report(result: dict[str, Any], command: str) -> str:
     starts = result.get("starts", 1)
     again = "" if len(result["days"]) >= 30 else " The run was stopped there: thirty days were meant."
     again += f" The program was started {starts} times over the same data (`--go-on`)." if starts > 1 else ""
+    title = "Thirty" if len(result["days"]) == 30 else len(result["days"])
+    what = f"""{len(result["days"])} simulated days, one after the other, by Airflow's scheduler with the
+LocalExecutor; real service, dbt, Feast on Redis, gate and Bento. The program is the clock (it starts
+`mtf_ingest` with the day as partition key, as the cron does at night) and plants five faults; it mends, clears
+and reruns nothing. The days are small ({average} requests on average), the networks tiny, and the gate's
+tolerance wide: the right days stop is what is shown, not what is learnt."""
+    came = f"""{count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later
+night, {count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict} The champion after the last
+day is `{result["champion"]}`. It took {result["wall_s"] / 60:.0f} minutes.{again}"""
     text = f"""\
-# {"Thirty" if len(result["days"]) == 30 else len(result["days"])} days without a person
+# {title} days without a person
 
 {header(provenance(command))}
 
-{len(result["days"])} simulated days, one after the other, by Airflow's scheduler with the LocalExecutor; real
-service, dbt, Feast on Redis, gate and Bento. The program is the clock (it starts `mtf_ingest` with the day as
-partition key, as the cron does at night) and plants five faults; it mends, clears and reruns nothing. The
-days are small ({average} requests on average),
-the networks tiny, and the gate's tolerance wide: the right days stop is what is shown, not what is learnt.
+{wrapped(what)}
 
-{count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later night,
-{count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict}
-The champion after the last day is `{result["champion"]}`. It took {result["wall_s"] / 60:.0f} minutes.{again}
+{wrapped(came)}
 
 ## What was planted, and what came of it
 
