@@ -32,7 +32,7 @@ install: $(READY)
 
 # uv.lock holds one version of every package for every Python. It is given as constraints, not synced, so that a
 # build of PyTorch for the CPU alone in UV_FIND_LINKS is taken where there is one, without CUDA's packages.
-$(READY): uv.lock pyproject.toml training/policies/kernels.c
+$(READY): uv.lock pyproject.toml training/policies/fast/kernels.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "This needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 			"Name another: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }

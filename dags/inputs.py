@@ -20,10 +20,12 @@ and the learning stages up to N + ``learner.window_days`` - 1 + :data:`REACH`. U
 online store of all later days are brought up to date by ``transform`` and ``features`` of N themselves,
 which replace every later day, too. The days that a day's volumes and scores are compared with are not its
 inputs: the verdict holds for what was known when the day was judged.
+
+A stage's code is its function and what that imports, with the versions of the libraries among it
+(:mod:`dags.sources`).
 """
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from datetime import date, timedelta
@@ -31,6 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dags import sources
 from training.contract import history
 from training.contract.files import read_json, sha256
 from training.contract.layout import TABLES
@@ -43,47 +46,31 @@ Inputs = dict[str, str]
 
 # days back that a session of the day can have begun on (its other end: warehouse.days.LOOK_BACK_DAYS)
 REACH = 2
-ROOT = Path(__file__).parents[1]
 
 _DATA = ("heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
 _LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
+_WINDOW = ("learner.window_days", "learner.mixed_exploration")
+# sections, or single entries of one, that a stage reads or that what it reads was made with
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs"),
     "validate_landed": (*_DATA, "validation"),
     "transform": _TRAJECTORIES,
     "validate_transitions": (*_TRAJECTORIES, "validation"),
-    "features": (*_DATA, "store"),
-    "parity": (*_TRAJECTORIES, "store", "gate"),
-    "validate_training_set": (*_TRAJECTORIES, "validation", "learner"),
+    "features": (*_DATA, "session", "store", "postgres"),
+    "parity": (*_TRAJECTORIES, "store", "gate.parity_sample"),
+    "validate_training_set": (*_TRAJECTORIES, "validation", *_WINDOW),
     "train": _LEARNING,
-    "evaluate": (*_LEARNING, "gate"),
-    "gate": (*_LEARNING, "gate", "serving"),
-    "promote": ("serving",),
+    "evaluate": (*_LEARNING, "gate.estimator", "serving.noise_std"),
+    "gate": (*_LEARNING, "gate", "serving", "store"),
+    "promote": ("learner", "postgres", "serving"),
 }
-_CODE: dict[str, tuple[str, ...]] = {
-    "land": ("training/ingest",),
-    "validate_landed": ("training/validation", "training/ingest"),
-    "transform": (
-        *(f"training/warehouse/{name}.py" for name in ("days", "exports", "transform")),
-        "dbt_project",
-    ),
-    "validate_transitions": ("training/validation",),
-    "features": ("training/features", "feature_repo/materialisation.py", "feature_repo"),
-    "parity": ("training/features", "feature_repo/materialisation.py", "feature_repo"),
-    "validate_training_set": ("training/validation",),
-    "train": ("training/policies", "training/trajectories"),
-    "evaluate": ("training/evaluation", "training/policies", "training/trajectories"),
-    "gate": ("training/promotion", "serving"),
-    "promote": ("training/promotion",),
-}
-_LIBRARIES = ("dbt-core", "dbt-duckdb", "duckdb", "feast", "great-expectations", "numpy", "pyarrow", "torch")
 
 
 def of_stage(settings: Settings, day: date, stage: str) -> Inputs:
     """Name of each input → its fingerprint, as things are now."""
     return {
-        "settings": _digest(settings.model_dump(mode="json", include=set(_SETTINGS[stage]))),
+        "settings": _digest(settings.model_dump(mode="json", include=_chosen(_SETTINGS[stage]))),
         "code": _code(stage),
         **_data(settings, day, stage),
     }
@@ -189,6 +176,18 @@ def _named(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def _chosen(names: Iterable[str]) -> dict[str, Any]:
+    """Sections and ``section.entry`` as pydantic wants them."""
+    chosen: dict[str, Any] = {}
+    for name in names:
+        section, _, entry = name.partition(".")
+        if entry:
+            chosen.setdefault(section, set()).add(entry)
+        else:
+            chosen[section] = True
+    return chosen
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -209,11 +208,4 @@ def _hashed(path: Path, *_identity: int) -> str:
     return sha256(path)
 
 
-@lru_cache
-def _code(stage: str) -> str:
-    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in _LIBRARIES]).encode())
-    for place in (ROOT / name for name in ("training/contract", *_CODE[stage])):
-        for path in [place] if place.is_file() else sorted(place.rglob("*")):
-            if path.suffix in (".py", ".sql", ".yml") and not {"target", "logs"}.intersection(path.parts):
-                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+_code = lru_cache(sources.fingerprint)

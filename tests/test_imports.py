@@ -1,40 +1,20 @@
 """Who may import whom: dags -> training, serving; serving -> training.contract; training -> nothing of ours.
 
 Two exceptions: ``training/features`` registers what ``feature_repo`` defines, and ``serving/state`` reads
-what its store keeps. Imports are read from the source by its syntax tree, so that those inside functions
-count too.
+what its store keeps. Imports are read from the source by its syntax tree (:mod:`dags.sources`),
+so that those inside functions and for type checkers count too.
 """
 
 import ast
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from dags.sources import imports
+
 ROOT = Path(__file__).parents[1]
 OURS = {"dags", "dbt_project", "feature_repo", "serving", "tests", "training"}
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every import of a module; ``from a import b`` gives ``a.b``."""
-    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            prefix = ".".join(part for part in (base, node.module or "") if part)
-            yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and _is_import_call(node):
-            (argument, *_) = node.args
-            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                yield node.lineno, argument.value
-
-
-def _is_import_call(node: ast.Call) -> bool:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return name in ("import_module", "__import__") and bool(node.args)
 
 
 def within(name: str, package: str) -> bool:
@@ -58,20 +38,24 @@ EXCEPTIONS = {
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_a_room_imports_only_what_it_may(room: str) -> None:
-    modules = sorted((ROOT / room).rglob("*.py"))
+    modules = _modules(room)
     assert modules
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        f"{path}:{line} imports {name}"
         for path in modules
-        for line, name in imports(path)
+        for line, name, _ in imports(path)
         if name.split(".")[0] in OURS
         and not any(within(name, one) for one in (*ALLOWED[room], *_exception(path)))
     ]
     assert wrong == []
 
 
+def _modules(room: str) -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in (ROOT / room).rglob("*.py"))
+
+
 def _exception(path: Path) -> tuple[str, ...]:
-    return EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), ())
+    return EXCEPTIONS.get(path.as_posix(), ())
 
 
 HEAVY = ("torch", "feast", "great_expectations", "mlflow", "dbt", "bentoml", "pandas", "duckdb", "pyarrow")
@@ -79,34 +63,12 @@ HEAVY = ("torch", "feast", "great_expectations", "mlflow", "dbt", "bentoml", "pa
 
 def test_the_contract_is_plain_python_and_numpy() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in sorted((ROOT / "training/contract").rglob("*.py"))
-        for line, name in imports(path)
+        f"{path}:{line} imports {name}"
+        for path in _modules("training/contract")
+        for line, name, _ in imports(path)
         if name.split(".")[0] in HEAVY
     ]
     assert wrong == []
-
-
-def test_imports_are_seen_wherever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    path = tmp_path / "serving" / "deep" / "module.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(
-        "import training.policies\n"
-        "def f():\n"
-        "    from training import ingest, contract\n"
-        "    from . import near\n"
-        "    from ..arms import draw\n"
-        "    importlib.import_module('dags.stages')\n"
-    )
-    assert sorted(imports(path)) == [
-        (1, "training.policies"),
-        (3, "training.contract"),
-        (3, "training.ingest"),
-        (4, "serving.deep.near"),
-        (5, "serving.arms.draw"),
-        (6, "dags.stages"),
-    ]
 
 
 ROOMS = ("dags", "feature_repo", "serving", "training")

@@ -87,7 +87,8 @@ def arms(
     `serving.follow_seconds`. Running sessions keep their arm, unless its share becomes 0.
     """
     from training.contract import history
-    from training.contract.shares import CHAMPION, change_shares, read_shares
+    from training.contract.log import CHAMPION
+    from training.contract.shares import change_shares, read_shares
 
     settings = load_settings()
     if mixed is not None:

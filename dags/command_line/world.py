@@ -91,7 +91,7 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
 def as_the_service(settings: Settings) -> "Decide":
     """What the running service would decide without a champion, request by request."""
     from serving.ranking import arms, ranker
-    from serving.ranking.exploration import replay_generator
+    from training.contract.exploration import replay_generator
 
     serving = settings.serving
 

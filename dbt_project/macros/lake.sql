@@ -5,6 +5,18 @@
     {{ return(names) }}
 {% endmacro %}
 
+{# Columns as the log's contract declares them, name and type, with the types as the engine spells them. #}
+{% macro lake_columns(declared) %}
+    {%- set types = {
+        'int64': 'bigint', 'timestamp[us, UTC]': instant_type(), 'list<float>': float_list_type(),
+    } -%}
+    {%- set columns = {} -%}
+    {%- for column in declared -%}
+        {%- do columns.update({column.name: types.get(column.type, column.type)}) -%}
+    {%- endfor -%}
+    {{ return(columns) }}
+{% endmacro %}
+
 {# A landed table, or an empty one of the same columns when nothing of it was ever landed:
    KuaiRand's logs bring no decisions, and users are optional. Days that did not pass validation
    (MTF_HELD_DAYS) are left out. #}

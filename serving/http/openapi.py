@@ -6,8 +6,7 @@ import msgspec
 
 from serving.http.requests import BINARY, JSON
 from serving.http.schema import MAXIMUM_ID_LENGTH, Bodies
-from serving.ranking.arms import ARMS
-from serving.ranking.ranker import FALLBACKS
+from training.contract.log import ARMS, FALLBACKS
 from training.contract.settings import Settings
 
 _INT64 = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}

@@ -9,14 +9,17 @@ import fcntl
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
 import structlog
 
 from training.contract.errors import MtfError
 from training.contract.files import fsync_folder
+from training.contract.log import file_name
 
 _log = structlog.get_logger("mtf.serving.decision_log")
 _READ_BACK = 64 * 1024
@@ -24,6 +27,11 @@ _READ_BACK = 64 * 1024
 
 class LogError(MtfError):
     """Something could not be made durable, so it was not acknowledged."""
+
+
+def encode(line: Mapping[str, Any]) -> bytes:
+    """A line's bytes, without its newline; numpy arrays become lists."""
+    return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @dataclass
@@ -89,7 +97,7 @@ class DayFiles:
             return self._files[day]
         while len(self._files) >= self._open_days:
             os.close(self._files.popitem(last=False)[1].descriptor)
-        path = self._folder / f"{day}.{self._worker}.{self._sequence:06d}.jsonl"
+        path = self._folder / file_name(day, self._worker, self._sequence)
         self._sequence += 1
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)

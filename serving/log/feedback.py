@@ -16,7 +16,7 @@ import structlog
 from serving.control import metrics
 from serving.http.parser import Parser
 from serving.http.requests import FeedbackRequest, RequestError
-from serving.log.decisions import DayFiles, LogError
+from serving.log.decisions import DayFiles, LogError, encode
 from serving.log.index.events import KnownEvents, RequestEvents
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.sessions import SessionRequest
@@ -24,9 +24,9 @@ from serving.log.times import local_day, timestamp
 from serving.running.batches import ThreadBatches
 from serving.state.questions import Feedback
 from serving.state.store import StateStore
+from training.contract.log import LATE_DAYS, feedback_line
 from training.contract.settings import Settings
 
-LINE_VERSION = 1
 _log = structlog.get_logger("mtf.serving.engine")
 
 
@@ -86,8 +86,9 @@ class FeedbackPipeline:
                 ((session_id, _),) = self._index.sessions.of([asked])
             else:
                 raise RequestError(
-                    f"request {request.request_id!r} is not known here: it was not ranked in the last two "
-                    "days, or by another machine. Send user_id and session_id with the feedback.",
+                    f"request {request.request_id!r} is not known here: it was not ranked in the last "
+                    f"{LATE_DAYS} days, or by another machine. "
+                    "Send user_id and session_id with the feedback.",
                     status=404,
                 )
         except sqlite3.Error as error:
@@ -96,14 +97,13 @@ class FeedbackPipeline:
 
     def _encode(self, owned: Owned) -> Encoded:
         request = owned.request
-        line = orjson.dumps(
-            {
-                "v": LINE_VERSION,
-                "request_id": request.request_id,
-                "user_id": owned.user_id,
-                "event_ts": timestamp(owned.event_ts),
-                "events": request.events,
-            }
+        line = encode(
+            feedback_line(
+                request_id=request.request_id,
+                user_id=owned.user_id,
+                event_ts=timestamp(owned.event_ts),
+                events=request.events,
+            )
         )
         events = {event["item_id"]: event for event in request.events}
         return Encoded(

@@ -7,18 +7,9 @@ import numpy as np
 import structlog
 
 from training.contract.errors import SettingsError
+from training.contract.log import ARMS, BOX, CHALLENGER, CHAMPION, EXPLORING, NOISE, RANDOM, STATIC
 from training.contract.settings import Settings, ShareSettings
-from training.contract.shares import (
-    ARMS,
-    BOX,
-    CHALLENGER,
-    CHAMPION,
-    EXPLORING,
-    NOISE,
-    RANDOM,
-    STATIC,
-    read_shares,
-)
+from training.contract.shares import read_shares
 
 __all__ = ["ARMS", "BOX", "CHALLENGER", "CHAMPION", "EXPLORING", "NOISE", "RANDOM", "STATIC", "Assignment"]
 

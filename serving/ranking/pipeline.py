@@ -19,19 +19,17 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
 from serving.control import metrics
 from serving.http.answers import encode_answer
 from serving.http.parser import Parser
 from serving.http.requests import RankRequest, RequestError, new_id
-from serving.log.decisions import DayFiles, LogError
+from serving.log.decisions import DayFiles, LogError, encode
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import SessionRequest
 from serving.log.times import local_day, timestamp
 from serving.policy.champion import Champion, ChampionFollower
 from serving.ranking import arms, ranker
-from serving.ranking.exploration import replay_generator
 from serving.ranking.measured import Measured
 from serving.ranking.ranker import Decision, PolicyAnswer
 from serving.ranking.shadow import Ranked, Shadow
@@ -40,10 +38,11 @@ from serving.running.waiting import Waiter, Worked
 from serving.state.features_age import FeaturesAge
 from serving.state.questions import StateRequest
 from serving.state.store import StateStore
+from training.contract import log
+from training.contract.exploration import replay_generator
 from training.contract.fusion import Fusion
 from training.contract.settings import Settings
 
-LINE_VERSION = 1
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
 _AT_BOUND = 0.99  # an action entry beyond it is at a bound
 
@@ -220,32 +219,32 @@ class Pipeline:
     def _assign(self, batch: list[WithState]) -> list[Assigned]:
         """Each one's arm, and what each policy answers for all of those whose arm asks it."""
         challenger, champion = self._challenger.current, self._champion.current
-        assigned: list[Assigned] = []
+        drawn: list[tuple[str, Champion | None, str | None]] = []
+        answers: list[PolicyAnswer | None] = []
         asking: dict[str, list[int]] = {}  # places in the batch, by the policy that their arm asks
         for place, read in enumerate(batch):
-            user_id = read.parsed.request.user_id
-            arm = self._assignment.arm(user_id, read.held, read.state, challenger is not None)
+            user_id, state = read.parsed.request.user_id, read.state
+            arm = self._assignment.arm(user_id, read.held, state, challenger is not None)
             self._index.sessions.hold(user_id, read.session_id, arm)
             serving = challenger if arm == arms.CHALLENGER else champion
-            missing = self._missing(read)
-            answer = None if serving is None else PolicyAnswer(serving.policy.version)
-            assigned.append(Assigned(read, arm, serving, challenger, missing, answer))
+            stale = self._features.stale(read.parsed.event_ts)
+            missing = log.STORE if state is None else log.STALE if stale else None
+            drawn.append((arm, serving, missing))
+            answers.append(None if serving is None else PolicyAnswer(serving.policy.version))
             if serving is not None and missing is None and ranker.asks(arm):
                 asking.setdefault(serving.policy.sha256, []).append(place)
         for places in asking.values():
-            policy = assigned[places[0]].champion.timed
-            answers = ranker.act(policy, np.array([batch[place].state for place in places]))
-            for place, answer in zip(places, answers, strict=True):
-                assigned[place] = assigned[place]._replace(answer=answer)
+            policy = drawn[places[0]][1].timed
+            states = np.array([batch[place].state for place in places])
+            for place, answer in zip(places, ranker.act(policy, states), strict=True):
+                answers[place] = answer
         now = time.perf_counter()
         for read in batch:
             read.parsed.times.append(now)
-        return assigned
-
-    def _missing(self, read: WithState) -> str | None:
-        if read.state is None:
-            return ranker.STORE
-        return ranker.STALE if self._features.stale(read.parsed.event_ts) else None
+        return [
+            Assigned(read, arm, serving, challenger, missing, answer)
+            for read, (arm, serving, missing), answer in zip(batch, drawn, answers, strict=True)
+        ]
 
     def _choose(self, assigned: Assigned) -> Chosen:
         decision = ranker.decide(
@@ -287,7 +286,7 @@ class Pipeline:
             parsed.event_ts.timestamp(),
             assigned.arm,
             policy=champion.policy.sha256 if champion is not None and assigned.arm != arms.STATIC else "",
-            failed=decision.fallback in ranker.POLICY_FAILURES,
+            failed=decision.fallback in log.POLICY_FAILURES,
             slow=now - parsed.times[0] > self._slow,
             bounded=int(np.count_nonzero(np.abs(decision.action) > _AT_BOUND)),
             entries=len(decision.action),
@@ -351,30 +350,28 @@ def decision_line(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
     assigned, decision = ordered.assigned, ordered.decision
     read = assigned.read
     parsed = read.parsed
-    return orjson.dumps(
-        {
-            "v": LINE_VERSION,
-            "request_id": parsed.request_id,
-            "session_id": read.session_id,
-            "user_id": parsed.request.user_id,
-            "event_ts": timestamp(parsed.event_ts),
-            "policy_version": decision.policy_version,
-            "arm": assigned.arm,
-            "state": read.state,
-            "action": decision.action,
-            "action_mean": decision.mean,
-            "log_density": decision.log_density,
-            "fallback": decision.fallback,
-            "state_spec": state_spec,
-            "features_until": None if read.features_until is None else timestamp(read.features_until),
-            "items": ordered.items,
-            "scores": {
+    return encode(
+        log.decision_line(
+            request_id=parsed.request_id,
+            session_id=read.session_id,
+            user_id=parsed.request.user_id,
+            event_ts=timestamp(parsed.event_ts),
+            policy_version=decision.policy_version,
+            arm=assigned.arm,
+            state=read.state,
+            action=decision.action,
+            action_mean=decision.mean,
+            log_density=decision.log_density,
+            fallback=decision.fallback,
+            state_spec=state_spec,
+            features_until=None if read.features_until is None else timestamp(read.features_until),
+            items=ordered.items,
+            scores={
                 name: column
                 for name, column in zip(fusion.names, ordered.predictions.T.tolist(), strict=True)
                 if name in parsed.request.given
             },
-        },
-        option=orjson.OPT_SERIALIZE_NUMPY,
+        )
     )
 
 

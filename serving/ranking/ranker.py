@@ -6,22 +6,12 @@ import numpy as np
 
 from serving.policy.timed import TimedPolicy, TooSlow
 from serving.ranking import arms
-from serving.ranking.exploration import TruncatedNormal, UniformBox
 from training.contract.errors import PolicyError
+from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.fusion import Fusion
+from training.contract.log import NO_POLICY, POLICY, POLICY_SLOW, STATIC_VERSION
 from training.contract.policy import Policy
 from training.contract.settings import ServingSettings
-
-STATIC_VERSION = "static"
-
-# why static weights were served instead of the arm's own
-NO_POLICY = "no_policy"  # before the first promotion
-STORE = "store"  # the state could not be read in time
-STALE = "stale"  # the store's features are older than serving.max_features_age_hours
-POLICY = "policy"  # the policy gave no usable action
-POLICY_SLOW = "policy_slow"  # or not within serving.policy_budget_ms
-POLICY_FAILURES = (POLICY, POLICY_SLOW)
-FALLBACKS = (NO_POLICY, STORE, STALE, *POLICY_FAILURES)
 
 
 class Decision(NamedTuple):

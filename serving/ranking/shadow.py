@@ -14,9 +14,9 @@ from serving.log.decisions import DayFiles, LogError
 from serving.ranking import ranker
 from serving.running.batches import ThreadBatches
 from training.contract.errors import PolicyError
+from training.contract.log import LINE_VERSION
 from training.contract.policy import Policy
 
-LINE_VERSION = 1
 _CAPACITY = 256  # requests that wait: each holds its scores in memory
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from training.experiments.ground import Ground
-from training.experiments.table import Log, load_table
+from training.experiments.table import ExplorationLog, load_table
 from training.policies.networks import standardisation, standardise
 from training.trajectories import Transitions
 from training.world.simulator.references import Bench
@@ -94,7 +94,7 @@ def main() -> None:
             static = bench.evaluate_constant(ground.settings.fusion.static_action)
             print(f"seed {seed}: static weights {static.session_return.mean():.2f}")
             for sessions in chosen.sessions:
-                log = ground.collect(Log(sessions=sessions), ground.static, sessions, part=0)
+                log = ground.collect(ExplorationLog(sessions=sessions), ground.static, sessions, part=0)
                 data, _ = ground.split(log)
                 print(f"{sessions} sessions, {len(data)} transitions")
                 study(data, bench)

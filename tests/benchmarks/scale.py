@@ -25,6 +25,7 @@ from tests.benchmarks.learner import ACTION, STATE, WIDTHS, best_seconds, child,
 from tests.benchmarks.publish import table
 from training import trajectories
 from training.contract.settings import HeadSettings, ProfileFeature, Settings, SignalSettings, StateSettings
+from training.contract.transitions import MART
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.retrain import reproducible
 
@@ -52,7 +53,7 @@ def write_exports(settings: Settings, count: int) -> int:
     rng, size = np.random.default_rng(0), 0
     for back in range(DAYS):
         day = LAST - timedelta(days=back)
-        folder = settings.layout.mart(trajectories.MART) / f"dt={day}"
+        folder = settings.layout.mart(MART) / f"dt={day}"
         folder.mkdir(parents=True)
         rows, writer = count // DAYS, None
         for at in range(0, rows, ROW_GROUP):

@@ -98,8 +98,18 @@ def test_settings_reach_the_stages_that_read_them(lake: Settings):
             if inputs.of_stage(other, FIRST, s) != inputs.of_stage(lake, FIRST, s)
         }
 
-    assert changed(gate={"tolerance": 0.5}) == {"parity", "evaluate", "gate"}
-    assert changed(learner={"steps": 7}) == {"validate_training_set", "train", "evaluate", "gate"}
+    assert changed(gate={"tolerance": 0.5}) == {"gate"}
+    assert changed(gate={"parity_sample": 7}) == {"parity", "gate"}
+    assert changed(gate={"estimator": "pdis"}) == {"evaluate", "gate"}
+    assert changed(learner={"steps": 7}) == {"train", "evaluate", "gate", "promote"}
+    for window in ({"window_days": 9}, {"mixed_exploration": not lake.learner.mixed_exploration}):
+        learning = {"validate_training_set", "train", "evaluate", "gate", "promote"}
+        assert changed(learner=window) >= learning
+    assert changed(serving={"noise_std": 0.2}) == {"evaluate", "gate", "promote"}  # evaluation's bandwidth
+    assert changed(serving={"port": 3001}) == {"gate", "promote"}
+    assert changed(session={"gap_minutes": 20}) >= {"transform", "features", "parity", "train"}
+    assert changed(store={"history_ttl_days": 400}) == {"features", "parity", "gate"}
+    assert changed(postgres={"uses": ("feast", "mlflow")}) == {"features", "promote"}
     assert changed(world={"users": 7}) == changed(orchestration={"retries": 9}) == set()
 
 

@@ -20,6 +20,8 @@ ARROW = {
     "int64": pa.int64(),
     "int32": pa.int32(),
     "int8": pa.int8(),
+    "bool": pa.bool_(),
+    "date": pa.date32(),
     "float": pa.float32(),
     "double": pa.float64(),
     "list<float>": pa.list_(pa.float32()),

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import duckdb
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export
+from tests.dbt_project.conftest import DAYS, Lake, Warehouse, export, schema
 from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.errors import DataError
 from training.contract.files import read_json
+from training.contract.log import DECISION
 from training.contract.settings import (
     CalendarSettings,
     HeadSettings,
@@ -27,6 +30,7 @@ from training.contract.settings import (
     SignalSettings,
     StateSettings,
 )
+from training.contract.transitions import MART, TRANSITION
 from training.warehouse import transform
 from training.warehouse.days import transformed
 
@@ -54,6 +58,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_the_committed_project_is_that_of_the_default_settings() -> None:
     variables = yaml.safe_load((SOURCE / "dbt_project.yml").read_text())["vars"]
     assert variables.pop("landed") == ["impressions", "decisions", "users"]
+    assert variables.pop("decision_columns") == [{"name": c.name, "type": c.type} for c in DECISION]
     assert variables == transform._model_variables(Settings())
 
 
@@ -168,6 +173,27 @@ def test_grain_and_every_column_of_every_model_and_source_are_described(warehous
         assert node["description"].startswith("One row per"), name
         undescribed = [c["name"] for c in node["columns"].values() if not c["description"]]
         assert undescribed == [], name
+
+
+def test_the_contracts_columns_are_those_of_staging_and_of_the_transitions(warehouse: Warehouse) -> None:
+    """The mart by its export and by the contract that dbt enforces."""
+    with duckdb.connect(str(warehouse.daily.layout.warehouse), read_only=True) as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        staged = connection.sql("select * from stg_decisions").to_arrow_table().schema
+    declared = schema(list(DECISION))
+    names = ["served_session_id" if name == "session_id" else name for name in declared.names]
+    assert (staged.names, staged.types) == ([*names, "dt"], [*declared.types, pa.date32()])
+    path = warehouse.daily.layout.mart(MART) / f"dt={DAYS[0]}" / "part-0.parquet"
+    exported, transition = pq.read_schema(path), schema(list(TRANSITION))
+    assert (exported.names, exported.types) == (transition.names, transition.types)
+    types = {"int32": "int", "int64": "bigint", "bool": "boolean", "list<float>": "float[]"}
+    types["timestamp[us, UTC]"] = "timestamptz"
+    enforced = models(warehouse.daily)[MART]["columns"].values()
+    assert [(c["name"], c["data_type"]) for c in enforced] == [
+        (column.name, types.get(column.type, column.type)) for column in TRANSITION
+    ]
+    required = {column.name for column in TRANSITION if column.required}
+    assert {c["name"] for c in enforced if c["constraints"]} <= required
 
 
 def test_every_model_has_a_tested_key_marts_a_contract_and_a_reader(warehouse: Warehouse) -> None:

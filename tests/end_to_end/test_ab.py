@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from serving.ranking import arms
-from serving.ranking.exploration import TruncatedNormal, UniformBox
 from tests.end_to_end.conftest import Loop
 from training import trajectories
+from training.contract.exploration import TruncatedNormal, UniformBox
 
 
 @pytest.fixture(scope="module")

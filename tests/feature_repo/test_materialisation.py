@@ -15,13 +15,14 @@ from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Stri
 from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from training.materialisation import ArrowComputeEngineConfig
 
 from tests.servers import redis_server
 from training import features
 from training.contract.settings import StoreSettings
 
 D1, D2, D3 = date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)
-ENGINE = {"type": features.ENGINE}
+ENGINE = {"type": ArrowComputeEngineConfig().type}
 OURS = "feature_repo.online_store.WideSqliteOnlineStore"
 INSTANT = pa.timestamp("us", "UTC")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

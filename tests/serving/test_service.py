@@ -19,11 +19,11 @@ import pytest
 
 from serving.log.decisions import cut_torn_tails
 from serving.ranking import arms
-from serving.ranking.exploration import TruncatedNormal, UniformBox
 from serving.release.client import Client, ServiceError
 from tests.benchmarks.load import Plan
 from tests.serving.conftest import Server
 from training.contract import history
+from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.pointer import write_champion
 from training.contract.policy import load_policy
 from training.contract.shares import change_shares

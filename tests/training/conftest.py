@@ -19,18 +19,12 @@ from training.contract.settings import (
     SignalSettings,
     StateSettings,
 )
+from training.contract.transitions import TRANSITION
+from training.ingest.schema import TIMESTAMP
 
 DAY = date(2026, 1, 7)
-SPEC_COLUMNS = {
-    "state": pa.list_(pa.float32()),
-    "action": pa.list_(pa.float32()),
-    "action_mean": pa.list_(pa.float32()),
-    "next_state": pa.list_(pa.float32()),
-    "event_ts": pa.timestamp("us", "UTC"),
-    "log_density": pa.float64(),
-    "item_scores": pa.list_(pa.float32()),
-    "item_rewards": pa.list_(pa.float32()),
-}
+ARROW = {"list<float>": pa.list_(pa.float32()), "timestamp[us, UTC]": TIMESTAMP, "double": pa.float64()}
+TYPES = {column.name: ARROW.get(column.type) for column in TRANSITION}  # None: as pyarrow takes it
 
 Behaviour = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -133,7 +127,7 @@ class ToyWorld:
         path = self.settings.layout.mart("fct_transitions") / f"dt={day.isoformat()}" / "part-0.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         names = list(rows[0])
-        columns = {n: pa.array([row[n] for row in rows], SPEC_COLUMNS.get(n)) for n in names}
+        columns = {n: pa.array([row[n] for row in rows], TYPES.get(n)) for n in names}
         pq.write_table(pa.table(columns), path)
         return path
 

@@ -1,23 +1,11 @@
-"""The log's contracts, version 2: column names and types of impressions, decisions and users.
+"""The lake's tables: column names and types of impressions, decisions and users.
 
-Types are named as Parquet writers name them (``int64``, ``float``, ``list<float>``,
-``timestamp[us, UTC]``); :mod:`training.ingest` turns them into an Arrow schema. A later version adds
-columns and keeps reading the old ones. Version 2 added ``features_until`` to the decisions.
+:mod:`training.ingest` turns the types into an Arrow schema. A later version
+(:data:`training.contract.log.LAKE_VERSION`) adds columns and keeps reading the old ones.
 """
 
-from dataclasses import dataclass
-
+from training.contract.log import DECISION, Column
 from training.contract.settings import Settings
-
-CONTRACT_VERSION = 2
-
-
-@dataclass(frozen=True)
-class Column:
-    name: str
-    type: str
-    required: bool = True  # a required column has no nulls
-    description: str = ""
 
 
 def impression_columns(settings: Settings) -> list[Column]:
@@ -41,27 +29,8 @@ def impression_columns(settings: Settings) -> list[Column]:
 
 
 def decision_columns() -> list[Column]:
-    """One row per ranking request, as it was served. Key: request_id."""
-    return [
-        Column("request_id", "string", description="one ranking request"),
-        Column("session_id", "string", description="as it was served"),
-        Column("user_id", "int64", description="who asked"),
-        Column("event_ts", "timestamp[us, UTC]", description="when it was answered"),
-        Column("policy_version", "string", description="'static' when no policy was used"),
-        Column("arm", "string", description="of training.contract.shares.ARMS"),
-        Column("state", "list<float>", False, "as served; null when the store gave none"),
-        Column("action", "list<float>", description="served action in [-1, 1]"),
-        Column("action_mean", "list<float>", description="mean of the action's distribution"),
-        Column("log_density", "double", False, "of the action; null when it was not drawn"),
-        Column("fallback", "string", False, "why static weights were served, else null"),
-        Column("state_spec", "string", description="version of the state specification"),
-        Column(
-            "features_until",
-            "timestamp[us, UTC]",
-            False,
-            "up to when profiles and histories were materialised that it was served with; null: not known",
-        ),
-    ]
+    """One row per ranking request, as it was served and logged. Key: request_id."""
+    return list(DECISION)
 
 
 def user_columns(settings: Settings) -> list[Column]:

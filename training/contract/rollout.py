@@ -10,13 +10,13 @@ from typing import Any
 
 from training.contract import history
 from training.contract.errors import MtfError
+from training.contract.log import STATIC_VERSION
 from training.contract.pointer import ChampionPointer, read_champion, write_champion
 from training.contract.policy import PolicyHeader, load_policy, save_policy
 from training.contract.settings import Settings
 from training.contract.shares import change_shares, read_shares
 
 CHAIN = 30  # champions that the pointer remembers, so that it cannot grow for ever
-STATIC_VERSION = "static"
 
 
 def previous(pointer: ChampionPointer) -> ChampionPointer | None:

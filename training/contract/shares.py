@@ -13,17 +13,6 @@ from training.contract.errors import SettingsError
 from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings, ShareSettings, check_shares
 
-# the arms, as the log names them
-CHAMPION = "champion"  # the promoted policy, served as it is
-CHALLENGER = "challenger"  # a policy on its way to be the champion: its canary's users
-STATIC = "static"  # hand-tuned weights: the control
-RANDOM = "random"  # exploration: Gaussian without a prior
-NOISE = "noise"  # exploration: the champion's action + Gaussian noise
-BOX = "box"  # exploration: uniform in a box around the champion's action
-EXPLORING = (RANDOM, NOISE, BOX)  # their actions are drawn, so they have a density
-MIXED_ARMS = (RANDOM, NOISE)  # the groups of the paper's mixed exploration
-ARMS = (CHAMPION, CHALLENGER, STATIC, *EXPLORING)
-
 
 def read_shares(settings: Settings) -> ShareSettings:
     """The shares in force. Raises :class:`SettingsError` naming what is wrong with the file."""

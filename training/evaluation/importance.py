@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training import exploration
+from training.contract import exploration
 from training.contract.settings import EvaluationSettings
 from training.evaluation.acting import Actions
 from training.evaluation.fitted_q import FittedQ

@@ -204,9 +204,9 @@ def sources_sha256() -> str:
     rooms = [
         path
         for name in ("contract", "evaluation", "policies", "trajectories", "world/simulator")
-        for path in (root / name).glob("*.py")
+        for path in [*(root / name).rglob("*.py"), *(root / name).rglob("*.c")]
     ]
-    single = [root / f"{name}.py" for name in ("exploration", "warehouse/reward_weights")]
+    single = [root / f"{name}.py" for name in ("warehouse/reward_weights",)]
     digest = hashlib.sha256()
     for path in sorted([*here, *rooms, *single]):
         digest.update(path.read_bytes())

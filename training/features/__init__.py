@@ -13,6 +13,6 @@ Feast takes seconds to import, so each function imports it when it is called.
 from training.features.materialising import materialise
 from training.features.parity import parity
 from training.features.point_in_time import historical, offline_states
-from training.features.registry import EMPTY_DAY, ENGINE, apply
+from training.features.registry import EMPTY_DAY, apply
 
-__all__ = ["EMPTY_DAY", "ENGINE", "apply", "historical", "materialise", "offline_states", "parity"]
+__all__ = ["EMPTY_DAY", "apply", "historical", "materialise", "offline_states", "parity"]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from feast import FeatureView
 
 EMPTY_DAY = date(1970, 1, 1)
-ENGINE = "feature_repo.materialisation.ArrowComputeEngine"
 
 
 def apply(settings: Settings) -> dict[str, Any]:
@@ -64,6 +63,9 @@ def apply(settings: Settings) -> dict[str, Any]:
 
 
 def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
+    # not by its name alone: who follows the imports (dags/sources.py) sees what Feast will load
+    from feature_repo.materialisation import ArrowComputeEngineConfig
+
     online: dict[str, Any] = {"type": settings.store.online_type, "path": str(folder / "online.db")}
     if settings.store.online == "redis":
         # skip_dedup: a row corrected by late data keeps its timestamp and must still be written;
@@ -85,7 +87,7 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
         "offline_store": {"type": "duckdb"},
         "online_store": online,
         "entity_key_serialization_version": 3,
-        "batch_engine": {"type": ENGINE},
+        "batch_engine": {"type": ArrowComputeEngineConfig().type},
     }
 
 

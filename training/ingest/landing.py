@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from training.contract.columns import CONTRACT_VERSION
 from training.contract.errors import DataError
 from training.contract.files import (
     read_json,
@@ -31,6 +30,7 @@ from training.contract.files import (
     write_json_atomic,
 )
 from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS, Layout
+from training.contract.log import LAKE_VERSION
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
 from training.ingest import corrections
@@ -94,7 +94,7 @@ def write_partition(
         "rows": ordered.num_rows,
         "sha256": digest,
         "source": source,
-        "contract_version": CONTRACT_VERSION,
+        "contract_version": LAKE_VERSION,
         "revision": (before["revision"] if before else 0) + (before is None or changed),
         "duplicates_removed": duplicates,
         "deliveries": sorted(set(deliveries)),

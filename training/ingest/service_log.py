@@ -11,20 +11,25 @@ lines, files or landings, so any order ends at the same lake.
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
 
-import json
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import (
+    DECISION,
+    LATE_DAYS,
+    LINE_VERSION,
+    LINES,
+    files_of,
+)
 from training.contract.settings import Settings
 from training.ingest.landing import (
     connect,
@@ -35,12 +40,16 @@ from training.ingest.landing import (
     summary,
     write_partition,
 )
+from training.ingest.log_lines import (
+    DUCKDB_TYPES,
+    name_bad_line,
+    optional_field,
+    refuse_unknown_fields,
+    whole_lines,
+)
 from training.ingest.schema import local_day_sql
 
 SOURCE = "service"
-LINE_VERSION = 1
-LATE_DAYS = 2  # the service knows a request for two days; later feedback is counted, not landed
-_LIVE_SECONDS = 60.0  # a file written to more recently than this may grow while it is read
 _KEY = ("request_id", "user_id", "item_id")
 
 
@@ -201,7 +210,9 @@ class _Log:
     def load(self, kind: str, days: Iterable[date]) -> int:
         """Read the files of those days into the table ``kind``; returns the number of torn last lines."""
         paths = [path for day in sorted(days) for path in _files(self.settings, kind, day)]
-        pairs = [_whole_lines(path, self._scratch / kind) for path in paths]
+        pairs = [whole_lines(path, self._scratch / kind) for path in paths]
+        for path, (whole, _) in zip(paths, pairs, strict=True):
+            refuse_unknown_fields(kind, path, whole)
         columns = self._columns(kind)
         sound, select = self._decision_sql() if kind == "decisions" else self._feedback_sql()
         try:
@@ -223,7 +234,7 @@ class _Log:
             self.connection.execute(f"create or replace temp table {kind} as {select}")
         except duckdb.Error as error:
             for path, (whole, _) in zip(paths, pairs, strict=True):
-                _name_bad_line(kind, path, whole)
+                name_bad_line(kind, path, whole)
             raise DataError(f"{self.settings.layout.serving_log / kind}: {error}") from error
         self.connection.execute("drop table lines")
         return sum(torn for _, torn in pairs)
@@ -243,7 +254,8 @@ class _Log:
         return total - requests
 
     def decisions(self) -> pa.Table:
-        return self.connection.sql("select * exclude (v, items, scores, day) from decisions").to_arrow_table()
+        columns = ", ".join(column.name for column in DECISION)
+        return self.connection.sql(f"select {columns} from decisions").to_arrow_table()
 
     def shown_items(self) -> str:
         """SQL of the decisions' items, one row each: an impression but for its feedback."""
@@ -266,60 +278,35 @@ class _Log:
         ).to_arrow_table()
 
     def _columns(self, kind: str) -> dict[str, str]:
-        if kind == "feedback":
-            event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
-            return {**_FEEDBACK_COLUMNS, "events": f"STRUCT({event})[]"}
+        """DuckDB's type of each of a line's fields; the settings name the keys of its objects."""
         scores = ", ".join(f'"{head}" FLOAT[]' for head in self._heads)
-        return {**_DECISION_COLUMNS, "scores": f"STRUCT({scores})"}
+        event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
+        types = {
+            **DUCKDB_TYPES,
+            "map<string, list<float>>": f"STRUCT({scores})",
+            "list<map<string, int64>>": f"STRUCT({event})[]",
+        }
+        return {column.name: types[column.type] for column in LINES[kind]}
 
     def _decision_sql(self) -> tuple[str, str]:
         lengths = "".join(f' and coalesce(len(scores."{head}") = len(items), true)' for head in self._heads)
+        items = "not list_contains([x is null for x in items], true)"
         day = local_day_sql(self.settings, "event_ts")
-        return _SOUND_DECISION + lengths, f"select *, {day} as day from lines"
+        return f"{_sound('decisions')} and {items}{lengths}", f"select *, {day} as day from lines"
 
     def _feedback_sql(self) -> tuple[str, str]:
         told = ", ".join(f'coalesce(event."{name}", 0) as "{name}"' for name in self.told)
-        return _SOUND_FEEDBACK, (
+        items = "not list_contains([x.item_id is null for x in events], true)"
+        return f"{_sound('feedback')} and {items}", (
             f"select request_id, user_id, event.item_id as item_id, feedback_ts, {told} from "
             "(select request_id, user_id, event_ts as feedback_ts, unnest(events) as event from lines)"
         )
 
 
-# a line's fields and their types: for DuckDB, and for saying in a person's terms what is wrong with one
-_DECISION_COLUMNS = {
-    "v": "INTEGER",
-    "request_id": "VARCHAR",
-    "session_id": "VARCHAR",
-    "user_id": "BIGINT",
-    "event_ts": "TIMESTAMPTZ",
-    "policy_version": "VARCHAR",
-    "arm": "VARCHAR",
-    "state": "FLOAT[]",
-    "action": "FLOAT[]",
-    "action_mean": "FLOAT[]",
-    "log_density": "DOUBLE",
-    "fallback": "VARCHAR",
-    "state_spec": "VARCHAR",
-    "features_until": "TIMESTAMPTZ",
-    "items": "BIGINT[]",
-}
-_FEEDBACK_COLUMNS = {
-    "v": "INTEGER",
-    "request_id": "VARCHAR",
-    "user_id": "BIGINT",
-    "event_ts": "TIMESTAMPTZ",
-}
-_OPTIONAL = {"session_id", "state", "log_density", "fallback", "features_until"}
-_SOUND_DECISION = (
-    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
-    "and policy_version is not null and arm is not null and action is not null "
-    "and action_mean is not null and state_spec is not null and items is not null "
-    "and not list_contains([x is null for x in items], true)"
-)
-_SOUND_FEEDBACK = (
-    f"v = {LINE_VERSION} and request_id is not null and user_id is not null and event_ts is not null "
-    "and events is not null and not list_contains([x.item_id is null for x in events], true)"
-)
+def _sound(kind: str) -> str:
+    """SQL: a line is of the version that is read and lacks nothing."""
+    needed = [f"{column.name} is not null" for column in LINES[kind] if not optional_field(column)]
+    return " and ".join((f"v = {LINE_VERSION}", *needed))
 
 
 @contextmanager
@@ -329,114 +316,4 @@ def _open_log(settings: Settings) -> Iterator[_Log]:
 
 
 def _files(settings: Settings, kind: str, day: date) -> list[Path]:
-    return sorted((settings.layout.serving_log / kind).glob(f"{day.isoformat()}.*.jsonl"))
-
-
-def _whole_lines(path: Path, scratch: Path) -> tuple[Path, bool]:
-    """A file that ends with a newline and holds still: ``path``, or a copy of its whole lines.
-
-    A last line without its newline was never acknowledged (a kill, a full disk): it is left out, and
-    the second value says so.
-    """
-    stat = path.stat()
-    with path.open("rb") as file:
-        end = _end_of_last_line(file, stat.st_size)
-        torn = end < stat.st_size
-        if not torn and time.time() - stat.st_mtime > _LIVE_SECONDS:
-            return path, False
-        scratch.mkdir(exist_ok=True)
-        copy = scratch / path.name
-        with copy.open("wb") as target:
-            file.seek(0)
-            while end > 0:
-                block = file.read(min(end, 1 << 20))
-                target.write(block)
-                end -= len(block)
-    return copy, torn
-
-
-def _end_of_last_line(file: BinaryIO, size: int) -> int:
-    end = size
-    while end > 0:
-        start = max(0, end - 65536)
-        file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
-
-
-def _name_bad_line(kind: str, path: Path, whole: Path) -> None:
-    """Raise :class:`DataError` naming the first line of a file that is not a line of its kind."""
-    with whole.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            fault = _fault(kind, raw)
-            if fault is not None:
-                raise DataError(f"{path}, line {number}: {fault}", breaks="types")
-
-
-def _fault(kind: str, raw: bytes) -> str | None:
-    try:
-        line = json.loads(raw)
-    except ValueError as error:
-        return f"not JSON: {error}"
-    if not isinstance(line, dict):
-        return "not a JSON object"
-    if line.get("v") != LINE_VERSION:
-        return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSION}"
-    for name, type_ in (_DECISION_COLUMNS if kind == "decisions" else _FEEDBACK_COLUMNS).items():
-        fault = _value_fault(line.get(name), type_, optional=name in _OPTIONAL)
-        if fault is not None:
-            return f"{name} {fault}"
-    return _scores_fault(line) if kind == "decisions" else _events_fault(line)
-
-
-def _value_fault(value: Any, type_: str, optional: bool) -> str | None:
-    if value is None:
-        return None if optional else "is missing"
-    expected = {"VARCHAR": str, "TIMESTAMPTZ": str, "DOUBLE": (int, float)}
-    wanted = list if type_.endswith("[]") else expected.get(type_, int)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        return f"is {value!r:.80}, expected {type_}"
-    if type_ == "TIMESTAMPTZ":
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            return f"is {value!r:.80}, expected an ISO-8601 time"
-    if wanted is list:
-        entry_type = type_.removesuffix("[]").replace("FLOAT", "DOUBLE")
-        for index, entry in enumerate(value):
-            fault = _value_fault(entry, entry_type, optional=False)
-            if fault is not None:
-                return f"[{index}] {fault}"
-    return None
-
-
-def _scores_fault(line: Mapping[str, Any]) -> str | None:
-    scores = line.get("scores") or {}
-    if not isinstance(scores, dict):
-        return f"scores is {scores!r:.80}, expected an object of one list a head"
-    for head, values in scores.items():
-        fault = _value_fault(values, "FLOAT[]", optional=True)
-        if fault is None and values is not None and len(values) != len(line["items"]):
-            fault = f"has {len(values)} values for {len(line['items'])} items"
-        if fault is not None:
-            return f"scores.{head} {fault}"
-    return None
-
-
-def _events_fault(line: Mapping[str, Any]) -> str | None:
-    events = line.get("events")
-    if not isinstance(events, list):
-        return f"events is {events!r:.80}, expected a list"
-    for index, event in enumerate(events):
-        if not isinstance(event, dict):
-            return f"events[{index}] is {event!r:.80}, expected an object"
-        for name, value in event.items():
-            fault = _value_fault(value, "BIGINT", optional=name != "item_id")
-            if fault is not None:
-                return f"events[{index}].{name} {fault}"
-        if "item_id" not in event:
-            return f"events[{index}].item_id is missing"
-    return None
+    return files_of(settings.layout.serving_log / kind, day)

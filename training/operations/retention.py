@@ -27,6 +27,7 @@ from training.contract import databases, history
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import leftovers, sha256
 from training.contract.layout import DECISIONS, IMPRESSIONS
+from training.contract.log import LATE_DAYS, day_of
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import load_policy
 from training.contract.records import read_record, recorded_days
@@ -38,7 +39,6 @@ from training.ingest.landing import connect, landing_lock
 from training.warehouse.days import LOOK_BACK_DAYS, forget
 from training.warehouse.exports import MARTS
 
-LATE_DAYS = 2  # of feedback: a landed day may be landed again from the log files of the days after it
 PROFILES = ("dim_users",)
 UNTOUCHED = timedelta(days=1)  # a temporary file that old is nobody's: no writer takes so long
 _GONE = ".gone.new"
@@ -97,7 +97,7 @@ def plan(settings: Settings) -> Plan:
             add("lake", day, table, places)
     lying = {day + timedelta(days=late) for day in {*landed} - {*lake} for late in range(LATE_DAYS + 1)}
     for path in sorted(layout.serving_log.glob("*/*.jsonl")):
-        day = date.fromisoformat(path.name[:10])
+        day = day_of(path)
         if expired([day], newest, limits.lake_days, lying):
             add("log", day, f"{path.parent.name} {path.name}", [path])
     for mart in (mart for mart in MARTS if mart not in PROFILES):

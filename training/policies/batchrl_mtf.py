@@ -5,27 +5,25 @@ perturbation net, Q_1 and Q_2 critics, Q'_j and P'_ω their targets, n candidate
 perturbation, η and L rate and interval of the target update. What the paper leaves open follows the
 BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 
-A step is written as equations and their derivatives (:mod:`training.policies.parts`), of which
-:mod:`training.policies.kernels` holds a compiled form, and as tasks that run beside each other
-(:mod:`training.policies.lanes`): it is what a retrain's hours are made of.
+:meth:`BatchRLMTF.step` is the algorithm. :mod:`training.policies.fast` holds a second form of the same step,
+compiled, which takes its place where it can run.
 """
 
-import copy
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.policies.kernels import parts_of
-from training.policies.lanes import Lanes, Results, Task
-from training.policies.learner import Learner
+from training.contract.settings import LearnerSettings
+from training.policies import fast
+from training.policies.draws import OF_CANDIDATES, OF_OWN, OF_Z
+from training.policies.learner import Batch, Learner, device
 from training.policies.networks import StateMLP
-from training.policies.parts import DECODER, ENCODER, Drawn, Given, Parts
-from training.policies.products import training_dtype
 
+_LOG_STD = (-4.0, 15.0)  # of the encoder: the BCQ reference's bounds
 _POOL_PART = 1_024  # states whose candidates are drawn at once
 _CHOSEN_ON, _CHOSEN_PART = 1_024, 128  # states that serving latents are chosen on, and at once
 
@@ -37,6 +35,11 @@ class Generator(nn.Module):
         super().__init__()
         self.encoder = StateMLP(state, action, hidden, 2 * latent)
         self.decoder = StateMLP(state, latent, hidden, action)
+
+    def encode(self, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log σ of E(z | s, a), each [B, z]."""
+        mean, log_std = self.encoder(s, a).chunk(2, dim=1)
+        return mean, log_std.clamp(*_LOG_STD)
 
     def decode(self, s: Tensor, z: Tensor) -> Tensor:
         return torch.tanh(self.decoder(s, z))
@@ -67,16 +70,6 @@ class Critics(nn.Module):
         return torch.stack([q(s, a).squeeze(-1) for q in self.q])
 
 
-class Ahead(NamedTuple):
-    """What was done for the steps to come, to be done by whichever lane is free.
-
-    All of the first is drawn, and the gradient of its generator is taken.
-    """
-
-    now: Drawn
-    following: Drawn
-
-
 class BatchRLMTF(Learner):
     """The learner of the paper's §2 on fixed transitions."""
 
@@ -88,171 +81,126 @@ class BatchRLMTF(Learner):
     def build(self, d: int, k: int) -> None:
         settings, own = self.settings, self.settings.batchrl_mtf
         self.latent = own.latent_size or 2 * k
-        self.lanes = Lanes(self.device)
-        self._pool: Tensor | None = None
-        self._ahead: Ahead | None = None
-        self.dtype = training_dtype(settings, self.device)
-        self.generator = self.add(
-            "generator", Generator(d, k, self.latent, own.generator_hidden), own.generator_lr
-        )
-        self.perturbation = self.add(
-            "perturbation",
-            Perturbation(d, k, own.perturbation_hidden, own.rho),
-            own.perturbation_lr,
-        )
+        generator = Generator(d, k, self.latent, own.generator_hidden)
+        self.generator = self.add("generator", generator, own.generator_lr)
+        perturbation = Perturbation(d, k, own.perturbation_hidden, own.rho)
+        self.perturbation = self.add("perturbation", perturbation, own.perturbation_lr)
         self.critics = self.add("critics", Critics(d, k, settings.critic_hidden), settings.critic_lr)
         self.target_perturbation = self.add_target("target_perturbation", self.perturbation)
         self.target_critics = self.add_target("target_critics", self.critics)
-        self.flatten(self.dtype)
-        self._prepare()
+        self.draws = fast.draws(self.seed, self.device)
+        self._pool: Tensor | None = None
+        self.fast = fast.fast_step(self)
 
-    def __deepcopy__(self, memo: dict) -> "BatchRLMTF":
-        other = type(self).__new__(type(self))
-        memo[id(self)] = other
-        # not what was done ahead, as its gradient lies in the generator, whose copy has none; nor the parts
-        # and tasks, which know where the parameters lie
-        without = dict.fromkeys(("_ahead", "parts", "_tasks"))
-        other.__dict__.update(copy.deepcopy(self.__dict__ | without, memo))
-        other._prepare()
-        return other
+    # the algorithm
 
-    def _prepare(self) -> None:
-        """A step's parts, by the fastest means that this processor and these networks allow, and tasks."""
-        given = Given(self.settings, self.data, self.state_mean, self.state_scale, self.seed)
-        self.parts: Parts = parts_of(self.flat, given)
-        self._tasks = {frozen: self._tasks_of(frozen) for frozen in (False, True)}
+    def step(self) -> Tensor:
+        """One gradient step of each net, in the paper's order; see :attr:`curves` for what is returned."""
+        if self.fast is not None:
+            return self.fast.step()
+        batch = self.batch()  # M
+        reconstruction, kl = self.imitate(batch)  # G, eq. (3)
+        y = self.target(batch)  # eq. (7)
+        perturbation_q = self.perturb(batch)  # P_ω, eq. (5), of Q_1 as it was
+        critic_loss, q = self.criticise(batch, y)  # Q_1 and Q_2, eq. (6)
+        self.step_count += 1
+        if self.step_count % self.settings.target_interval == 0:  # every L steps
+            self.track(self.perturbation, self.target_perturbation, self.settings.target_rate)
+            self.track(self.critics, self.target_critics, self.settings.target_rate)
+        return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q, y.mean()]).detach()
+
+    def imitate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction, KL."""
+        if self.frozen(self.step_count):
+            return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        mean, log_std = self.generator.encode(batch.s, batch.a)
+        z = mean + log_std.exp() * self.draws.normal(self.step_count, OF_Z, *mean.shape)
+        reconstruction = F.mse_loss(self.generator.decode(batch.s, z), batch.a)
+        kl = -0.5 * (1.0 + 2.0 * log_std - mean.square() - log_std.exp().square()).mean()
+        self.descend("generator", reconstruction + self.settings.batchrl_mtf.kl_weight * kl)
+        return reconstruction, kl
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """Eq. (7): y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and P'_ω; [B].
+
+        Where a session ends no candidates are asked for, as their value does not count.
+        """
+        on = torch.nonzero(batch.done < 1.0).squeeze(1)
+        s, a = batch.next_s[on], self.candidates(batch, on)
+        q = self.target_critics(s, self.target_perturbation.perturb(s, a)).amin(dim=0).amax(dim=1)
+        return batch.r + self.settings.gamma * (1.0 - batch.done) * torch.zeros_like(batch.r).index_copy(
+            0, on, q
+        )
+
+    def candidates(self, batch: Batch, on: Tensor) -> Tensor:
+        """â_1 … â_n ~ G(s') of the rows ``on`` [M] of a batch: [M, n, k]."""
+        if self.frozen(self.step_count):
+            if self._pool is None:
+                self._pool = self.pool(torch.float32)
+            return self._pool[batch.rows[on]]
+        n, clip = self.settings.batchrl_mtf.candidates, self.settings.batchrl_mtf.latent_clip
+        shape = len(batch.rows), n, self.latent
+        z = self.draws.normal(self.step_count, OF_CANDIDATES, *shape, clip=clip)[: len(on)]
+        return self.generator.decode(batch.next_s[on], z)
+
+    def perturb(self, batch: Batch) -> Tensor:
+        """Eq. (5): maximise Q_1(s, â + P_ω(s, â)), â ~ G(s). The mean of that."""
+        shape, clip = (len(batch.rows), self.latent), self.settings.batchrl_mtf.latent_clip
+        with torch.no_grad():
+            z = self.draws.normal(self.step_count, OF_OWN, *shape, clip=clip)
+            a = self.generator.decode(batch.s, z)
+        q = self.critics.q[0](batch.s, self.perturbation.perturb(batch.s, a), fixed=True).mean()
+        self.descend("perturbation", -q)
+        return q
+
+    def criticise(self, batch: Batch, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. (6): minimise Σ_j mean (y − Q_j(s, a))². That, and the mean of both Q."""
+        q = self.critics(batch.s, batch.a)
+        loss = (y - q).square().mean(dim=1).sum()
+        self.descend("critics", loss)
+        return loss, q.mean()
 
     def frozen(self, step: int) -> bool:
-        """Whether the generator is not trained in this step."""
+        """Whether the generator is not trained in this step, and each s' keeps its candidates."""
         after = self.settings.batchrl_mtf.freeze_generator_after
         return after is not None and step >= after
 
     @torch.no_grad()
-    def _candidates(self) -> Tensor:
-        """[N, n, k]: n actions of the frozen generator for every s', drawn once.
+    def pool(self, dtype: torch.dtype) -> Tensor:
+        """[N, n, k]: n actions of the frozen generator for every s', which are drawn once.
 
         They depend on the generator and the seed alone, so a resumed run draws the same ones.
         """
-        if self._pool is None:
-            own, noise = self.settings.batchrl_mtf, torch.Generator(self.device).manual_seed(self.seed + 2)
-            pools, clip = [], own.latent_clip
-            for states in self.data.next_states.split(_POOL_PART):
-                shape = len(states), own.candidates, self.latent
-                z = torch.randn(shape, generator=noise, device=self.device).clamp_(-clip, clip)
-                pools.append(self.generator.decode(self.standardised(states), z).to(self.dtype))
-            self._pool = torch.cat(pools)
-        return self._pool
+        own, noise = self.settings.batchrl_mtf, torch.Generator(self.device).manual_seed(self.seed + 2)
+        actions = []
+        for states in self.data.next_states.split(_POOL_PART):
+            z = torch.randn(len(states), own.candidates, self.latent, generator=noise, device=self.device)
+            z.clamp_(-own.latent_clip, own.latent_clip)
+            actions.append(self.generator.decode(self.standardised(states), z).to(dtype))
+        return torch.cat(actions)
+
+    # what a checkpoint holds
+
+    def state(self) -> dict[str, Tensor]:
+        return super().state() | (self.fast.state() if self.fast is not None else {})
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_state(tensors)
+        if self.fast is not None:
+            self.fast.load_state(tensors)
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_weights(tensors)
-        self._pool = self._ahead = None
-        self._prepare()
+        self._pool = None
+        if self.fast is not None:
+            self.fast.refresh()
 
-    @torch.no_grad()
-    def step(self) -> Tensor:
-        """One gradient step of each net, in the paper's order: generator, perturbation net, critics.
+    @classmethod
+    def arithmetic(cls, settings: LearnerSettings) -> str:
+        return fast.arithmetic(settings, device(settings))
 
-        The generator's gradient depends on nothing that the rest of a step changes: that of the next step is
-        taken beside it.
-        """
-        with self.lanes as lanes:
-            self._ahead = self._ahead or self._look_ahead()
-            now, following = self._ahead
-            did = lanes.run(self._tasks[self.frozen(now.step)])
-            self._ahead = Ahead(following, did["drawn"])
-            self.step_count += 1
-            if self.step_count % self.settings.target_interval == 0:  # every L steps
-                self.parts.track()
-        return self.parts.curves(now)
-
-    def _tasks_of(self, frozen: bool) -> dict[str, Task]:
-        """A step's, on what ``_ahead`` holds."""
-        parts = self.parts
-        halves = {f"decoder {half}": half for half in range(0 if frozen else parts.halves)}
-        shares = {f"values {share}": share for share in range(parts.shares)}
-        bests = {f"best {half}": half for half in range(parts.halves)}
-
-        def decode(result: Results) -> None:
-            for half in halves:
-                result(half)
-            if not frozen:
-                parts.descended("generator", DECODER)
-
-        def draw(_: Results) -> Drawn:
-            return self._draw(self.step_count + 2)
-
-        def draw_latents(_: Results) -> None:
-            self._draw_latents(self._ahead.following)
-
-        def generate(result: Results) -> None:
-            result("decoder")
-            if not frozen:
-                parts.descend("generator", ENCODER)
-            self._generate(self._ahead.following)
-
-        # P, then Q: both gradients are of the weights before
-        def perturb(result: Results) -> None:
-            result("decoder")
-            parts.perturbation(self._ahead.now)
-            parts.descend("perturbation")
-
-        # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
-        def values(result: Results, share: int) -> None:
-            result("decoder")
-            parts.values(self._ahead.now, share, frozen)
-
-        def best(result: Results, half: int) -> None:
-            for share in shares:
-                result(share)
-            parts.best(self._ahead.now, half)
-
-        def target(result: Results) -> None:
-            for half in bests:
-                result(half)
-            parts.target(self._ahead.now)
-
-        def critic(result: Results, j: int) -> None:
-            result("y")
-            parts.critic(j, self._ahead.now)
-            if j == 0:
-                result("perturbation")  # whose gradient is of Q_1 as it was
-            parts.descend("critics", j)
-
-        # the longest first, so that both lanes end together; what is drawn needs no decoder
-        return {
-            **{
-                name: lambda _, half=half: parts.descend_half("generator", DECODER, half)
-                for name, half in halves.items()
-            },
-            "decoder": decode,
-            "drawn": draw,
-            "latents": draw_latents,
-            "generator": generate,
-            "perturbation": perturb,
-            **{name: partial(values, share=share) for name, share in shares.items()},
-            **{name: partial(best, half=half) for name, half in bests.items()},
-            "y": target,
-            "second critic": partial(critic, j=1),
-            "first critic": partial(critic, j=0),
-        }
-
-    def _look_ahead(self) -> Ahead:
-        now, following = self._draw(self.step_count), self._draw(self.step_count + 1)
-        self._draw_latents(now)
-        self._generate(now)
-        return Ahead(now, following)
-
-    def _generate(self, drawn: Drawn) -> None:
-        """Leaves the generator's gradient in its place, where one is asked for."""
-        if not self.frozen(drawn.step):
-            self.parts.generator(drawn)
-
-    def _draw(self, step: int) -> Drawn:
-        frozen = self.frozen(step)
-        return self.parts.draw(self.parts.place(step, frozen), step, self.rows(step), frozen)
-
-    def _draw_latents(self, drawn: Drawn) -> None:
-        self.parts.draw_latents(drawn, self._candidates() if self.frozen(drawn.step) else None)
+    # what serving gets
 
     def drawn_latents(self, count: int) -> Tensor:
         """[count, z] ~ N(0, I), clipped; from the seed alone."""
@@ -285,14 +233,12 @@ class BatchRLMTF(Learner):
 
     def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors and options of :class:`training.contract.policy.BatchRLMTFActor`."""
-        tensors, options = self.exported(
-            {
-                "decoder": self.generator.decoder,
-                "perturbation": self.perturbation.net,
-                "critic": self.critics.q[0],
-            },
-            latents=self.serving_latents(),
-        )
+        networks = {
+            "decoder": self.generator.decoder,
+            "perturbation": self.perturbation.net,
+            "critic": self.critics.q[0],
+        }
+        tensors, options = self.exported(networks, latents=self.serving_latents())
         return tensors, options | {"rho": self.settings.batchrl_mtf.rho}
 
     @torch.no_grad()

@@ -13,7 +13,6 @@ from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.contract.settings import LearnerSettings
 from training.policies.networks import STATE_CLIP, standardisation, standardise
-from training.policies.passes import Flat
 from training.policies.several_steps import over_steps
 from training.trajectories import Transitions
 
@@ -66,7 +65,6 @@ class Learner(ABC):
         self.state_mean, self.state_scale = mean, scale
         self.modules: dict[str, nn.Module] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
-        self.flat: dict[str, Flat] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.build(self.data.states.shape[1], self.data.actions.shape[1])
@@ -83,6 +81,11 @@ class Learner(ABC):
     def export(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors and options of the actor that serving runs."""
 
+    @classmethod
+    def arithmetic(cls, settings: LearnerSettings) -> str:
+        """What a step's products are in, for the lineage of a model."""
+        return "float32"
+
     # parts of build
 
     def add(self, name: str, module: Module, lr: float) -> Module:
@@ -95,12 +98,6 @@ class Learner(ABC):
         """Register a copy of a network that no gradient reaches: see :meth:`track`."""
         self.modules[name] = target = copy.deepcopy(online).requires_grad_(False)
         return target
-
-    def flatten(self, dtype: torch.dtype) -> None:
-        """Lay out all registered networks for explicit passes, with Adam by :class:`Flat`: ``self.flat``."""
-        for name, module in self.modules.items():
-            optimiser = self.optimisers.pop(name, None)
-            self.flat[name] = Flat(module, dtype, optimiser and optimiser.param_groups[0]["lr"])
 
     # parts of a step
 
@@ -158,8 +155,6 @@ class Learner(ABC):
         for name, optimiser in self.optimisers.items():
             for index, moments in optimiser.state_dict()["state"].items():
                 tensors |= {f"adam.{name}.{index}.{key}": value for key, value in moments.items()}
-        for name, flat in self.flat.items():
-            tensors |= {f"adam.{name}.{key}": value for key, value in flat.state().items()}
         tensors["noise"] = self.noise.get_state()
         tensors["step_count"] = torch.tensor(self.step_count)
         return tensors
@@ -177,8 +172,6 @@ class Learner(ABC):
                 if moments:
                     described["state"][index] = moments
             optimiser.load_state_dict(described)
-        for name, flat in self.flat.items():
-            flat.load_state({key: tensors[f"adam.{name}.{key}"] for key in flat.state()})
         self.noise.set_state(tensors["noise"].cpu())
         self.step_count = int(tensors["step_count"])
 
@@ -191,8 +184,6 @@ class Learner(ABC):
             )
         self.state_mean = tensors["state_mean"].clone().to(self.device)
         self.state_scale = tensors["state_scale"].clone().to(self.device)
-        for flat in self.flat.values():
-            flat.refresh()
 
     def exported(
         self, networks: Mapping[str, nn.Module], **more: Tensor

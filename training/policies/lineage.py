@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from training.contract.settings import Settings
-from training.policies.kernels import arithmetic
-from training.policies.learner import device
 from training.trajectories import Trajectories
 
 _SECTIONS = ("seed", "heads", "fusion_form", "signals", "reward", "state", "session", "learner")
@@ -42,15 +40,23 @@ def code_sha256() -> str:
     """Of the sources that turn transitions into weights: a changed learner must not resume an old one."""
     here = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in [*sorted(here.glob("*.py")), *sorted(here.glob("*.c")), here.parent / "trajectories.py"]:
+    for path in [*sorted(here.rglob("*.py")), *sorted(here.rglob("*.c")), here.parent / "trajectories.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def describe(
-    settings: Settings, day: date, seed: int, data: Trajectories, warm_start: dict[str, str] | None
+    settings: Settings,
+    day: date,
+    seed: int,
+    data: Trajectories,
+    warm_start: dict[str, str] | None,
+    arithmetic: str,
 ) -> dict[str, Any]:
-    """The lineage that goes into the policy file, the record and the registry."""
+    """The lineage that goes into the policy file, the record and the registry.
+
+    ``arithmetic``: what the learner's products are in (:meth:`training.policies.learner.Learner.arithmetic`).
+    """
     return {
         "day": day.isoformat(),
         "partitions": data.partitions,
@@ -68,7 +74,7 @@ def describe(
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "precision": arithmetic(settings.learner, device(settings.learner)),
+        "precision": arithmetic,
     }
 
 

@@ -1,86 +1,29 @@
-"""Matrix products of the learners' layers, by the fastest kernel that the device has for them.
+"""A ReLU MLP whose products oneDNN makes, in float32 on a processor: what all learners' networks are.
 
-PyTorch's own CPU products go to MKL, which holds processors that are not Intel's to AVX2. oneDNN, which
-PyTorch ships beside it, generates code for what the processor has: on an AMD processor with AVX-512 it does
-the products of a training step in half the time, and those in bfloat16 in a quarter
-(``tests/benchmarks/learner.py`` measures both). It also applies the ReLU while the result is in registers.
+PyTorch's own products on a processor go to MKL, which holds processors that are not Intel's to AVX2. oneDNN,
+which PyTorch ships beside it, takes what the processor has, and applies the ReLU while the result is in
+registers. On an AMD processor with AVX-512 the networks of BatchRL-MTF's step take 1.4 times as long by plain
+layers at widths of 256, and 1.8 times at the BCQ reference's. PyTorch reaches it through a private function,
+``torch.ops.mkldnn._linear_pointwise``: a test says of which release it is known to do what is asked of it
+here.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import List, Optional, TypeVar, Union  # noqa: UP035
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.contract.settings import LearnerSettings
-
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_Number = Union[int, float, complex]  # noqa: UP007
-Function = TypeVar("Function", bound=Callable)
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_FEWEST = 8  # columns: for fewer, its set-up costs more than it saves
 
 
-def training_dtype(settings: LearnerSettings, device: torch.device) -> torch.dtype:
-    """What ``batchrl_mtf.precision`` is on this device; int8 is for some of the products of bfloat16."""
-    chosen = settings.batchrl_mtf.precision
-    if chosen == "auto":
-        chosen = "bfloat16" if _multiplies_bfloat16(device) else "float32"
-    return torch.float32 if chosen == "float32" else torch.bfloat16
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it does so in hardware, and so faster than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _ONEDNN and torch.cpu._is_avx512_bf16_supported()
-
-
-def compiled(function: Function) -> Function:
-    """A function of tensors that runs without the interpreter, and so without its lock.
-
-    Two lanes of a step (:mod:`training.policies.lanes`) would otherwise wait for each other between any two
-    operations. It must be what ``torch.jit`` understands of Python. PyTorch names ``torch.compile`` as its
-    successor, which needs a C++ compiler on the machine; without ``torch.jit`` the function runs as it is.
-    """
-    if not _ONEDNN or not hasattr(torch.jit, "script"):
-        return function
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(function)
-
-
-def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, relu: bool = False) -> Tensor:  # noqa: UP045
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """x [..., i] · weightᵀ [i, o] + bias [o], then ReLU where asked for; nothing for autograd is kept."""
-    return _product(x, weight, bias, relu)
-
-
-def times(a: Tensor, b: Tensor) -> Tensor:
-    """a [i, j] · b [j, k]; nothing for autograd is kept."""
-    if a.dtype == torch.float32:
-        return _product(a, b.t(), None, False)
-    return torch.mm(a, b)  # of bfloat16 it is oneDNN's, too
-
-
-def plus_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """base [..., o] + x [..., i] · weightᵀ [i, o], in the place of ``base``; nothing for autograd is kept."""
-    return base.addmm_(x, weight.t())
-
-
-def _by_pytorch(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
+    if ONEDNN and x.is_cpu and x.dtype == torch.float32 and weight.shape[0] >= _FEWEST:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
-
-
-def _by_onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor], relu: bool) -> Tensor:  # noqa: UP045
-    # for fewer columns, oneDNN's set-up costs more than it saves
-    if not x.is_cpu or weight.shape[0] < 8 or not (x.dtype == torch.float32 or x.dtype == torch.bfloat16):
-        return _by_pytorch(x, weight, bias, relu)
-    none = torch.jit.annotate(List[Optional[_Number]], [])  # noqa: UP006, UP045
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", none, "")
-
-
-_product = _by_onednn if _ONEDNN else _by_pytorch
 
 
 class _MLP(torch.autograd.Function):

@@ -74,7 +74,9 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         if learner_settings.warm_start:
             weights, warm_start, warning = _champion_weights(settings, day)
             warnings += [warning] if warning else []
-        about = lineage.describe(settings, day, seed, data, warm_start)
+        about = lineage.describe(
+            settings, day, seed, data, warm_start, algorithm.arithmetic(learner_settings)
+        )
         fingerprint = lineage.fingerprint(about)
         version = f"{day.isoformat()}-{fingerprint[:8]}"
 

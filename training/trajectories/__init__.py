@@ -6,8 +6,8 @@ exploration rule (equal numbers of trajectories of the random and of the noise g
 newest ``learner.replay_capacity`` transitions, as a FIFO replay buffer would hold.
 """
 
-from training.trajectories.columns import COLUMNS, MART, OPTIONAL
+from training.trajectories.columns import OPTIONAL
 from training.trajectories.transitions import Trajectories, Transitions
 from training.trajectories.window import load
 
-__all__ = ["COLUMNS", "MART", "OPTIONAL", "Trajectories", "Transitions", "load"]
+__all__ = ["OPTIONAL", "Trajectories", "Transitions", "load"]

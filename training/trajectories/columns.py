@@ -7,25 +7,6 @@ import numpy as np
 
 from training.contract.settings import Settings
 
-MART = "fct_transitions"
-COLUMNS = (
-    "request_id",
-    "session_id",
-    "user_id",
-    "event_ts",
-    "step",
-    "arm",
-    "state",
-    "action",
-    "action_mean",
-    "log_density",
-    "reward",
-    "next_state",
-    "done",
-    "truncated",
-    "next_request_id",
-    "state_spec",
-)
 # columns of the export behind what only some learners read
 OPTIONAL = {
     "watch_rewards": ("watch_reward",),

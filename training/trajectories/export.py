@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.settings import Settings
-from training.trajectories.columns import COLUMNS, MART
+from training.contract.transitions import MART, OF_EVERY_LEARNER
 
 PART_ROWS = 32_768  # rows that are read at once
 
@@ -71,7 +71,7 @@ def refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
     with _readable(path):
         present = pq.read_schema(path).names
     missing = next((name for name in columns if name not in present), None)
-    if missing in COLUMNS:
+    if missing in OF_EVERY_LEARNER:
         raise DataError(f"{path} lacks the column {missing} of {MART}")
     if missing:
         raise DataError(

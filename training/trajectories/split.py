@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from training.contract.shares import MIXED_ARMS
+from training.contract.log import MIXED_ARMS
 
 
 def last_sessions(sessions: np.ndarray, share: float) -> np.ndarray:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
-from training.trajectories.columns import COLUMNS, MART, OPTIONAL, row_bytes, row_kinds
+from training.contract.transitions import MART, OF_EVERY_LEARNER
+from training.trajectories.columns import OPTIONAL, row_bytes, row_kinds
 from training.trajectories.export import checked, file_identity, largest_page, parts, refuse_missing
 from training.trajectories.keys import Keys
 from training.trajectories.mapped import SplitColumns, Storage
@@ -38,7 +39,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
             f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
         )
     paths = {d: path for d, path in paths.items() if path.is_file()}
-    columns = [*COLUMNS, *sorted({column for name in needs for column in OPTIONAL[name]})]
+    columns = [*OF_EVERY_LEARNER, *sorted({column for name in needs for column in OPTIONAL[name]})]
     for path in paths.values():
         refuse_missing(settings, path, columns)
     version = settings.state_spec.version

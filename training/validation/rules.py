@@ -10,8 +10,9 @@ from datetime import date
 
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import ARMS, EXPLORING, STATIC
 from training.contract.settings import Settings
-from training.contract.shares import ARMS, EXPLORING
+from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
 from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within
 
 TRANSITIONS = "transitions"
@@ -29,7 +30,13 @@ DAY_MS = 86_400_000
 # SQL and the columns that it needs
 Measured = tuple[str, tuple[str, ...]]
 
-_INTEGERS = ("int8", "int16", "int32", "int64")
+# the types that an export's column may have for the declared one: another engine may have written it
+_EXPORTED = {
+    "int32": ("int8", "int16", "int32", "int64"),
+    "double": ("double", "float"),
+    "list<float>": ("list<float>", "list<double>"),
+}
+_EMPTY = ("fallback", "next_state", "next_request_id")  # of no type where a day has nothing but nulls
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ class Rules:
 
 def _types(columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
     return {column.name: (column.type,) for column in columns}
+
+
+def _exported_types(column: Column) -> tuple[str, ...]:
+    types = _EXPORTED.get(column.type, (column.type,))
+    return (*types, "null") if column.name in _EMPTY else types
 
 
 def _plain(name: str) -> Field:
@@ -215,7 +227,7 @@ def decisions(settings: Settings, day: date) -> Rules:
     more_fields, more_checks = _vectors(settings)
     served = Field(
         "state_of_served",
-        "CASE WHEN fallback IS NULL AND arm <> 'static' "
+        f"CASE WHEN fallback IS NULL AND arm <> '{STATIC}' "
         "THEN (CASE WHEN state IS NOT NULL THEN 1 ELSE 0 END)::TINYINT END",
         ("state", "fallback", "arm"),
     )
@@ -260,31 +272,9 @@ def users(settings: Settings, day: date) -> Rules:
 
 def transitions(settings: Settings, table: str = TRANSITIONS) -> Rules:
     """Of the ``fct_transitions`` export, for a day or (``training_set``) for the whole window."""
-    lists = ("list<float>", "list<double>")
-    types: dict[str, tuple[str, ...]] = {
-        "request_id": ("string",),
-        "session_id": ("string",),
-        "user_id": ("int64",),
-        "event_ts": ("timestamp[us, UTC]",),
-        "step": _INTEGERS,
-        "arm": ("string",),
-        "policy_version": ("string",),
-        "fallback": ("string", "null"),
-        "state": lists,
-        "action": lists,
-        "action_mean": lists,
-        "log_density": ("double", "float"),
-        "reward": ("double", "float"),
-        "next_state": (*lists, "null"),
-        "done": ("bool",),
-        "truncated": ("bool",),
-        "next_request_id": ("string", "null"),
-        "state_spec": ("string",),
-        "impressions": _INTEGERS,
-        "play_s": ("double", "float"),
-        "positive_interactions": _INTEGERS,
-    }
-    optional = {"fallback", "log_density", "next_state", "next_request_id"}
+    columns = [c for c in TRANSITION if c.name not in (*OF_SOME_LEARNERS, "dt")]
+    types = {column.name: _exported_types(column) for column in columns}
+    optional = {column.name for column in columns if not column.required}
     fields, checks = _vectors(settings)
     for name in types:
         if name in optional:

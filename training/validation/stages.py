@@ -7,6 +7,7 @@ from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.records import write_record
 from training.contract.settings import Settings
+from training.contract.transitions import MART
 from training.ingest.landing import schema_changes
 from training.validation import rules as table_rules
 from training.validation.checks import measure, severity_of
@@ -17,7 +18,6 @@ from training.validation.stage_record import finish, plain
 from training.validation.table import ValidatedTable
 from training.validation.training_set import training_measures
 
-MART = "fct_transitions"
 # Share of the decisions with a state that must have become transitions.
 LEAST_TRANSITION_SHARE = 0.99
 # Decisions without a single landed impression: their feedback is missing, and their reward 0.

@@ -1,7 +1,7 @@
 """What must hold of the transitions of the learner's window together, beside what holds of each."""
 
+from training.contract.log import MIXED_ARMS
 from training.contract.settings import Settings
-from training.contract.shares import MIXED_ARMS
 from training.validation.checks import measure, severity_of
 from training.validation.partitions import Partition, inspect, parquet_files
 from training.validation.table import ValidatedTable

@@ -25,6 +25,7 @@ import duckdb
 from training.contract.errors import DataError
 from training.contract.files import read_json, replaced_folder, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS, TABLES
+from training.contract.log import DECISION
 from training.contract.settings import Settings
 from training.warehouse.days import (
     held_days,
@@ -153,6 +154,7 @@ def _dbt(
         (target / BUILD_RESULTS).unlink(missing_ok=True)
     variables = {
         **_model_variables(settings),
+        "decision_columns": [{"name": column.name, "type": column.type} for column in DECISION],
         "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
     }
     arguments = [

@@ -39,15 +39,15 @@ paired as (
         decisions.arm,
         decisions.policy_version,
         decisions.fallback,
-        decisions.served_state as state,
-        decisions.served_action as action,
+        decisions.state,
+        decisions.action,
         decisions.action_mean,
         decisions.log_density,
         requests.reward,
         requests.watch_reward,
         requests.item_scores,
         requests.item_rewards,
-        next_decisions.served_state as next_state,
+        next_decisions.state as next_state,
         steps.next_request_id is null
         and {{ microseconds('steps.event_ts') }} + {{ gap_microseconds() }} < log_end.end_us as done,
         steps.next_request_id,
@@ -73,7 +73,7 @@ paired as (
     where
         {{ in_window('steps.dt') }}
         and {{ in_window('requests.dt') }}
-        and decisions.served_state is not null
+        and decisions.state is not null
         and decisions.state_spec is not null
 
 )

@@ -1,9 +1,4 @@
-{%- set columns = {
-    'request_id': 'string', 'session_id': 'string', 'user_id': 'bigint', 'event_ts': instant_type(),
-    'policy_version': 'string', 'arm': 'string', 'state': float_list_type(),
-    'action': float_list_type(), 'action_mean': float_list_type(), 'log_density': 'double',
-    'fallback': 'string', 'state_spec': 'string',
-} -%}
+{%- set columns = lake_columns(var('decision_columns')) -%}
 
 with source as (
 
@@ -14,18 +9,10 @@ with source as (
 renamed as (
 
     select
-        request_id,
-        session_id as served_session_id,
-        user_id,
-        event_ts,
-        policy_version,
-        arm,
-        state as served_state,
-        action as served_action,
-        action_mean,
-        log_density,
-        fallback,
-        state_spec,
+        {%- for name in columns %}
+        {#- the marts' session_id is the session that dbt cuts, by this id and by the idle gap #}
+        {{ name }}{{ ' as served_session_id' if name == 'session_id' }},
+        {%- endfor %}
         dt
     from source
 

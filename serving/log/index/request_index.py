@@ -1,7 +1,7 @@
 """How does a served request reach the index, and how does it leave again?
 
 One SQLite file, written in the same group commit as the decision log, says what the workers know together
-of requests, sessions and arms. It is an index and not a record: it is kept for two days, survives a
+of requests, sessions and arms. It is an index and not a record: it is kept for ``LATE_DAYS``, survives a
 killed process but need not survive a power cut, and feedback may name its user and session itself.
 """
 
@@ -14,8 +14,9 @@ import orjson
 
 from serving.log.index import counts, events, requests, returns, sessions
 from serving.log.index.file import connect, prepare
+from training.contract.log import LATE_DAYS
 
-RETENTION_S = 2 * 86_400.0
+RETENTION_S = LATE_DAYS * 86_400.0
 _PURGE_SHARE = 0.005  # of the retention, between two purges
 _PARTS = (requests, sessions, counts, returns, events)
 _SERVED_PARTS = (requests, sessions, returns, counts)

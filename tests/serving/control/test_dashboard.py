@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client import Counter, Histogram
 
 from serving.control import metrics
-from serving.ranking.ranker import FALLBACKS
+from training.contract.log import FALLBACKS
 
 DASHBOARD = json.loads((Path(metrics.__file__).parent / "grafana" / "dashboard.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

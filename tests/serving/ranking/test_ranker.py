@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
-from serving.ranking.exploration import TruncatedNormal, UniformBox
+from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy, load_policy
 from training.contract.settings import Settings
 

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.stats import truncnorm
 
-from training import exploration
+from training.contract import exploration
 from training.contract.settings import EvaluationSettings
 from training.evaluation import fqe, importance
 from training.evaluation.acting import Actions

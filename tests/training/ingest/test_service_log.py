@@ -235,6 +235,17 @@ def test_bad_feedback_is_named_by_file_line_and_field(settings: Settings, line: 
         land_service_log(settings, DAY)
 
 
+@pytest.mark.parametrize(("kind", "line"), [("decisions", decision("r1")), ("feedback", feedback("r1", 1))])
+def test_a_field_that_the_contract_does_not_know_is_named(settings: Settings, kind: str, line: dict) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1")])
+    path = write_log(settings, kind, DAY, [line | {"shelf": 3}], worker="w2")
+    with pytest.raises(
+        DataError, match=rf"{path}, line 1: shelf is no field of a line of version 1: v, request_id"
+    ):
+        land_service_log(settings, DAY)
+    assert not settings.layout.table(DECISIONS).exists()
+
+
 def test_a_signal_beyond_its_type_is_named(settings: Settings) -> None:
     write_log(settings, "decisions", DAY, [decision("r1")])
     write_log(settings, "feedback", DAY, [feedback("r1", 1, event(10, is_like=1_000))])

@@ -8,6 +8,7 @@ every step). What is not a setting and differs is said at each algorithm.
 import copy
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from torch import Tensor
 from tests.training.policies.plain import batch_of
 from training.policies.batchrl_mtf import BatchRLMTF
 from training.policies.cql_sac import CQLSAC
+from training.policies.draws import OF_CANDIDATES, OF_OWN, OF_Z
 from training.policies.iql import IQL
 from training.policies.learner import Learner
-from training.policies.parts import bootstrapped
 from training.policies.td3 import TD3, TD3BC
 
 pytestmark = pytest.mark.peers
@@ -93,11 +94,11 @@ def cql_noise(g: torch.Generator, learner: Learner) -> list[Tensor]:
 
 def bcq_noise(_: torch.Generator, learner: BatchRLMTF) -> list[Tensor]:
     step = learner.step_count - 1
-    fill, on = learner.parts.noise.fill, bootstrapped(learner.batch(step).done)
-    shapes = (B, 2 * K), (len(on), N, 2 * K), (B, 2 * K)
-    encoder, at_next, at_s = (fill(torch.empty(shape), step, which) for which, shape in enumerate(shapes))
+    on = torch.nonzero(learner.batch(step).done < 1.0).squeeze(1)
+    draw = partial(learner.draws.normal, step)
+    encoder, at_s = draw(OF_Z, B, 2 * K), draw(OF_OWN, B, 2 * K)
     of_all = torch.zeros(B, N, 2 * K)  # where a session ends, ours draws no candidates: theirs do not count
-    of_all[on] = at_next
+    of_all[on] = draw(OF_CANDIDATES, B, N, 2 * K)[: len(on)]
     return [encoder, at_s, of_all.flatten(0, 1)]
 
 

@@ -14,9 +14,11 @@ import pytest
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
+from training.contract.transitions import TRANSITION
 
 ARROW = {
     "string": pa.string(),
+    "bool": pa.bool_(),
     "int8": pa.int8(),
     "int32": pa.int32(),
     "int64": pa.int64(),
@@ -26,28 +28,6 @@ ARROW = {
     "timestamp[us, UTC]": pa.timestamp("us", tz="UTC"),
 }
 SHOWN = 6  # items a request
-
-TRANSITION_TYPES = {
-    "request_id": "string",
-    "session_id": "string",
-    "user_id": "int64",
-    "event_ts": "timestamp[us, UTC]",
-    "step": "int32",
-    "arm": "string",
-    "policy_version": "string",
-    "fallback": "string",
-    "state": "list<float>",
-    "action": "list<float>",
-    "action_mean": "list<float>",
-    "log_density": "double",
-    "reward": "double",
-    "next_state": "list<float>",
-    "next_request_id": "string",
-    "state_spec": "string",
-    "impressions": "int32",
-    "play_s": "double",
-    "positive_interactions": "int32",
-}
 
 
 def _table(columns: list[Column], values: dict[str, list]) -> pa.Table:
@@ -177,11 +157,12 @@ class Lake:
             "impressions": [SHOWN] * n,
             "play_s": rng.uniform(0, 60, n).tolist(),
             "positive_interactions": [1] * n,
+            "done": done,
+            "truncated": [False] * n,
         }
-        columns = [Column(name, kind) for name, kind in TRANSITION_TYPES.items()]
-        content = _table(columns, decided | moved)
-        content = content.append_column("done", pa.array(done))
-        self.write("transitions", day, content.append_column("truncated", pa.array([False] * n)))
+        # as an older version exported them: without what only some learners read
+        columns = [column for column in TRANSITION if column.name in {**decided, **moved}]
+        self.write("transitions", day, _table(columns, decided | moved))
 
 
 DAYS = (date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7))

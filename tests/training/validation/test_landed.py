@@ -15,8 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.contract.files import write_json_atomic
+from training.contract.log import DECISION
 from training.contract.records import read_record, write_record
-from training.validation import validate_landed
+from training.contract.settings import Settings
+from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
+from training.validation import rules, validate_landed
 
 PAST = (date(2026, 1, 5), date(2026, 1, 6))
 DAY = date(2026, 1, 7)
@@ -470,3 +473,18 @@ def test_a_source_whose_columns_changed_is_judged_by_what_changed(shown: Any) ->
     assert warned == {"p_liked_new_in_source", "request_id_retyped_in_source", "x_gone_from_source"}
     changes = read_record(shown.settings.layout, DAY, "drift")["schema"]
     assert {c["column"] for c in changes} == {"p_like", "p_liked", "request_id", "x"}
+
+
+def test_every_declared_field_has_its_type_checked_and_nulls_refused_where_there_are_none() -> None:
+    for judged, declared in (
+        (rules.decisions(Settings(), DAY), DECISION),
+        (rules.transitions(Settings()), [c for c in TRANSITION if c.name not in (*OF_SOME_LEARNERS, "dt")]),
+    ):
+        assert [*judged.types] == [column.name for column in declared]
+        assert all(column.type in judged.types[column.name] for column in declared)
+        refused = {
+            check.column
+            for check in judged.checks
+            if check.expectation == "ExpectColumnProportionOfNonNullValuesToBeBetween"
+        }
+        assert {column.name for column in declared if column.required} <= refused

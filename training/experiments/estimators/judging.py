@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from training import exploration
+from training.contract import exploration
 from training.contract.policy import load_policy
 from training.evaluation import acting
 from training.evaluation.estimators import estimate

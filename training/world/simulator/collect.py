@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training import exploration
+from training.contract import exploration
 from training.trajectories import Transitions
 from training.world.simulator.references import Bench, Choose
 from training.world.simulator.sessions import LEFT, Outcome, Requests

@@ -5,11 +5,8 @@ from datetime import date
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.ranking.exploration import TruncatedNormal, UniformBox
-from training import exploration
+from training.contract import exploration
 from training.world.simulator.collect import Arm, collect, random_arm
 from training.world.simulator.references import Bench
 
@@ -75,30 +72,3 @@ def test_the_same_seed_gives_the_same_log(collected):
     bench, data = collected
     again = collect(bench, arms(bench.settings), seed=1)
     assert (again.actions == data.actions).all() and (again.rewards == data.rewards).all()
-
-
-@given(
-    st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
-    st.floats(0.05, 3.0),
-    st.integers(0, 2**31),
-)
-def test_densities_are_the_services(mean, std, seed):
-    mean = np.array(mean)
-    action = exploration.sample(mean[None], std, np.random.default_rng(seed))
-    assert (np.abs(action) <= 1.0).all()
-    expected = TruncatedNormal(mean, std).log_density(action[0])
-    assert exploration.log_density(action, mean[None], std)[0] == pytest.approx(expected, rel=1e-9, abs=1e-9)
-
-
-@given(
-    st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
-    st.floats(0.01, 3.0),
-    st.integers(0, 2**31),
-)
-def test_box_densities_are_the_services(mean, width, seed):
-    mean = np.array(mean)
-    action = exploration.sample_box(mean[None], width, np.random.default_rng(seed))
-    assert (np.abs(action) <= 1.0).all() and (np.abs(action - mean) <= width + 1e-12).all()
-    expected = UniformBox(mean, width).log_density(action[0])
-    assert exploration.log_density_box(action, mean[None], width)[0] == pytest.approx(expected, rel=1e-9)
-    assert exploration.log_density_box(mean[None] + 2 * width, mean[None], width)[0] == -np.inf

@@ -15,7 +15,7 @@ from training.contract.settings import Settings
 from training.ingest import land_kuairand
 from training.world.simulator.constants import WorldConstants
 from training.world.simulator.fitted import load_fitted
-from training.world.upstream import UpstreamModel, export_world, fit, predict, predict_days, world
+from training.world.upstream import UpstreamModel, export, export_world, fit, predict, predict_days
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_the_world_is_the_model_in_few_numbers(
     predicted: tuple, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, _ = predicted
-    monkeypatch.setattr(world, "PAIRS", 50_000)
-    monkeypatch.setattr(world, "HELD_OUT", 5_000)
+    monkeypatch.setattr(export, "PAIRS", 50_000)
+    monkeypatch.setattr(export, "HELD_OUT", 5_000)
     record = export_world(settings, release)
     folder = settings.layout.upstream / "world"
     users, videos = (pd.read_parquet(folder / f"{name}.parquet") for name in ("users", "videos"))

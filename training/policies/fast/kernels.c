@@ -9,7 +9,8 @@
    For the candidates of eq. (7) a lane is a state and a vector one candidate of each: what a first layer makes of the
    states is shared by all candidates.
 
-   Called by kernels.py, which keeps to what is asked for here. */
+   Called by parts.py, which keeps to what is asked for here. It is one file, as everything rests on the same few
+   vectors of lanes and the compiler must see them to keep their sums in registers. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -35,6 +36,7 @@ typedef struct {
 #include <immintrin.h>
 #include <math.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #define LANES 16
 #define AHEAD 8 /* rows that are fetched before they are read */
@@ -43,7 +45,7 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* Room for a call's intermediate results, kept by the thread for the next. */
+/* Space for a call's intermediate results, kept by the thread for the next. */
 static _Thread_local struct {
     char *start;
     size_t bytes, used;
@@ -424,20 +426,20 @@ typedef struct {
     uint32_t *fours;           /* the same in eight bits */
     float *action;             /* [k][vector][lane] */
     float *of_state[3];        /* what each net's first layer makes of s: [o][lane] */
-} Room;
+} Space;
 
-static size_t room_pairs(size_t widest) { return (widest + 3) / 2 * MOST_VECTORS * LANES; }
+static size_t space_pairs(size_t widest) { return (widest + 3) / 2 * MOST_VECTORS * LANES; }
 
-static size_t room_numbers(size_t widest) {
-    return 5 * room_pairs(widest) + widest * LANES * (MOST_VECTORS + 3) + 9 * LANES;
+static size_t space_numbers(size_t widest) {
+    return 5 * space_pairs(widest) + widest * LANES * (MOST_VECTORS + 3) + 9 * LANES;
 }
 
-static Room room_of(size_t widest) {
-    Room room = {.action = take(widest * LANES * MOST_VECTORS)};
-    uint32_t **const kept[] = {&room.states, &room.beside, &room.layers[0], &room.layers[1], &room.fours};
-    for (int i = 0; i < 5; i++) *kept[i] = take(room_pairs(widest));
-    for (int j = 0; j < 3; j++) room.of_state[j] = take(widest * LANES);
-    return room;
+static Space space_of(size_t widest) {
+    Space space = {.action = take(widest * LANES * MOST_VECTORS)};
+    uint32_t **const kept[] = {&space.states, &space.beside, &space.layers[0], &space.layers[1], &space.fours};
+    for (int i = 0; i < 5; i++) *kept[i] = take(space_pairs(widest));
+    for (int j = 0; j < 3; j++) space.of_state[j] = take(widest * LANES);
+    return space;
 }
 
 static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
@@ -452,46 +454,46 @@ static void pair_up(uint32_t *pairs, int V, const float *action, int k) {
 /* The hidden layers of V vectors of what is beside the states, of which ``of_state`` holds what the first layer makes
    of their ``d`` columns, the same for all vectors or each one's own; NULL where all columns lie beside. What the
    last layer leaves is left as ``last`` says, if it does. */
-static const uint32_t *hidden(int V, const Net *net, int d, const float *of_state, int own, const Room *room,
+static const uint32_t *hidden(int V, const Net *net, int d, const float *of_state, int own, const Space *space,
                               const Then *last) {
-    const uint32_t *x = room->beside;
+    const uint32_t *x = space->beside;
     __m512 most[2][MOST_VECTORS];
     for (int l = 0; l + 1 < net->layers; l++) {
         const int followed = l + 2 < net->layers, skipped = l ? 0 : d;
-        const Then kept = {.kind = RELU, .pairs = room->layers[l % 2],
+        const Then kept = {.kind = RELU, .pairs = space->layers[l % 2],
                            .most = followed && net->eight[l + 1] ? most[l % 2] : NULL};
         const Then *then = last && !followed ? last : &kept;
         if (kept.most)
             for (int v = 0; v < V; v++) most[l % 2][v] = _mm512_setzero_ps();
         if (l && net->eight[l]) {
             EightProduct product = {.weights = net->eight[l], .stride = 4 * fours(net->widths[l]),
-                                    .by_output = net->scales[l], .fours = room->fours, .bias = net->biases[l],
+                                    .by_output = net->scales[l], .fours = space->fours, .bias = net->biases[l],
                                     .outputs = net->widths[l + 1]};
-            round_activations(V, net->widths[l], x, most[(l - 1) % 2], room->fours, product.scales);
+            round_activations(V, net->widths[l], x, most[(l - 1) % 2], space->fours, product.scales);
             multiply_eight[V](&product, then);
         } else {
             Product product = layer_of(net, l, skipped, net->widths[l] - skipped, V, x, l ? NULL : of_state);
             product.starts = !l && own;
             multiply[V](&product, then);
         }
-        x = room->layers[l % 2];
+        x = space->layers[l % 2];
     }
     return x;
 }
 
-/* tanh of a net's outputs into room->action. */
-static void bounded_outputs(int V, const Net *net, int d, const float *of_state, const Room *room) {
+/* tanh of a net's outputs into space->action. */
+static void bounded_outputs(int V, const Net *net, int d, const float *of_state, const Space *space) {
     const int l = net->layers - 1, k = net->widths[l + 1];
-    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, d, of_state, 0, room, NULL), NULL);
-    multiply[V](&product, &(Then){.kind = LINEAR, .linear = room->action, .by_output = V * LANES, .last = 0xFFFF});
-    for (float *at = room->action; at < room->action + (size_t)k * V * LANES; at += LANES)
+    const Product product = layer_of(net, l, 0, net->widths[l], V, hidden(V, net, d, of_state, 0, space, NULL), NULL);
+    multiply[V](&product, &(Then){.kind = LINEAR, .linear = space->action, .by_output = V * LANES, .last = 0xFFFF});
+    for (float *at = space->action; at < space->action + (size_t)k * V * LANES; at += LANES)
         _mm512_store_ps(at, hyperbolic_tangent(_mm512_load_ps(at)));
 }
 
 /* What each net's first layer makes of 16 states [m][d], of which ``count`` are there: [o][lane]. */
-static void of_states(const Net *net, const uint16_t *s, int count, int d, const Room *room, float *out) {
-    gather(room->states, 1, 0, s, offsets_of(count, d), d);
-    const Product product = layer_of(net, 0, 0, d, 1, room->states, NULL);
+static void of_states(const Net *net, const uint16_t *s, int count, int d, const Space *space, float *out) {
+    gather(space->states, 1, 0, s, offsets_of(count, d), d);
+    const Product product = layer_of(net, 0, 0, d, 1, space->states, NULL);
     multiply_1(&product, &(Then){.kind = LINEAR, .linear = out, .by_output = LANES, .last = 0xFFFF});
 }
 
@@ -505,40 +507,40 @@ int mtf_candidates(const Net *decoder, const Net *perturbation, const Net *criti
     size_t widest = (size_t)(d > width ? d : width);
     for (int j = 0; j < 3; j++)
         if (nets[j] && widest_of(nets[j]) > widest) widest = widest_of(nets[j]);
-    if (!arena_of(4 * room_numbers(widest))) return 1;
-    const Room room = room_of(widest);
+    if (!arena_of(4 * space_numbers(widest))) return 1;
+    const Space space = space_of(widest);
     for (int at = 0; at < m; at += LANES) {
         const int count = m - at < LANES ? m - at : LANES;
         const __m512i offsets = offsets_of(count, n * width);
         for (int j = 0; j < 3; j++)
-            if (nets[j]) of_states(nets[j], s + (size_t)at * d, count, d, &room, room.of_state[j]);
+            if (nets[j]) of_states(nets[j], s + (size_t)at * d, count, d, &space, space.of_state[j]);
         /* as many at a time as make the groups alike */
         const int groups = (n + MOST_VECTORS - 1) / MOST_VECTORS;
         for (int group = 0, first = 0; group < groups; group++) {
             const int V = (n - first) / (groups - group);
             for (int v = 0; v < V; v++)
-                gather(room.beside, V, v, x + ((size_t)at * n + (first + v)) * width, offsets, width);
+                gather(space.beside, V, v, x + ((size_t)at * n + (first + v)) * width, offsets, width);
             if (decoder) {
-                bounded_outputs(V, decoder, d, room.of_state[2], &room);
-                pair_up(room.beside, V, room.action, k);
+                bounded_outputs(V, decoder, d, space.of_state[2], &space);
+                pair_up(space.beside, V, space.action, k);
             }
-            bounded_outputs(V, perturbation, d, room.of_state[0], &room);
+            bounded_outputs(V, perturbation, d, space.of_state[0], &space);
             for (int i = 0; i < k; i++)
                 for (int v = 0; v < V; v++) {
-                    float *action = room.action + ((size_t)i * V + v) * LANES;
-                    const __m512 a = one_of(_mm512_load_si512(room.beside + ((size_t)i / 2 * V + v) * LANES), i % 2);
+                    float *action = space.action + ((size_t)i * V + v) * LANES;
+                    const __m512 a = one_of(_mm512_load_si512(space.beside + ((size_t)i / 2 * V + v) * LANES), i % 2);
                     _mm512_store_ps(action, between(-1.0f, _mm512_fmadd_ps(all(rho), _mm512_load_ps(action), a), 1.0f));
                 }
-            pair_up(room.beside, V, room.action, k);
+            pair_up(space.beside, V, space.action, k);
             __m512 value[MOST_VECTORS];
             for (int v = 0; v < V; v++) value[v] = all(critic->last_bias[0]);
-            hidden(V, critic, d, room.of_state[1], 0, &room,
+            hidden(V, critic, d, space.of_state[1], 0, &space,
                    &(Then){.kind = DOT, .dot = value, .weight = critic->last_weight});
             for (int v = 0; v < V; v++, first++) {
                 const size_t which = (size_t)at / LANES * n + first;
                 for (int i = 0; i < height; i++)
                     _mm512_storeu_si512(pairs + (which * height + i) * LANES,
-                                        _mm512_load_si512(room.beside + ((size_t)i * V + v) * LANES));
+                                        _mm512_load_si512(space.beside + ((size_t)i * V + v) * LANES));
                 _mm512_storeu_ps(q + which * LANES, value[v]);
             }
         }
@@ -571,16 +573,16 @@ int mtf_best(const Net *critic, const uint16_t *s, const uint32_t *pairs, const 
     const size_t widest = larger(widest_of(critic), (size_t)d), stride = padded(outputs);
     const int m = to - from;
     const size_t starts = stride * LANES * MOST_VECTORS, blocks = ((size_t)m + LANES - 1) / LANES;
-    if (!arena_of(4 * (room_numbers(widest) + starts + blocks * LANES * (stride + (size_t)n + 3) + 5 * LANES))) return 1;
-    const Room room = room_of(widest);
+    if (!arena_of(4 * (space_numbers(widest) + starts + blocks * LANES * (stride + (size_t)n + 3) + 5 * LANES))) return 1;
+    const Space space = space_of(widest);
     float *start = take(starts), *of_state = take(blocks * LANES * stride);
     int32_t *order = take(blocks * LANES * (size_t)n), *rank = take(blocks * LANES), *active = take(blocks * LANES);
     for (size_t b = 0; b < blocks; b++) {
         const int count = m - (int)b * LANES < LANES ? m - (int)b * LANES : LANES;
-        of_states(critic, s + ((size_t)from + b * LANES) * (size_t)d, count, d, &room, room.of_state[0]);
+        of_states(critic, s + ((size_t)from + b * LANES) * (size_t)d, count, d, &space, space.of_state[0]);
         for (size_t o = 0; o < stride; o += LANES) { /* what lies behind the outputs is not read */
             __m512i r[16];
-            UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(room.of_state[0] + (o + i) * LANES);
+            UNROLL for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(space.of_state[0] + (o + i) * LANES);
             transpose(r);
             UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(of_state + (b * LANES + i) * stride + o, r[i]);
         }
@@ -621,12 +623,12 @@ int mtf_best(const Net *critic, const uint16_t *s, const uint32_t *pairs, const 
                 }
                 const __m512i offsets = _mm512_loadu_si512(offset);
                 for (int i = 0; i < height; i++)
-                    _mm512_store_si512(room.beside + ((size_t)i * V + v) * LANES,
+                    _mm512_store_si512(space.beside + ((size_t)i * V + v) * LANES,
                                        _mm512_i32gather_epi32(offsets, pairs + (size_t)i * LANES, 4));
                 columns_of(rows, outputs, V, start + (size_t)v * LANES);
                 value[v] = all(critic->last_bias[0]);
             }
-            hidden(V, critic, d, start, 1, &room, &(Then){.kind = DOT, .dot = value, .weight = critic->last_weight});
+            hidden(V, critic, d, start, 1, &space, &(Then){.kind = DOT, .dot = value, .weight = critic->last_weight});
             for (int v = 0; v < V; v++) _mm512_storeu_ps(second + v * LANES, value[v]);
             for (int item = 0; item < items; item++) {
                 const int state = active[at + item];
@@ -887,18 +889,18 @@ static __m512 column_of(const Pass *pass, const float *rows, int vector, int wid
 int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const uint16_t *z, int32_t batch, int32_t d,
                   int32_t width, uint16_t *action) {
     const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
-    if (!arena_of(4 * room_numbers(widest_of(decoder)))) return 1;
-    const Room room = room_of(widest_of(decoder));
+    if (!arena_of(4 * space_numbers(widest_of(decoder)))) return 1;
+    const Space space = space_of(widest_of(decoder));
     FOR_BLOCKS(at, V, vectors) {
         const Pass pass = {.rows = batch - at * LANES, .vectors = V};
-        put_rows(&pass, room.beside, 0, 0, s + (size_t)at * LANES * stride, stride, d);
-        put_rows(&pass, room.beside, 0, d, z + (size_t)at * LANES * width, width, width);
-        bounded_outputs(V, decoder, 0, NULL, &room);
+        put_rows(&pass, space.beside, 0, 0, s + (size_t)at * LANES * stride, stride, d);
+        put_rows(&pass, space.beside, 0, d, z + (size_t)at * LANES * width, width, width);
+        bounded_outputs(V, decoder, 0, NULL, &space);
         for (int i = 0; i < k; i++)
             for (int v = 0; v < V; v++) {
                 uint16_t value[LANES];
                 _mm256_storeu_si256((__m256i *)value, (__m256i)_mm512_cvtneps_pbh(
-                                                          _mm512_load_ps(room.action + ((size_t)i * V + v) * LANES)));
+                                                          _mm512_load_ps(space.action + ((size_t)i * V + v) * LANES)));
                 for (int lane = 0; lane < LANES && (at + v) * LANES + lane < batch; lane++)
                     action[(size_t)((at + v) * LANES + lane) * k + i] = value[lane];
             }
@@ -906,7 +908,7 @@ int mtf_generated(const Net *decoder, const uint16_t *s, int32_t stride, const u
     return 0;
 }
 
-/* Of eq. (3), as training.policies.batchrl_mtf.generator_gradient: into losses[2] the reconstruction's and KL. */
+/* Of eq. (3), as BatchRLMTF.imitate: into losses[2] the reconstruction's and KL. */
 int mtf_generator_gradient(const Net *encoder, const Net *decoder, const uint16_t *sa, const float *a,
                            const float *noise, int32_t batch, int32_t d, float kl_weight, float *losses) {
     const int vectors = (batch + LANES - 1) / LANES, k = decoder->widths[decoder->layers];
@@ -973,7 +975,7 @@ int mtf_generator_gradient(const Net *encoder, const Net *decoder, const uint16_
     return 0;
 }
 
-/* Of eq. (5), as training.policies.batchrl_mtf.perturbation_gradient: into value[1] the mean of Q_1. */
+/* Of eq. (5), as BatchRLMTF.perturb: into value[1] the mean of Q_1. */
 int mtf_perturbation_gradient(const Net *perturbation, const Net *critic, const uint16_t *s, int32_t stride,
                               const uint16_t *a, int32_t batch, int32_t d, float rho, float *value) {
     const int vectors = (batch + LANES - 1) / LANES, k = perturbation->widths[perturbation->layers];
@@ -1023,7 +1025,7 @@ int mtf_perturbation_gradient(const Net *perturbation, const Net *critic, const 
     return 0;
 }
 
-/* Of eq. (6) for one critic, as training.policies.batchrl_mtf.critic_gradient: into losses[2] it and the mean of Q. */
+/* Of eq. (6) for one critic, as BatchRLMTF.criticise: into losses[2] it and the mean of Q. */
 int mtf_critic_gradient(const Net *critic, const uint16_t *sa, const float *y, int32_t batch, float *losses) {
     const int vectors = (batch + LANES - 1) / LANES;
     const size_t rows = (size_t)vectors * LANES;
@@ -1208,6 +1210,22 @@ int mtf_normals(uint64_t seed, uint64_t stream, int64_t count, float clip, float
                 _mm256_mask_storeu_epi16(rounded + from, in, (__m256i)_mm512_cvtneps_pbh(value));
         }
     }
+    return 0;
+}
+
+static int64_t nanoseconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Whether a number that another thread raises is ``wanted`` or more before so many nanoseconds are over. */
+int mtf_reaches(const int64_t *number, int64_t wanted, int64_t nanoseconds) {
+    const int64_t until = nanoseconds_now() + nanoseconds;
+    do {
+        for (int look = 0; look < 64; look++, _mm_pause())
+            if (__atomic_load_n(number, __ATOMIC_ACQUIRE) >= wanted) return 1;
+    } while (nanoseconds_now() < until);
     return 0;
 }
 

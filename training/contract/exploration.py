@@ -6,6 +6,12 @@ density is).
 Because μ_i lies inside the box, the kept mass is never small and no tail series is needed.
 
 Box: every entry is uniform on [μ_i - w, μ_i + w] cut to [-1, 1] (UnifiedRL, arXiv 2404.17589: w 0.15).
+
+Each is here twice, and a test holds one form to the other. :class:`TruncatedNormal` and :class:`UniformBox`
+draw one action, for a request: with ``math`` and ``statistics``, because scipy's calls on arrays of k entries
+cost several times as much, and its import a worker's start. The functions draw many at once, for training and
+judging, where the opposite holds. The two differ in the last bits of Φ and its inverse, and both have been
+drawn by: an action that a seed gave is only found again by the form that gave it.
 """
 
 import hashlib
@@ -24,6 +30,9 @@ def replay_generator(seed: int, request_id: str) -> np.random.Generator:
     """The generator of one request of replayed traffic: the same request draws the same action."""
     digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
     return np.random.default_rng([seed, int.from_bytes(digest, "big")])
+
+
+# --- one action at once
 
 
 @dataclass(frozen=True)
@@ -82,3 +91,36 @@ class UniformBox:
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         mean = np.asarray(self.mean, dtype=np.float64)
         return np.maximum(mean - self.width, -1.0), np.minimum(mean + self.width, 1.0)
+
+
+# --- many actions at once
+
+
+def sample(mean: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Actions float64[..., k] of N(mean, std²), each entry truncated to [-1, 1]; ``mean`` in [-1, 1]."""
+    from scipy.special import ndtr, ndtri
+
+    low, high = ndtr((-1.0 - mean) / std), ndtr((1.0 - mean) / std)
+    level = low + rng.random(mean.shape) * (high - low)
+    return np.clip(mean + std * ndtri(level), -1.0, 1.0)
+
+
+def log_density(actions: np.ndarray, mean: np.ndarray, std: float) -> np.ndarray:
+    """log p(action) float64[...], summed over the k entries; -inf outside [-1, 1]."""
+    from scipy.special import ndtr
+
+    z = (actions - mean) / std
+    kept = ndtr((1.0 - mean) / std) - ndtr((-1.0 - mean) / std)
+    entries = -0.5 * z**2 - 0.5 * np.log(2.0 * np.pi) - np.log(std) - np.log(kept)
+    return np.where(np.abs(actions) <= 1.0, entries, -np.inf).sum(axis=-1)
+
+
+def sample_box(mean: np.ndarray, width: float, rng: np.random.Generator) -> np.ndarray:
+    """Actions float64[..., k], uniform on mean ± width within [-1, 1]; ``mean`` in [-1, 1]."""
+    return rng.uniform(np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0))
+
+
+def log_density_box(actions: np.ndarray, mean: np.ndarray, width: float) -> np.ndarray:
+    """log p(action) float64[...] of it, summed over the k entries; -inf outside."""
+    low, high = np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0)
+    return np.where((low <= actions) & (actions <= high), -np.log(high - low), -np.inf).sum(axis=-1)

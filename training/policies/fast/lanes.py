@@ -13,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from training.policies.products import compiled
+from training.policies.fast import library
 
-_LOOKS = 4_000  # of a lane that waits, before it sleeps: about a millisecond
-_SLEEP_S = 1e-4
+_LOOKING_NS, _SLEEP_S = 1_000_000, 1e-4  # how long a lane that waits looks, before it sleeps in between
 
 Results = Callable[[str], Any]  # a task's result by its name, when it has ended
 Task = Callable[[Results], Any]
@@ -28,13 +27,12 @@ Task = Callable[[Results], Any]
 class Lanes:
     """``with lanes: lanes.run({"f": f, "g": g})``: each task may ask for the results of those before it.
 
-    Each lane takes the next task when it is free. With one PyTorch thread, and on a GPU, they run after each
-    other: with the same results. Else each lane has half of PyTorch's threads, and the calling thread is the
-    first lane. Neither lane has autograd.
+    Each lane takes the next task when it is free. With one PyTorch thread they run after each other: with the
+    same results. Else each lane has half of PyTorch's threads, and the calling thread is the first lane.
+    Neither lane has autograd.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._cpu = device.type == "cpu"
+    def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0  # of PyTorch, outside of the lanes
         self._runs = 0
@@ -42,12 +40,9 @@ class Lanes:
         self._asked, self._shared = _Number(), SimpleQueue()  # runs that the other lane was asked to share
         self._lock, self._awake = threading.Lock(), False  # the other lane
 
-    def __deepcopy__(self, memo: dict) -> "Lanes":
-        return Lanes(torch.device("cpu" if self._cpu else "cuda"))
-
     def __enter__(self) -> "Lanes":
         self._threads = torch.get_num_threads()
-        if self._cpu and self._threads > 1:
+        if self._threads > 1:
             torch.set_num_threads(self._threads // 2)
             self._pool = self._pool or ThreadPoolExecutor(1, "lane")
         return self
@@ -138,24 +133,14 @@ class _Number:
     """
 
     def __init__(self) -> None:
-        self._tensor = torch.zeros((), dtype=torch.int64)
-        self._place, self.value = self._tensor.numpy(), 0
+        self._place, self.value = np.zeros((), dtype=np.int64), 0
+        self._address = self._place.ctypes.data
 
     def set(self, value: int) -> None:
         self._place[()] = self.value = value
 
     def reaches(self, value: int) -> bool:
-        """Whether it does so before about a millisecond is over."""
-        if self.value >= value:
-            return True
-        return _looked is not _look and _looked(self._tensor, value, _LOOKS)
-
-
-def _look(number: Tensor, wanted: int, looks: int) -> bool:
-    for _ in range(looks):  # noqa: SIM110 (torch.jit knows no any of a generator)
-        if int(number) >= wanted:
-            return True
-    return False
-
-
-_looked = compiled(_look)
+        """Whether it does so before a millisecond is over."""
+        if self.value >= value or library.LIBRARY is None:
+            return self.value >= value
+        return bool(library.LIBRARY.reaches(self._address, value, _LOOKING_NS))

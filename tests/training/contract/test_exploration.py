@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from serving.ranking.exploration import TruncatedNormal, UniformBox
+from training.contract import exploration
+from training.contract.exploration import TruncatedNormal, UniformBox
 
 MEANS = st.floats(-1.0, 1.0, width=32)
 STDS = st.sampled_from([1e-3, 0.02, 0.1, 0.5, 1.0, 3.0, 100.0])
@@ -113,3 +114,34 @@ def test_there_is_no_density_outside_of_the_box():
     assert UniformBox(np.array([0.0, 0.9]), 0.15).log_density(np.array([0.1, 0.95])) == pytest.approx(
         -math.log(0.3) - math.log(0.25)
     )
+
+
+@given(
+    st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
+    st.floats(0.05, 3.0),
+    st.integers(0, 2**31),
+)
+def test_one_action_and_many_are_drawn_alike_with_the_same_density(mean, std, seed):
+    mean = np.array(mean)
+    action = exploration.sample(mean[None], std, np.random.default_rng(seed))
+    assert (np.abs(action) <= 1.0).all()
+    one = TruncatedNormal(mean, std)
+    np.testing.assert_allclose(one.sample(np.random.default_rng(seed)), action[0], atol=1e-5)
+    expected = one.log_density(action[0])
+    assert exploration.log_density(action, mean[None], std)[0] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@given(
+    st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
+    st.floats(0.01, 3.0),
+    st.integers(0, 2**31),
+)
+def test_one_action_and_many_are_drawn_alike_with_the_same_density_in_a_box(mean, width, seed):
+    mean = np.array(mean)
+    action = exploration.sample_box(mean[None], width, np.random.default_rng(seed))
+    assert (np.abs(action) <= 1.0).all() and (np.abs(action - mean) <= width + 1e-12).all()
+    one = UniformBox(mean, width)
+    np.testing.assert_allclose(one.sample(np.random.default_rng(seed)), action[0], atol=1e-6)
+    expected = one.log_density(action[0])
+    assert exploration.log_density_box(action, mean[None], width)[0] == pytest.approx(expected, rel=1e-9)
+    assert exploration.log_density_box(mean[None] + 2 * width, mean[None], width)[0] == -np.inf
