@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def test_help_lists_every_command():
     text = CliRunner().invoke(app, ["--help"]).output
     for command in COMMANDS:
         assert f" {command} " in text
+
+
+def test_it_tells_its_version():
+    assert CliRunner().invoke(app, ["--version"]).output == f"mtf {version('mtf')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
