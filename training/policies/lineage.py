@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import json
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from training.contract.files import json_sha256
 from training.contract.settings import Settings
 from training.policies.kernels import arithmetic
 from training.policies.learner import device
@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = {"learner": {"checkpoint_every", "map_above_bytes", "threads"}
 def settings_hash(settings: Settings) -> str:
     """SHA-256 of the sections that what is learnt depends on."""
     values = settings.model_dump(mode="json", include=set(_SECTIONS), exclude=_WITHOUT_EFFECT)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_sha256(values)
 
 
 def code_version() -> str:
@@ -85,4 +85,4 @@ def fingerprint(lineage: dict[str, Any]) -> str:
         "threads",
         "precision",
     )
-    return hashlib.sha256(json.dumps([lineage[key] for key in keys], sort_keys=True).encode()).hexdigest()
+    return json_sha256([lineage[key] for key in keys])
