@@ -49,11 +49,15 @@ def _batch_views(settings: Settings, store: "FeatureStore") -> list["FeatureView
 
 def _purge(settings: Settings, store: "FeatureStore", end: datetime) -> dict[str, int]:
     """Remove what no state is made of any more: ended sessions, and histories past their ttl."""
+    from feature_repo.online_store import WideSqliteOnlineStore
+
     ends = {PUSHED: end - LOOK_BACK - timedelta(minutes=settings.session.gap_minutes)}
     if settings.store.history_ttl_days:
         ends[HISTORY] = end - timedelta(days=settings.store.history_ttl_days)
+    online = store.provider.online_store
+    assert isinstance(online, WideSqliteOnlineStore)
     return {
-        name: store.provider.online_store.purge(store.config, store.get_feature_view(name), before)
+        name: online.purge(store.config, store.get_feature_view(name), before)
         for name, before in ends.items()
     }
 
@@ -67,11 +71,13 @@ def _note_until(settings: Settings, end: datetime) -> None:
 
 
 def _count(view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
-    source = view.batch_source
+    from feature_repo.data_sources import export_of
+
+    source = export_of(view)
     with duckdb.connect() as connection:
-        rows, users = connection.execute(
+        ((rows, users),) = connection.execute(
             f"SELECT count(*), count(DISTINCT user_id) FROM read_parquet(?)"  # noqa: S608
             f" WHERE {source.timestamp_field} > ? AND {source.timestamp_field} <= ?",
             [source.path, start, end],
-        ).fetchone()
+        ).fetchall()
     return {"rows": rows, "users": users}

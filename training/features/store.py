@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,16 +46,17 @@ def usable(view: str, midnight: Instants) -> Instants:
 
 
 @contextlib.contextmanager
-def readable(view: "FeatureView"):
+def readable(view: "FeatureView") -> Iterator[None]:
     """Turns what DuckDB cannot read of the view's mart into a :class:`DataError` that names it."""
     try:
         yield
     except duckdb.Error as error:
-        raise DataError(
-            f"cannot read the export of {view.batch_source.name} ({view.batch_source.path}): {error}"
-        ) from error
+        from feature_repo.data_sources import export_of
+
+        source = export_of(view)
+        raise DataError(f"cannot read the export of {source.name} ({source.path}): {error}") from error
 
 
-def quiet():
+def quiet() -> contextlib.redirect_stdout[io.StringIO]:
     """Feast prints what it does; a stage's account of itself is its record."""
     return contextlib.redirect_stdout(io.StringIO())
