@@ -1,7 +1,7 @@
 """Who may import whom: dags -> training, serving; serving -> training.contract; training -> nothing of ours.
 
 Two exceptions: ``training/features`` registers what ``feature_repo`` defines, and ``serving/state`` reads
-what its store keeps. Imports are read from the source by its syntax tree (:mod:`dags.sources`),
+what its store keeps. Imports are read from the source by its syntax tree (:mod:`training.contract.sources`),
 so that those inside functions and for type checkers count too.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dags.sources import imports
+from training.contract.sources import imports
 
 ROOT = Path(__file__).parents[1]
 OURS = {"dags", "dbt_project", "feature_repo", "serving", "tests", "training"}

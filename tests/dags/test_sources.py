@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from dags import sources, stages
-from dags.sources import ROOT, fingerprint, imports, of_stage
+from dags.sources import fingerprint, of_stage
 from serving.release import bento
 from training import ingest, policies
 from training.contract import exploration
 from training.contract.errors import MtfError
 from training.contract.pointer import ChampionPointer
 from training.contract.settings import Settings
+from training.contract.sources import ROOMS, ROOT, Sources, contents, imports
 from training.warehouse import transform
 
-TREES = sorted({*sources.ROOMS, *(tree for trees in sources.TREES.values() for tree in trees)})
+TREES = sorted({*ROOMS, *(tree for trees in sources.TREES.values() for tree in trees)})
 each_stage = pytest.mark.parametrize("stage", stages.DAY_STAGES)
 
 
@@ -64,7 +65,7 @@ def test_a_stage_reruns_on_a_change_of_each_of_its_files_and_of_no_other(tree: P
 def test_what_stages_are_known_to_rest_on():
     files = {stage: set(of_stage(stage).files) for stage in stages.DAY_STAGES}
     learning = file_of(policies).parent
-    kernels = [path.relative_to(ROOT) for path in (ROOT / learning).glob("*.c")]
+    kernels = [path.relative_to(ROOT) for path in (ROOT / learning).rglob("*.c")]
     assert kernels and files["train"].issuperset(kernels) and files["evaluate"].issuperset(kernels)
     assert file_of(exploration) in files["evaluate"]
     assert file_of(ingest) in files["parity"]
@@ -88,7 +89,7 @@ LOADED = "print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.part
 
 def loaded_by(code: str, *arguments: str) -> set[Path]:
     """Files of our rooms that are loaded in a process of its own after some lines."""
-    script = f"import json, sys\n{code}\n{LOADED % (sources.ROOMS,)}"
+    script = f"import json, sys\n{code}\n{LOADED % (ROOMS,)}"
     command = [sys.executable, "-c", script, *arguments]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {Path(file).relative_to(ROOT) for file in json.loads(said.splitlines()[-1])}
@@ -162,7 +163,7 @@ def test_a_file_that_comes_or_goes_is_a_change(tree: Path):
         (beside / name).parent.mkdir(exist_ok=True)
         (beside / name).touch()
     assert fingerprint("train", tree) == before
-    next(beside.glob("*.c")).unlink()
+    next(beside.rglob("*.c")).unlink()
     assert fingerprint("train", tree) != before
 
 
@@ -203,8 +204,8 @@ def test_libraries_are_those_that_the_sources_import():
     assert {"numpy", "torch"} <= set(train) and "feast" not in train
     assert {"feast", "pyarrow"} <= set(features) and "torch" not in features
     assert "dbt" in of_stage("transform").libraries and "onnxruntime" in of_stage("gate").libraries
-    assert sources._versions(("yaml",)) == [f"PyYAML=={version('pyyaml')}"]
-    assert f"dbt-duckdb=={version('dbt-duckdb')}" in sources._versions(("dbt",))
+    assert ["PyYAML", version("pyyaml")] in contents(Sources((), ("yaml",)))
+    assert ["dbt-duckdb", version("dbt-duckdb")] in contents(Sources((), ("dbt",)))
 
 
 def test_imports_are_seen_wherever_they_are(tmp_path: Path):

@@ -1,15 +1,14 @@
 """One unit of a table: a method, learnt or searched with one seed in one world, and what it truly brings."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from training.contract import sources
 from training.contract.policy import Policy, PolicyHeader, constant_policy, make_actor
 from training.contract.settings import Settings
 from training.evaluation import assess
@@ -199,15 +198,4 @@ def _policy(
 
 def sources_sha256() -> str:
     """Of the sources that a unit's result depends on."""
-    root = Path(__file__).resolve().parents[1]
-    here = [root / "experiments" / f"{name}.py" for name in ("unit", "ground", "controls")]
-    rooms = [
-        path
-        for name in ("contract", "evaluation", "policies", "trajectories", "world/simulator")
-        for path in [*(root / name).rglob("*.py"), *(root / name).rglob("*.c")]
-    ]
-    single = [root / f"{name}.py" for name in ("warehouse/reward_weights",)]
-    digest = hashlib.sha256()
-    for path in sorted([*here, *rooms, *single]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sources.sha256_of("training.experiments.unit")

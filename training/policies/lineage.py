@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from training.contract import sources
 from training.contract.settings import Settings
 from training.trajectories import Trajectories
 
@@ -38,11 +39,7 @@ def code_version() -> str:
 
 def code_sha256() -> str:
     """Of the sources that turn transitions into weights: a changed learner must not resume an old one."""
-    here = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in [*sorted(here.rglob("*.py")), *sorted(here.rglob("*.c")), here.parent / "trajectories.py"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sources.sha256_of("training.policies.retrain")
 
 
 def describe(

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from training.contract import sources
 from training.contract.files import read_json, write_json_atomic, write_text_atomic
 from training.contract.policy import load_policy
 from training.contract.settings import Estimator, Settings
@@ -19,7 +20,6 @@ from training.evaluation import stability
 from training.experiments.estimators import bench, judging, policies
 from training.experiments.estimators.bench import DRAWS, LOG, STATIC, Sizes, served_log
 from training.experiments.estimators.results import coverage, markdown, plot, rank
-from training.experiments.unit import sources_sha256
 from training.policies.retrain import ALGORITHMS
 
 Progress = Callable[[int, int, str], None]
@@ -146,8 +146,7 @@ def _units(
 
 def _sources() -> str:
     """Of what a unit's result depends on."""
-    own = b"".join(Path(module.__file__).read_bytes() for module in (bench, policies, judging))
-    return hashlib.sha256(own).hexdigest() + sources_sha256()
+    return sources.sha256_of(bench.__name__, policies.__name__, judging.__name__)
 
 
 def _run_unit(function: str, settings_json: str, sizes: Sizes, folder: Path, arguments: tuple) -> Any:

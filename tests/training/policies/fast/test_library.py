@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.training.policies.fast.compiled import compiled
+from training.contract import sources
 from training.contract.errors import SettingsError
 from training.contract.settings import LearnerSettings
 from training.policies import fast, lineage
@@ -90,20 +91,12 @@ def test_a_learner_without_a_second_form_is_of_float32_whatever_is_asked_of_batc
     assert TD3.arithmetic(LearnerSettings(algorithm="td3", batchrl_mtf={"precision": "int8"})) == "float32"
 
 
-def test_the_code_of_a_policy_is_that_of_both_forms(tmp_path, monkeypatch):
-    policies = tmp_path / "policies"
-    shutil.copytree(
-        ROOT / "training/policies", policies, ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
-    shutil.copy(ROOT / "training/trajectories.py", tmp_path)
-    before = lineage.code_sha256()
-    monkeypatch.setattr(lineage, "__file__", str(policies / "lineage.py"))
-    assert lineage.code_sha256() == before
-    for name in ("fast/kernels.c", "fast/step.py", "batchrl_mtf.py"):
-        last = lineage.code_sha256()
-        with (policies / name).open("a") as file:
-            file.write("\n")
-        assert lineage.code_sha256() != last
+def test_the_code_of_a_policy_is_that_of_both_forms():
+    files = {path.as_posix() for path in sources.reached([(Path(), "training.policies.retrain")]).files}
+    own = "batchrl_mtf.py", "fast/kernels.c", "fast/step.py"
+    assert files >= {f"training/policies/{name}" for name in own}
+    assert "training/trajectories/split.py" in files
+    assert lineage.code_sha256() == sources.sha256_of("training.policies.retrain")
 
 
 def test_both_forms_are_tested_with_the_instructions_hidden():
