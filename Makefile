@@ -8,6 +8,7 @@ PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests
 WORLD ?= synthetic
 LOGS ?=
 DAYS ?= 4
+PUBLISH ?=
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 EXPORT := $(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project
@@ -16,14 +17,16 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-all bench peers lint lock clean
+.PHONY: help install demo test test-all bench peers lint lint-sql types docs audit lock clean
 
 help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
 	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
-	@echo "make bench     benchmarks, written as JSON under build/bench"
-	@echo "make lint      ruff, sqlfluff, pip-audit"
+	@echo "make bench     benchmarks, as JSON in build/bench; PUBLISH=--publish also renews docs/results"
+	@echo "make lint      ruff, sqlfluff, mypy, and the docs with their links"
+	@echo "make types     mypy alone; make docs the documentation as a site, build/site"
+	@echo "make audit     known vulnerabilities of the locked packages"
 	@echo "make lock      resolve uv.lock anew; make clean removes what the targets made"
 
 install: $(READY)
@@ -62,13 +65,23 @@ test-all: $(READY) $(PEERS)
 	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(READY) $(PEERS)
-	$(BIN)/python -m tests.benchmarks --out build/bench
-	$(BIN)/python -m tests.benchmarks.serving --out build/bench
+	$(BIN)/python -m tests.benchmarks $(PUBLISH)
+	$(BIN)/python -m tests.benchmarks.serving $(PUBLISH)
 
-lint: $(READY)
+lint: $(READY) lint-sql types docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	cd dbt_project && ../$(BIN)/sqlfluff lint models tests
+
+lint-sql: $(READY)
+	cd dbt_project && ../$(BIN)/sqlfluff lint --disable-progress-bar models tests
+
+types: $(READY)
+	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+audit: $(READY)  # known vulnerabilities of what is locked; asks the network
 	$(EXPORT) --output-file build/constraints.txt
 	$(BIN)/pip-audit -r build/constraints.txt --no-deps --disable-pip
 

@@ -1,6 +1,6 @@
 """Alerts: one structured line in the log and, where the settings name one, a webhook.
 
-Every alert says what happened and what to do, and names the section of ``docs/runbook.md`` that says more.
+Every alert says what happened and what to do, and names the section of ``docs/operating.md`` that says more.
 An alert never fails a day: a webhook that does not answer is a line in the log too.
 """
 
@@ -16,7 +16,7 @@ from training.contract import history
 from training.contract.errors import DataError, MtfError, PolicyError, SettingsError
 from training.contract.settings import Settings
 
-RUNBOOK = "docs/runbook.md"
+RUNBOOK = "docs/operating.md"
 LONGEST = 2_000  # characters of what happened: a webhook's receiver cuts longer ones or refuses them
 # stage: heading of the runbook's section for its failures, where bad data is the usual cause
 _SECTIONS = {

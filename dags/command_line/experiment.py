@@ -21,6 +21,10 @@ def experiment(
         Path | None, typer.Option(help="folder of the results; build/experiments/<table> by default")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="for `estimators`: logs for the coverage")] = 60,
+    publish: Annotated[
+        Path | None,
+        typer.Option(help="folder that also gets the page and its pictures, such as docs/results"),
+    ] = None,
 ) -> None:
     """Measure a table of methods, seeds and worlds against the simulated world's truth.
 
@@ -47,7 +51,7 @@ def experiment(
                 progress.console.print(f"done   {name}")
 
             estimators.run(load_settings(), folder, told, workers=workers, draws=draws)
-        console.print(f"results: {folder / 'estimators.md'}")
+        _tell(folder / "estimators.md", table, publish)
         return
     chosen = load_table(table)
     folder = out or Path("build/experiments") / chosen.name
@@ -68,4 +72,10 @@ def experiment(
                 progress.update(bars[job], completed=share, description=f"{job}: {what}")
 
         measure(chosen, folder, workers, follow)
-    console.print(f"results: {folder / 'results.md'}")
+    _tell(folder / "results.md", chosen.name, publish)
+
+
+def _tell(page: Path, name: str, published: Path | None) -> None:
+    from training.experiments import pages
+
+    console.print(f"results: {page if published is None else pages.publish(page, name, published)}")

@@ -1,41 +1,41 @@
-"""Benchmarks, each written as JSON: `python -m tests.benchmarks [NAME [options]] [--out FOLDER]`.
+"""Benchmarks: `python -m tests.benchmarks [NAME [options]] [--out FOLDER] [--publish]`.
 
-A module named here has ``add_arguments(parser)`` and ``run(arguments)``, whose answer is the results.
+A module named here has ``add_arguments(parser)`` and ``run(arguments)``, whose answer is the results; where
+it has ``tables(results)``, that is what its page shows.
 """
 
 import argparse
-import os
-import platform
-from pathlib import Path
 
-from tests.benchmarks import day, faults, learner, materialise, scale, stages, start
-from training.contract.files import write_json_atomic
+from tests.benchmarks import day, demo, faults, learner, materialise, publish, scale, stages, start
 
 BENCHMARKS = {
-    "stages": stages,
-    "materialise": materialise,
-    "learner": learner,
-    "scale": scale,
-    "faults": faults,
-    "start": start,
-    "day": day,
+    "stages": (stages, "Rows a second through the stages of a day"),
+    "materialise": (materialise, "Materialising users into the online store"),
+    "learner": (learner, "Training steps of BatchRL-MTF"),
+    "scale": (scale, "Learning from large logs"),
+    "faults": (faults, "Faults under load"),
+    "start": (start, "dbt's start"),
+    "day": (day, "A whole small day"),
+    "demo": (demo, "The demo"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    publish.add_options(parser)
+    parser.set_defaults(**publish.DEFAULTS)
     names = parser.add_subparsers(dest="name", help="which; all of them without a name")
-    for name, module in BENCHMARKS.items():
-        one = names.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+    for name, (module, title) in BENCHMARKS.items():
+        one = names.add_parser(name, help=title)
+        publish.add_options(one)
         module.add_arguments(one)
     arguments = parser.parse_args()
     for name in [arguments.name] if arguments.name else list(BENCHMARKS):
-        own = arguments if arguments.name else parser.parse_args([name])
-        results = BENCHMARKS[name].run(own)
-        machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-        write_json_atomic(arguments.out / f"{name}.json", {"machine": machine, "results": results})
-        print(f"wrote {arguments.out / name}.json")
+        module, title = BENCHMARKS[name]
+        own = (
+            arguments if arguments.name else parser.parse_args([name], argparse.Namespace(**vars(arguments)))
+        )
+        publish.keep(name, title, module.run(own), own, getattr(module, "tables", None))
 
 
 if __name__ == "__main__":

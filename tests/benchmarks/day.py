@@ -26,6 +26,7 @@ import yaml
 
 from dags import stages
 from serving.release.bento import free_port
+from tests.benchmarks.publish import table
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 
@@ -42,6 +43,18 @@ STAGES = (
     "settings, day = load_settings(), date.fromisoformat(sys.argv[1])\n"
     "for _ in range(2): reset(settings, day); stages.run_day(settings, day, force=True)"
 )
+
+
+def demo_file(folder: Path, world: dict[str, Any]) -> Path:
+    """The demo's settings with a data folder and ports of their own, and ``world`` over its section."""
+    values = yaml.safe_load(DEMO.read_text()) | {"data": str(folder / "data")}
+    values["world"] |= world
+    values["serving"] |= {"port": free_port()}
+    ports = {"airflow_port": free_port(), "mlflow_port": free_port()}
+    values["orchestration"] = values.get("orchestration", {}) | ports
+    file = folder / "mtf.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
 
 
 def wall(code: str, *arguments: str) -> float:
@@ -92,13 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
-        values = yaml.safe_load(DEMO.read_text()) | {"data": str(Path(folder) / "data")}
-        values["world"] |= {"past_days": arguments.past_days}
-        values["serving"] |= {"port": free_port()}
-        ports = {"airflow_port": free_port(), "mlflow_port": free_port()}
-        values["orchestration"] = values.get("orchestration", {}) | ports
-        file = Path(folder) / "mtf.yaml"
-        file.write_text(yaml.safe_dump(values))
+        file = demo_file(Path(folder), {"past_days": arguments.past_days})
         os.environ[SETTINGS_VARIABLE] = str(file)
         settings = load_settings(file)
         day = date.fromisoformat(settings.world.start_day)
@@ -117,3 +124,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         found[way]["start_share"] = round(1 - found["stages_s"] / took, 3)
         print(f"{way:20s} {took:7.1f} s, of which the stages {found['stages_s']:.1f} s", flush=True)
     return found
+
+
+def tables(results: dict[str, Any]) -> str:
+    text = (
+        f"The stages themselves, in a process that has run everything once: {results['stages_s']:.1f} s.\n\n"
+    )
+    ways = {name: results[name] for name in ("a process a stage", "mtf day", "airflow")}
+    text += table(
+        ("way", "wall s", "beyond the stages"),
+        ([name, way["wall_s"], f"{way['start_share']:.0%}"] for name, way in ways.items()),
+    )
+    airflow = results["airflow"]
+    text += f"Of Airflow's wall its tasks take {airflow['tasks_s']:.1f} s, and the stages within these "
+    text += f"{airflow['stages_s']:.1f} s.\n\n"
+    alone = results["a process a stage"]["by_stage"]
+    return text + table(
+        ("stage", "s", "as a process of its own, s"),
+        ([name, round(s, 2), alone[name]] for name, s in results["by_stage"].items()),
+    )

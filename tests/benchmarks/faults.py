@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 
 from serving.release.client import ServiceError
+from tests.benchmarks.publish import nested, table
 from tests.servers import Redis
 from tests.serving.conftest import Server, constant
 from training.contract.pointer import write_champion
@@ -367,3 +368,20 @@ def _compare(folder: Path, acknowledged: list[str]) -> dict[str, int]:
         "on_disk": counts.total(),
         "torn_files": torn,
     }
+
+
+def tables(results: dict[str, Any]) -> str:
+    unexplained = results["unexplained_failures"]
+    text = f"Failures that neither a kill nor the full disk explains: {sum(unexplained.values())}.\n\n"
+    text += "What clients saw while each fault was made, again and again:\n\n"
+    rows = []
+    for phase, seen in results["phases"].items():
+        others = [f"{what}: {count}" for what, count in seen.items() if what not in ("ranked", "fed")]
+        rows.append([phase, seen.get("ranked", 0), seen.get("fed", 0), ", ".join(others) or "none"])
+    text += table(("phase", "ranked", "feedback taken", "failures and answers by static weights"), rows)
+    text += "What was acknowledged, against what is on disk:\n\n"
+    logs = {name: results[name] for name in ("decisions", "feedback")}
+    text += table(("", *logs["decisions"]), ([name, *log.values()] for name, log in logs.items()))
+    text += f"Workers killed: {results['kills']}. Broken artefacts served: {results['broken_served']}; "
+    text += f"refusals counted, by worker: {results['broken_refused']:.0f}.\n\n"
+    return text + "".join(nested(results[name], name) for name in ("store", "disk", "clock"))

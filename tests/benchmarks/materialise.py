@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import redis
 import yaml
 
+from tests.benchmarks.publish import table
 from tests.servers import redis_server
 from training.contract.settings import Settings, StoreSettings
 from training.contract.state import history_columns
@@ -229,3 +230,29 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{store} {users:>9,} users: {result['times_faster']} times faster", flush=True)
             results.append(result)
     return results
+
+
+SIDES = {
+    "feast_default": "Feast as it comes",
+    "feast_default_floor": "*its floor*",
+    "ours": "ours, an empty store",
+    "ours_again": "ours, all users again",
+    "ours_floor": "*our floor*",
+}
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    columns = ("users", "store", "", "CPU s", "wall s", "peak MB", "MB stored", "bytes a user")
+    keys = ("cpu_s", "wall_s", "peak_mb", "stored_mb", "bytes_a_user")
+    rows = [
+        [one["users"], one["store"], told, *(one["sides"][side].get(key) for key in keys)]
+        for one in results
+        for side, told in SIDES.items()
+        if side in one["sides"]
+    ]
+    faster = [
+        [one["users"], one["store"], *(one["times_faster"][key] for key in ("cpu_s", "wall_s"))]
+        for one in results
+    ]
+    held = ("users", "store", "times faster by CPU", "times faster by the wall")
+    return table(columns, rows) + table(held, faster)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from tests.benchmarks.learner import ACTION, STATE, WIDTHS, best_seconds, child, learner_settings
+from tests.benchmarks.publish import table
 from training import trajectories
 from training.contract.settings import HeadSettings, ProfileFeature, Settings, SignalSettings, StateSettings
 from training.contract.transitions import MART
@@ -177,3 +178,19 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         results.append({"transitions": count, "export_bytes": size, **ways})
         print(json.dumps(results[-1], indent=1), flush=True)
     return results
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    rows = []
+    for one in results:
+        for where in ("in memory", "mapped"):
+            way = one[where]
+            grown = [
+                f"{way[when]['anonymous_bytes'] / 1e6:,.0f} ({way[when]['resident_bytes'] / 1e6:,.0f})"
+                for when in ("loading", "learning_over_loaded")
+            ]
+            size, rate = f"{way['set_bytes'] / 1e6:,.0f}", round(way["steps_a_second"])
+            rows.append([one["transitions"], size, where, way["load_seconds"], grown[0], rate, grown[1]])
+    grew = "anonymous (resident) MB"
+    columns = ("transitions", "set, MB", "where", "load s", f"loading: {grew}", "steps a second")
+    return table((*columns, f"learning adds: {grew}"), rows)

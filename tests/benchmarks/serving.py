@@ -2,7 +2,7 @@
 
 500 candidates × 12 heads, the state from the online store, the decision on disk before the answer.
 
-python -m tests.benchmarks.serving --out build/bench          # about seven minutes
+python -m tests.benchmarks.serving                            # about seven minutes
 python -m tests.benchmarks.serving --soak-minutes 30          # only the load at 70 % of the peak
 """
 
@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,9 +32,9 @@ from threadpoolctl import threadpool_limits
 
 from serving.http.requests import BINARY, JSON
 from serving.release import bento
+from tests.benchmarks import publish
 from tests.benchmarks.load import Plan, bodies
 from training import features
-from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings
@@ -555,15 +554,15 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--only", nargs="+", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--soak-minutes", type=float, help="only this load, at 70 %% of the peak")
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    publish.add_options(parser)
+    parser.set_defaults(**publish.DEFAULTS)
     arguments = parser.parse_args()
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
     with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
         settings = scenario(Path(folder))
         path = Path(folder) / "mtf.yaml"
         if arguments.soak_minutes:
             record = soak(settings, path, arguments.soak_minutes, TARGETS[0], arguments.seconds)
-            write_json_atomic(arguments.out / "serving_soak.json", {"machine": machine} | record)
+            publish.keep("serving_soak", "The service under a long load", record, arguments, soak_tables)
             return
         with threadpool_limits(1):
             alone = parts(settings)
@@ -575,18 +574,72 @@ def main() -> None:
     for count, table in held.items():
         for name, value in table.items():
             print(f"{count + ' clients':12s} {name:50s} {value:6.2f}")
-    write_json_atomic(
-        arguments.out / "serving.json",
-        {
-            "machine": machine,
-            "candidates": CANDIDATES,
-            "heads": len(HEADS),
-            "k": K,
-            "parts_cpu_ms": alone,
-            "results": results,
-            "ratios": held,
-        },
+    found = {
+        "candidates": CANDIDATES,
+        "heads": len(HEADS),
+        "k": K,
+        "parts_cpu_ms": alone,
+        "results": results,
+        "ratios": held,
+    }
+    publish.keep("serving", "The service beside other ways to write it", found, arguments, tables)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Throughput and latency by server and clients, the goals, and where a request's time goes."""
+    results = found["results"]
+    text = f"{found['candidates']} candidates × {found['heads']} heads, {found['k']} of them returned.\n\n"
+    text += "## Closed loop\n\n"
+    columns = (
+        "server",
+        "clients",
+        "requests a second",
+        "p50 ms",
+        "p99 ms",
+        "CPU ms a request",
+        "client's CPU",
     )
+    keys = ("per_second", "p50", "p99", "server_cpu_ms", "client_cpu")
+
+    def row(name: str, at: Any, one: dict[str, Any]) -> list[Any]:
+        return [name, at, *(one[key] for key in keys), one["fallbacks"], sum(one["failed"].values())]
+
+    text += publish.table(
+        (*columns, "fallbacks", "failed"),
+        (row(name, int(count), one) for name, r in results.items() for count, one in r["closed"].items()),
+    )
+    text += f"## Open loop, {PEAK_SHARE:.0%} of the peak\n\n"
+    text += publish.table(
+        (columns[0], "asked for a second", *columns[2:], "fallbacks", "failed"),
+        (row(name, one["open"]["rate"], one["open"]) for name, one in results.items()),
+    )
+    text += "## Against the goals\n\n"
+    held = {
+        name: [r.get(name) for r in found["ratios"].values()] for r in found["ratios"].values() for name in r
+    }
+    text += publish.table(
+        ("", *(f"{count} clients" for count in found["ratios"])), ([name, *v] for name, v in held.items())
+    )
+    for name, one in results.items():
+        if "stages_ms" in one:
+            by_stage = {stage: None for at in one["stages_ms"].values() for stage in at}
+            text += f"## {name}: mean ms of each stage\n\n"
+            text += publish.table(
+                ("stage", *(f"{count} clients" for count in one["stages_ms"])),
+                ([stage, *(at.get(stage) for at in one["stages_ms"].values())] for stage in by_stage),
+            )
+            text += f"HTTP and BentoML alone, for a body of this size: {one['http_cpu_ms']} ms of CPU.\n\n"
+    text += "## CPU ms of each part by itself\n\n"
+    return text + publish.table(("part", "CPU ms"), found["parts_cpu_ms"].items())
+
+
+def soak_tables(record: dict[str, Any]) -> str:
+    left_out = ("load", "p99_of_seconds", "slowest_seconds", "samples", "by_second")
+    text = publish.nested({name: value for name, value in record.items() if name not in left_out})
+    text += publish.nested(record["load"], "Latencies in ms, and failures")
+    text += publish.nested(record["p99_of_seconds"], "The p99 of a second, ms")
+    text += "## The slowest seconds\n\n"
+    return text + publish.table(("second", "requests", "p50", "p99", "slowest"), record["slowest_seconds"])
 
 
 if __name__ == "__main__":

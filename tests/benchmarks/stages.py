@@ -24,6 +24,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from tests.benchmarks.publish import prose, table
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
 
@@ -244,3 +245,36 @@ def run(arguments: argparse.Namespace) -> list[dict]:
         with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
             results.append(measure(count, Path(folder), starts))
     return results
+
+
+def tables(results: list[dict]) -> str:
+    text = prose(
+        "Seconds are those of one process that has imported everything. The floor of a stage is DuckDB "
+        "reading every column of the Parquet that it reads; *dbt's SQL alone* is what dbt compiled, without "
+        "its tests and exports."
+    )
+    columns = ("impressions", "stage", "wall s", "CPU s", "rows a second", "share of the wall", "floor s")
+    rows: list[list] = []
+    for one in results:
+        size, stages = f"{one['impressions'] / 1e6:g} M", one["stages"]
+        for name, stage in stages.items():
+            seconds, share = stage["seconds"], f"{stage['share']:.0%}"
+            own = [name, seconds, stage["cpu_seconds"], stage["rows_per_second"], share]
+            rows.append([size, *own, stage["floor_seconds"], stage["times_floor"], stage["peak_mb"]])
+        wall, cpu = (sum(stage[key] for stage in stages.values()) for key in ("seconds", "cpu_seconds"))
+        sql = one["same_sql"]
+        rows += [
+            [size, "*dbt's SQL alone*", sql["seconds"], sql["cpu_seconds"], *[None] * 5],
+            [size, "**all stages**", wall, cpu, round(one["impressions"] / wall), *[None] * 4],
+        ]
+    text += table((*columns, "times its floor", "peak MB"), rows)
+    start = results[0]["start"]
+    text += "A new process that imports what a stage uses:\n\n"
+    text += table(
+        ("stage", "wall s", "CPU s"),
+        ([name, wall, start["cpu_seconds"][name]] for name, wall in start["seconds"].items()),
+    )
+    text += "If every stage were a process of its own, the imports would be this share of the wall:\n\n"
+    return text + table(
+        ("impressions", "share"), ([one["impressions"], f"{one['start']['share']:.0%}"] for one in results)
+    )

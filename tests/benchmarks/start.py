@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.benchmarks.publish import table
 from tests.benchmarks.stages import DAY, day_of_logs, spent
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
@@ -83,3 +84,10 @@ def run(arguments: argparse.Namespace) -> dict:
     for name, result in results.items():
         print(f"{name:40s} {result['cpu_seconds']:6.2f} s CPU  {result['wall_seconds']:6.2f} s", flush=True)
     return results
+
+
+def tables(results: dict) -> str:
+    return table(
+        ("", "CPU s", "wall s"),
+        ([name, one["cpu_seconds"], one["wall_seconds"]] for name, one in results.items()),
+    )

@@ -73,7 +73,7 @@ def test_an_alert_is_a_structured_line_and_a_post_with_what_to_do(receiver: Rece
     (body,) = receiver.bodies
     assert body["name"] == "day_stopped" and body["stage"] == "validate_landed" and body["day"] == str(DAY)
     assert "mtf day --date 2026-01-05" in body["todo"] and body["todo"] in body["text"]
-    assert "docs/runbook.md#" in body["text"]
+    assert f"{alerts.RUNBOOK}#" in body["text"]
 
 
 @pytest.mark.parametrize("status", [500, 404])

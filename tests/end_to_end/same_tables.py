@@ -40,6 +40,7 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
+from training.experiments.pages import header, provenance
 from training.operations import retention
 
 # where a stage is killed: at its first write, at these shares of the writes it made in order, at its last
@@ -346,7 +347,8 @@ def report(result: dict[str, Any], command: str) -> str:
     return f"""\
 # The same final tables
 
-Made by `{command}`:
+{header(provenance(command))}
+
 {len(result["days"])} small days, three times over. In order; all landed first and then by `mtf backfill`;
 and in order with every task of every day killed once by SIGKILL while it ran, and then run again. Then
 everything that days leave is compared, bit for bit (the online store without the instants of writing):
@@ -385,7 +387,11 @@ def _plain(event: str | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/same_tables"))
-    parser.add_argument("--report", type=Path, default=None, help="Markdown; <out>/report.md by default")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="Markdown, such as docs/results/same_tables.md; <out>/report.md by default",
+    )
     parser.add_argument("--days", type=int, default=3)
     options = parser.parse_args()
     result = compare(options.out, options.days)

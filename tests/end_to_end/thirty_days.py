@@ -1,6 +1,6 @@
 """Thirty simulated days by Airflow's scheduler, with five planted faults and nobody who helps.
 
-    python -m tests.end_to_end.thirty_days --out build/thirty_days --report docs/thirty_days.md
+    python -m tests.end_to_end.thirty_days --out build/thirty_days --report docs/results/thirty_days.md
 
 Real are: Airflow (scheduler, DAGs, assets, retries), the service over HTTP, dbt, Feast on a Redis server,
 Great Expectations, PyTorch, the gate with its Bento, MLflow, and a receiver of the alerts' webhook. This
@@ -43,6 +43,7 @@ from training.contract.files import read_json, write_json_atomic, write_text_ato
 from training.contract.pointer import read_champion
 from training.contract.records import read_records
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
+from training.experiments.pages import header, provenance, wrapped
 
 DAY_TIMEOUT_S = 1_200
 LATE, BROKEN, DRIFTED, KILLED, STORE_DOWN = 4, 7, 10, 13, 16  # the day of the month that each fault meets
@@ -380,9 +381,7 @@ def collect(settings: Settings, told: list[Day], webhook: Webhook, seconds: floa
     return {
         "days": days,
         "champion": None if champion is None else champion.version,
-        "cpus": os.cpu_count(),
         "wall_s": round(seconds, 1),
-        "load_1m": round(os.getloadavg()[0], 1),
     }
 
 
@@ -453,19 +452,23 @@ def report(result: dict[str, Any], command: str) -> str:
     starts = result.get("starts", 1)
     again = "" if len(result["days"]) >= 30 else " The run was stopped there: thirty days were meant."
     again += f" The program was started {starts} times over the same data (`--go-on`)." if starts > 1 else ""
+    title = "Thirty" if len(result["days"]) == 30 else len(result["days"])
+    what = f"""{len(result["days"])} simulated days, one after the other, by Airflow's scheduler with the
+LocalExecutor; real service, dbt, Feast on Redis, gate and Bento. The program is the clock (it starts
+`mtf_ingest` with the day as partition key, as the cron does at night) and plants five faults; it mends,
+clears and reruns nothing. The days are small ({average} requests on average), the networks tiny, and the
+gate's tolerance wide: the right days stop is what is shown, not what is learnt."""
+    came = f"""{count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later
+night, {count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict} The champion after the
+last day is `{result["champion"]}`. It took {result["wall_s"] / 60:.0f} minutes.{again}"""
     text = f"""\
-# {"Thirty" if len(result["days"]) == 30 else len(result["days"])} days without a person
+# {title} days without a person
 
-Made by `{command}`: {len(result["days"])} simulated days, one after the
-other, by Airflow's scheduler with the LocalExecutor; real service, dbt, Feast on Redis, gate and Bento. The
-program is the clock (it starts `mtf_ingest` with the day as partition key, as the cron does at night) and
-plants five faults; it mends, clears and reruns nothing. The days are small ({average} requests on average),
-the networks tiny, and the gate's tolerance wide: the right days stop is what is shown, not what is learnt.
+{header(provenance(command))}
 
-{count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later night,
-{count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict}
-The champion after the last day is `{result["champion"]}`. {result["wall_s"] / 60:.0f} minutes on
-{result["cpus"]} cores of a machine that others used too (load {result["load_1m"]}).{again}
+{wrapped(what)}
+
+{wrapped(came)}
 
 ## What was planted, and what came of it
 
@@ -506,7 +509,11 @@ def came_of(one: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/thirty_days"))
-    parser.add_argument("--report", type=Path, default=None, help="Markdown; <out>/report.md by default")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="Markdown, such as docs/results/thirty_days.md; <out>/report.md by default",
+    )
     parser.add_argument("--days", type=int, default=30, choices=range(1, 32))
     parser.add_argument(
         "--go-on", action="store_true", help="with the days that an earlier run did not reach"

@@ -12,6 +12,7 @@ from training.evaluation.intervals import mean_interval
 from training.evaluation.stability import seed_spread
 from training.experiments import plots
 from training.experiments.measured import Key, Measured
+from training.experiments.pages import header, provenance, wrapped
 from training.experiments.table import Table
 from training.world.simulator.drivers import clustered_mean
 
@@ -33,8 +34,10 @@ COLUMNS: dict[str, tuple[str, int, bool]] = {
 }
 
 
-def write_results(table: Table, folder: Path, paths: Mapping[Key, Path]) -> dict[str, Any]:
+def write_results(table: Table, folder: Path, paths: Mapping[Key, Path], command: str) -> dict[str, Any]:
     """Write ``results.json``, ``results.md`` and the plots from the finished units; returns the results.
+
+    ``command`` stands above the tables of ``results.md``, with the date, the machine and the versions.
 
     ``rows[world][method][column]`` has ``mean``, ``lower``, ``upper`` (Student's t over seeds; the ends are
     null for one seed) and ``seeds``; ``pooled`` is the paired difference of session return to the baseline
@@ -69,7 +72,7 @@ def write_results(table: Table, folder: Path, paths: Mapping[Key, Path]) -> dict
     }
     write_json_atomic(folder / "results.json", results)
     drawn = plots.draw(table, folder / "plots", measured) if measured else []
-    write_text_atomic(folder / "results.md", markdown(table, results, drawn))
+    write_text_atomic(folder / "results.md", markdown(table, results, drawn, header(provenance(command))))
     return results
 
 
@@ -157,14 +160,16 @@ def _rank_correlation(measured: Mapping[Key, Measured]) -> dict[str, dict[str, f
     return out
 
 
-def markdown(table: Table, results: Mapping[str, Any], drawn: list[str]) -> str:
-    """The table for a person: a section a world."""
+def markdown(table: Table, results: Mapping[str, Any], drawn: list[str], above: str) -> str:
+    """The table for a person: what stands ``above`` it, then a section a world."""
     seeds = len(table.seeds)
-    lines = [f"# {table.title}", ""]
+    lines = [f"# {table.title}", "", above, ""]
     lines += [
-        f"{seeds} seeds; mean and 95 % interval over seeds (Student's t). Changes are relative to "
-        f"*{table.baseline}* on the same sessions; *pooled* is the paired difference of session return over "
-        "all sessions of all seeds, users as clusters.",
+        wrapped(
+            f"{seeds} seeds; mean and 95 % interval over seeds (Student's t). Changes are relative to "
+            f"*{table.baseline}* on the same sessions; *pooled* is the paired difference of session return "
+            "over all sessions of all seeds, users as clusters."
+        ),
         "",
     ]
     if results["missing"]:

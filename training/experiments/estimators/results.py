@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from training.contract.files import write_atomic
 from training.contract.settings import EvaluationSettings
 from training.experiments.estimators.bench import STATIC
+from training.experiments.pages import wrapped
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -98,9 +99,15 @@ def _covered(intervals: list[dict[str, float]], truth: float, of_95: float) -> d
     }
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """The result as tables for the docs."""
+def markdown(result: Mapping[str, Any], above: str) -> str:
+    """The result as tables for the docs, below what stands ``above`` them."""
     lines = [
+        "# The judge's estimators against the truth",
+        "",
+        above,
+        "",
+        "![Estimate against true discounted return](estimators.png)",
+        "",
         f"{len(result['truth'])} policies, one log of {result['rank']['transitions']} transitions.",
         "",
         "| estimator | Spearman | Kendall | Spearman, undiscounted | error (rms) |",
@@ -113,10 +120,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        f"Intervals of {result['evaluation']['confidence']:.0%} over {result['sizes']['draws']} logs of "
-        f"{result['sizes']['draw_sessions']} sessions. *Better* and *worse*: shares of logs on which the "
-        f"interval of the difference lies above or below 0; *passed*: on which its lower bound is above "
-        f"-{result['gate']['tolerance']:.0%} of the value of {STATIC}, the gate's bar.",
+        wrapped(
+            f"Intervals of {result['evaluation']['confidence']:.0%} over {result['sizes']['draws']} logs of "
+            f"{result['sizes']['draw_sessions']} sessions. *Better* and *worse*: shares of logs on which the "
+            f"interval of the difference lies above or below 0; *passed*: on which its lower bound is above "
+            f"-{result['gate']['tolerance']:.0%} of the value of {STATIC}, the gate's bar."
+        ),
         "",
         "| estimator | of | truth | bias | deviation | half width | coverage | of 95 % |"
         " better | worse | passed |",

@@ -20,6 +20,7 @@ from training.evaluation import stability
 from training.experiments.estimators import bench, judging, policies
 from training.experiments.estimators.bench import DRAWS, LOG, STATIC, Sizes, served_log
 from training.experiments.estimators.results import coverage, markdown, plot, rank
+from training.experiments.pages import header, provenance
 from training.policies.retrain import ALGORITHMS
 
 Progress = Callable[[int, int, str], None]
@@ -99,7 +100,8 @@ def run(
         "seed_spread": _seed_spread(settings_json, how, folder, algorithms),
     }
     write_json_atomic(out / "estimators.json", result)
-    write_text_atomic(out / "estimators.md", markdown(result))
+    facts = provenance(f"mtf experiment estimators --workers {workers} --draws {how.draws}")
+    write_text_atomic(out / "estimators.md", markdown(result, header(facts)))
     plot(out / "estimators.png", result)
     return result
 

@@ -112,7 +112,7 @@ def test_clickbait_costs_session_length_and_satisfaction(calm: World) -> None:
 
 
 def test_effects_of_weights_are_as_documented(calm: World) -> None:
-    """Random < static < one good constant < one a kind, on the same sessions; numbers of docs/world.md."""
+    """Random < static < one good constant < one a kind, on the same sessions; see docs/results/world.md."""
     bench, fusion = Bench(calm, DAY, sessions=1_500, seed=7), calm.settings.fusion
     good = fusion.to_action(np.array([1.4, 2.0, 0.05, 0.0, 0.2, 0.0, 0.0, 0.1]))
     # skimmer, deep, social, sensitive
