@@ -4,7 +4,7 @@ One glob a mart. Feast's DuckDB store takes the column types of the first file, 
 partition that :func:`training.features.apply` writes, and casts the later ones to them.
 """
 
-from feast import FeatureView, FileSource, PushSource
+from feast import FileSource, PushSource
 from feast.data_format import ParquetFormat
 
 from training.contract.settings import Settings
@@ -20,12 +20,6 @@ def _export(settings: Settings, mart: str, description: str) -> FileSource:
         timestamp_field="event_timestamp",
         description=description,
     )
-
-
-def export_of(view: FeatureView) -> FileSource:
-    """What a view of ours is materialised from."""
-    assert isinstance(view.batch_source, FileSource)
-    return view.batch_source
 
 
 def users(settings: Settings) -> FileSource:

@@ -8,7 +8,16 @@ import duckdb
 
 from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings
-from training.features.store import HISTORY, PUSHED, open_store, quiet, readable, state_service, usable
+from training.features.store import (
+    HISTORY,
+    PUSHED,
+    export_of,
+    open_store,
+    quiet,
+    readable,
+    state_service,
+    usable,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -49,13 +58,10 @@ def _batch_views(settings: Settings, store: "FeatureStore") -> list["FeatureView
 
 def _purge(settings: Settings, store: "FeatureStore", end: datetime) -> dict[str, int]:
     """Remove what no state is made of any more: ended sessions, and histories past their ttl."""
-    from feature_repo.online_store import WideSqliteOnlineStore
-
     ends = {PUSHED: end - LOOK_BACK - timedelta(minutes=settings.session.gap_minutes)}
     if settings.store.history_ttl_days:
         ends[HISTORY] = end - timedelta(days=settings.store.history_ttl_days)
-    online = store.provider.online_store
-    assert isinstance(online, WideSqliteOnlineStore)
+    online: Any = store.provider.online_store  # of SQLite it is our own, which can purge
     return {
         name: online.purge(store.config, store.get_feature_view(name), before)
         for name, before in ends.items()
@@ -71,8 +77,6 @@ def _note_until(settings: Settings, end: datetime) -> None:
 
 
 def _count(view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
-    from feature_repo.data_sources import export_of
-
     source = export_of(view)
     with duckdb.connect() as connection:
         ((rows, users),) = connection.execute(

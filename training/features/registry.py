@@ -12,7 +12,7 @@ import yaml
 from training.contract import databases
 from training.contract.files import write_atomic, write_text_atomic
 from training.contract.settings import Settings
-from training.features.store import PROJECT, quiet
+from training.features.store import PROJECT, export_of, quiet
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -128,8 +128,6 @@ def _columns(view: "FeatureView") -> dict[str, str]:
 def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
     """A partition without rows, first in the order of days, that fixes the mart's column types."""
     from feast.types import FeastType, Float64, Int64, String, UnixTimestamp
-
-    from feature_repo.data_sources import export_of
 
     instant = pa.timestamp("us", "UTC")
     types: dict[FeastType, pa.DataType] = {

@@ -223,7 +223,7 @@ def _add_stream(
 
 def _unpack(source: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
-    manifest = None
+    manifest: Any = None
     try:
         with tarfile.open(source, mode="r:gz") as archive:
             for entry in archive:

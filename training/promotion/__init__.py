@@ -1,12 +1,19 @@
 """Which policy is served? The gate, the model registry, promotion and rollback."""
 
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from training.contract.settings import Settings
 from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
 from training.promotion.gate import gate
 
 __all__ = ["champion_before", "champion_policy", "gate", "history", "promote", "register", "rollback"]
 
 
-def register(settings, day, train_record, evaluate_record) -> str:
+def register(
+    settings: Settings, day: date, train_record: Mapping[str, Any], evaluate_record: Mapping[str, Any]
+) -> str:
     """See :func:`training.promotion.registry.register`; MLflow is imported on the first call."""
     from training.promotion import registry
 
