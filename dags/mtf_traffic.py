@@ -1,6 +1,7 @@
 """The demo's traffic: the simulated world sends a day of requests to the running service."""
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, PartitionedAtRuntime, get_current_context, task
 
@@ -21,7 +22,7 @@ For the demo and for trying the loop without real logs: users of the simulated w
 ):
 
     @task(execution_timeout=timedelta(hours=1))
-    def simulate() -> dict:
+    def simulate() -> dict[str, Any]:
         from dags.command_line.world import simulate_day
 
         settings = load_settings()

@@ -43,6 +43,7 @@ def _land(settings: Settings, day: date) -> Record:
         return ingest.land_service_log(settings, day)
     landed = settings.layout.partition(IMPRESSIONS, day).exists()
     if settings.logs.source == "files" and (ingest.source_files(settings, day) or not landed):
+        assert settings.logs.folder is not None  # the settings are refused without it
         return ingest.land_files(settings, day, settings.logs.folder)
     if landed:
         return ingest.landed(settings, day)  # brought by `mtf ingest`, or late in other days' files

@@ -4,12 +4,14 @@ import os
 from datetime import date, timedelta
 from typing import Any
 
-from airflow.sdk import (
+from airflow.sdk import (  # type: ignore[attr-defined]  # its stub lacks DeadlineAlert and SyncCallback
+    Asset,
     DeadlineAlert,
     ExceptionRetryPolicy,
     RetryAction,
     RetryRule,
     SyncCallback,
+    XComArg,
     get_current_context,
     task,
 )
@@ -57,7 +59,9 @@ def day_of(context: Any) -> date:
     raise ValueError('the run names no day: trigger it with a partition key, or with {"day": "YYYY-MM-DD"}')
 
 
-def stage_task(stage: str, settings: Settings, *, outlets: list | None = None, pool: str | None = None):
+def stage_task(
+    stage: str, settings: Settings, *, outlets: list[Asset] | None = None, pool: str | None = None
+) -> XComArg:
     """One stage as a task: retried with back-off, except where another try cannot help."""
 
     @task(
@@ -99,7 +103,7 @@ def _name_lineage_parent(task_instance: Any) -> None:
         os.environ[lineage.PARENT] = lineage_parent_id(task_instance)
 
 
-def reopen_task(settings: Settings):
+def reopen_task(settings: Settings) -> XComArg:
     """Earlier days whose rows came late or were mended: landed, validated, handed to the consumers.
 
     A teardown, so that it also runs after a day that failed, and its own failure fails no day.

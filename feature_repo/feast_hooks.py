@@ -7,11 +7,13 @@ from typing import Any
 
 from feast import RepoConfig
 from feast.infra.online_stores.helpers import _mmh3
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore
 
 
-def redis_client(store: RedisOnlineStore, config: RepoConfig) -> Any:
-    """The redis-py client that the store reads and writes by; it is made at the first call."""
+def redis_client(store: OnlineStore, config: RepoConfig) -> Any:
+    """The redis-py client that a store in Redis reads and writes by; it is made at the first call."""
+    assert isinstance(store, RedisOnlineStore)
     return store._get_client(config.online_store)
 
 

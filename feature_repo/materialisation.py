@@ -26,7 +26,7 @@ from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
-from feast.types import Float64
+from feast.types import FeastType, Float64
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.feast_hooks import redis_client, redis_field
@@ -39,7 +39,7 @@ Write = Callable[[FeatureView, pa.Table], None]
 
 class ArrowComputeEngineConfig(LocalComputeEngineConfig):
     type: Literal["feature_repo.materialisation.ArrowComputeEngine"] = (
-        "feature_repo.materialisation.ArrowComputeEngine"
+        "feature_repo.materialisation.ArrowComputeEngine"  # type: ignore[assignment]  # Feast's says "local"
     )
 
 
@@ -65,6 +65,7 @@ class ArrowComputeEngine(LocalComputeEngine):
         self, registry: BaseRegistry, task: MaterializationTask, write: Write
     ) -> LocalMaterializationJob:
         view = task.feature_view
+        assert view.batch_source is not None  # a plain view has one
         job_id = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
             columns = LocalFeatureBuilder(
@@ -107,6 +108,7 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
 
     Raises redis-py's ``ResponseError`` for the first command that the server refused.
     """
+    assert view.batch_source is not None  # a plain view has one
     name = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
     project = config.project.encode()
     lifetime = config.online_store.key_ttl_seconds
@@ -141,7 +143,7 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
         client.connection_pool.release(connection)
 
 
-def _field(key: bytes, column: pa.ChunkedArray, dtype: object) -> list[bytes]:
+def _field(key: bytes, column: pa.ChunkedArray, dtype: FeastType) -> list[bytes]:
     """Name and value of one feature's hash field, encoded, for every row."""
     name = _bulk(key)
     if dtype is Float64:

@@ -8,7 +8,7 @@ what ``feast`` reads from it is what it would read from its own. ``sqlite3 onlin
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -25,12 +25,12 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type, python_values_to_proto_values
-from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from feast.value_type import ValueType
 
 # how SQLite keeps a feature, and the member of Feast's Value that it is read into; any other type is kept
 # as the bytes of its Value
-KINDS = {
+KINDS: dict[FeastType, tuple[str, str | None]] = {
     Float64: ("REAL", "double_val"),
     Float32: ("REAL", "float_val"),
     Int64: ("INTEGER", "int64_val"),
@@ -39,18 +39,18 @@ KINDS = {
     String: ("TEXT", "string_val"),
     UnixTimestamp: ("INTEGER", "unix_timestamp_val"),
 }
-OTHER = ("BLOB", None)
+OTHER: tuple[str, str | None] = ("BLOB", None)
 _CONVERTED = ("bool_val", "unix_timestamp_val", None)  # members whose values SQLite keeps in another type
 ROWS_A_TRANSACTION = 10_000  # what the feedback's own write waits for: 0.06 s of CPU for 14 features
 BUSY_MS = 5_000
 
-Row = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
+Row = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 Progress = Callable[[int], Any] | None
 
 
 class WideSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     type: Literal["feature_repo.online_store.WideSqliteOnlineStore"] = (
-        "feature_repo.online_store.WideSqliteOnlineStore"
+        "feature_repo.online_store.WideSqliteOnlineStore"  # type: ignore[assignment]  # Feast's says "sqlite"
     )
 
 
@@ -128,6 +128,7 @@ class WideSqliteOnlineStore(OnlineStore):
         names = [field.name for field in view.features]
         statement = _upsert(_table(config, view), names)
         source = view.batch_source
+        assert source is not None  # a plain view has one
         connection = self._connected(config)
         for first in range(0, len(order), ROWS_A_TRANSACTION):
             part = rows.slice(first, ROWS_A_TRANSACTION)
@@ -270,7 +271,7 @@ def whole_seconds(column: pa.ChunkedArray) -> list[int | None]:
     return pc.divide(micros, 1_000_000).to_pylist()
 
 
-def _column(column: pa.ChunkedArray, dtype: Any) -> list[Any]:
+def _column(column: pa.ChunkedArray, dtype: FeastType) -> list[Any]:
     """A feature's values as SQLite takes them; it makes null of not-a-number, as Feast does."""
     kind, member = KINDS.get(dtype, OTHER)
     if member is None:
@@ -297,7 +298,7 @@ def _members(view: FeatureView) -> dict[str, str | None]:
 def _plain(value: Value, member: str | None) -> Any:
     if member is None:
         return value.SerializeToString()
-    return getattr(value, member) if value.HasField(member) else None
+    return getattr(value, member) if value.WhichOneof("val") == member else None
 
 
 def _converted(row: tuple[Any, ...], others: Sequence[tuple[int, str | None]]) -> tuple[Any, ...]:
@@ -323,7 +324,8 @@ def _value(stored: Any, member: str | None) -> Value:
         return Value()
     if member is None:
         return Value.FromString(stored)
-    return Value(**{member: bool(stored) if member == "bool_val" else stored})
+    field: dict[str, Any] = {member: bool(stored) if member == "bool_val" else stored}
+    return Value(**field)
 
 
 def _upsert(table: str, names: Iterable[str]) -> str:

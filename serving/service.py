@@ -65,8 +65,8 @@ _app = create_app(_settings)
 class RankService:
     """Ranks candidates by fused multi-task predictions; see ``/docs.json``."""
 
-    @bentoml.on_deployment
-    def check() -> None:  # type: ignore[misc]  # BentoML calls it without an instance
+    @bentoml.on_deployment  # which calls it without an instance
+    def check() -> None:
         """Before the first worker: a start that cannot succeed ends here, with its reason."""
         token()
 
@@ -88,14 +88,16 @@ class RankService:
             _app.state.engine.wait_for_store(STORE_SECONDS)
 
     async def __is_ready__(self) -> bool:
-        return _app.state.engine.ready
+        ready: bool = _app.state.engine.ready
+        return ready
 
     @bentoml.on_shutdown
     def close(self) -> None:
         _app.state.engine.close()
 
 
-RankService.add_asgi_middleware(RankFirst, rank=_app.state.rank)
+# a Service by now: mypy does not take a class for what its decorator returns
+RankService.add_asgi_middleware(RankFirst, rank=_app.state.rank)  # type: ignore[attr-defined]
 
 
 def _configure_logs() -> None:

@@ -118,7 +118,7 @@ def summarise(settings: Settings, calendar: list[date]) -> dict[str, Any]:
     }
 
 
-def _summarise_day(records: dict[str, dict]) -> dict[str, Any]:
+def _summarise_day(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     get = records.get
     traffic, gate = get("traffic", {}), get("gate", {})
     return {
@@ -189,12 +189,12 @@ def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} ({value['lower']:.2f} to {value['upper']:.2f})"
 
 
-def _half_width(arm: dict) -> float:
+def _half_width(arm: dict[str, Any]) -> float:
     low, high = arm["session_return_ci"]
     return (high - low) / 2.0
 
 
-def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> None:
+def _show(settings: Settings, summary: dict[str, Any], console: Console, keep: bool) -> None:
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
@@ -231,7 +231,7 @@ def _show(settings: Settings, summary: dict, console: Console, keep: bool) -> No
             console.print(f"{service.name:8s} {service.address}")
 
 
-def _data_docs(settings: Settings, summary: dict) -> Path:
+def _data_docs(settings: Settings, summary: dict[str, Any]) -> Path:
     last = date.fromisoformat(list(summary["days"])[-1])
     record = read_records(settings.layout, last).get("validate_landed", {})
     return settings.layout.root / record.get("data_docs", "validation")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from dags.command_line import days
 from training.contract.settings import load_settings
@@ -57,7 +58,8 @@ def experiment(
     folder = out or Path("build/experiments") / chosen.name
     with days.progress_bar(console) as progress:
         total = progress.add_task(f"{chosen.name}: units", total=len(units(chosen)))
-        cells, bars = {str(unit) for unit in units(chosen)}, {}
+        cells = {str(unit) for unit in units(chosen)}
+        bars: dict[str, TaskID] = {}
 
         def follow(job: str, share: float, what: str) -> None:
             if share >= 1.0:

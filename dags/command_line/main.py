@@ -7,7 +7,7 @@ import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -121,7 +121,10 @@ def ingest(
     from training import ingest as landing
 
     settings = load_settings()
-    if source is not Source.service and folder is None:
+    if source is Source.service:
+        _show_landing(stages.run_stage(settings, chosen_day(day, settings), "land", force=True))
+        return
+    if folder is None:
         raise SettingsError(f"--source {source} needs --from FOLDER")
     if source is Source.kuairand:
         from training.world import upstream
@@ -133,14 +136,10 @@ def ingest(
         with console.status("training the multi-task model and writing its predictions"):
             upstream.predict_days(settings, folder)
         return
-    chosen = chosen_day(day, settings)
-    if source is Source.files:
-        _show_landing(stages.land_files_from(settings, chosen, folder))
-    else:
-        _show_landing(stages.run_stage(settings, chosen, "land", force=True))
+    _show_landing(stages.land_files_from(settings, chosen_day(day, settings), folder))
 
 
-def _show_landing(record: dict) -> None:
+def _show_landing(record: dict[str, Any]) -> None:
     for table, landed in record["tables"].items():
         console.print(f"{table}: {landed['rows']} rows, days {', '.join(map(str, landed['days']))}")
 

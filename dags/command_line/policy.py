@@ -1,7 +1,7 @@
 """A policy by hand: trained, judged, promoted, rolled back, and the share of users that it serves."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from training.contract.settings import load_settings
 console = Console()
 
 
-def _run(stage: str, chosen: datetime | None) -> dict:
+def _run(stage: str, chosen: datetime | None) -> dict[str, Any]:
     settings = load_settings()
     target = chosen_day(chosen, settings)
     with console.status(f"{stage} {target}"):
@@ -39,7 +39,7 @@ def evaluate(day: OptionalDay = None) -> None:
         console.print(_estimates(record))
 
 
-def _estimates(record: dict) -> Table:
+def _estimates(record: dict[str, Any]) -> Table:
     table = Table("policy", "lower", "value", "upper", "out of data")
     for name, estimate in record["estimates"].items():
         numbers = [f"{estimate[key]:.3f}" for key in ("lower", "value", "upper")]

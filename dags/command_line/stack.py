@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -311,13 +312,13 @@ class Airflow:
             raise StackError(f"Airflow refused a run of {dag} for {day}: {answer.text}")
         return answer.json()["dag_run_id"]
 
-    def runs(self, dag: str, day: str) -> list[dict]:
+    def runs(self, dag: str, day: str) -> list[dict[str, Any]]:
         """Runs of a DAG for a day, oldest first."""
         answer = self.client.get(f"/dags/{dag}/dagRuns", params={"limit": 100, "order_by": "id"})
         answer.raise_for_status()
         return [run for run in answer.json()["dag_runs"] if run.get("partition_key") == day]
 
-    def tasks(self, dag: str, run_id: str) -> list[dict]:
+    def tasks(self, dag: str, run_id: str) -> list[dict[str, Any]]:
         answer = self.client.get(f"/dags/{dag}/dagRuns/{run_id}/taskInstances")
         answer.raise_for_status()
         return answer.json()["task_instances"]

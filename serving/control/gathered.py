@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter as Multiset
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -19,11 +20,12 @@ class _Gathering(MetricWrapperBase):
     file that the workers share, and a request makes twenty. For any thread."""
 
     def _metric_init(self) -> None:
-        super()._metric_init()
+        super()._metric_init()  # type: ignore[no-untyped-call]  # the library's has no types
         self._waiting: deque[float] = deque()
 
     def write(self) -> None:
-        for one in list(self._metrics.values()) if self._labelnames else [self]:
+        series: list[Any] = list(self._metrics.values()) if self._labelnames else [self]
+        for one in series:
             if taken := one._taken():
                 one._write(taken)
 

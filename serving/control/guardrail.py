@@ -33,6 +33,7 @@ from serving.ranking import arms
 from training.contract import history, rollout
 from training.contract.errors import MtfError
 from training.contract.files import read_json, write_json_atomic
+from training.contract.log import STATIC_VERSION
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.settings import GuardrailSettings, Settings
 from training.contract.shares import change_shares
@@ -145,7 +146,7 @@ class Guardrail:
             if challenger is not None:
                 self._try(challenger, seen)
             champion = read_champion(self._settings.layout.champion)
-            if champion is not None and champion.version != rollout.STATIC_VERSION:
+            if champion is not None and champion.version != STATIC_VERSION:
                 began = datetime.fromisoformat(champion.promoted_ts).timestamp()
                 verdict = self._verdict(arms.CHAMPION, champion, began, seen)
                 if verdict is not None:
@@ -253,7 +254,8 @@ class Guardrail:
 
 def _read_canary(settings: Settings) -> dict[str, Any] | None:
     try:
-        return read_json(settings.layout.canary)
+        canary: dict[str, Any] = read_json(settings.layout.canary)
+        return canary
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -28,7 +28,8 @@ def decode_answer_binary(body: bytes) -> dict[str, Any]:
     """What :func:`encode_answer` wrote, as its JSON form would be read. Raises ``ValueError``."""
     try:
         tensors = {name: view["data"] for name, view in deserialize(body)}
-        return orjson.loads(tensors["answer"]) | {
+        answer: dict[str, Any] = orjson.loads(tensors["answer"])
+        return answer | {
             "items": np.frombuffer(tensors["items"], "<i8").tolist(),
             "scores": np.frombuffer(tensors["scores"], "<f8").tolist(),
         }

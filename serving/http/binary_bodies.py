@@ -25,7 +25,7 @@ from serving.http.schema import LONGEST_REASON, Bodies, decode
 from training.contract.settings import Settings
 
 MAXIMUM_HEADER = 64 * 1024  # bytes that name the tensors
-_SCORE_TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_SCORE_TYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
 class BinaryBodies:
@@ -79,7 +79,7 @@ def encode_rank_binary(
     fields: Mapping[str, Any], items: np.ndarray, scores: Mapping[str, np.ndarray]
 ) -> bytes:
     """A binary body of ``/rank``; scores are sent as float32 unless they are float64 already."""
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "request": np.frombuffer(orjson.dumps(fields), np.uint8),
         "item_id": np.asarray(items, dtype=np.int64),
     }

@@ -62,7 +62,10 @@ class Checks:
 
 def refuse_repeated(items: list[int]) -> None:
     """Raises :class:`RequestError` naming the first item that comes twice."""
-    if len(set(items)) != len(items):
-        seen: set[int] = set()
-        repeated = next(item for item in items if item in seen or seen.add(item))
-        raise RequestError(f"candidates.item_id names item {repeated} more than once")
+    if len(set(items)) == len(items):
+        return
+    seen: set[int] = set()
+    for item in items:
+        if item in seen:
+            raise RequestError(f"candidates.item_id names item {item} more than once")
+        seen.add(item)

@@ -6,6 +6,7 @@ least is left to those, which take it or say what is wrong.
 """
 
 import struct
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -45,7 +46,7 @@ class JsonBodies:
         if body[:1] != b"{":  # simdjson passes over a byte order mark
             return None
         try:
-            root = self._simdjson.parse(body)
+            root: Any = self._simdjson.parse(body)  # of any shape: what does not fit raises
             names = list(root)
             candidates = root["candidates"]
             ids, sent = candidates["item_id"], candidates["scores"]
@@ -76,10 +77,10 @@ class JsonBodies:
         ordered = np.sort(items)
         if (ordered[1:] == ordered[:-1]).any() or not self._checks.in_range(scores).all():
             return None
-        names = self._names
-        if len(given) < len(names):
-            names = tuple(name for name in names if name in given)
-        return self._checks.rank_request(values, items, scores, names)
+        heads = self._names
+        if len(given) < len(heads):
+            heads = tuple(name for name in heads if name in given)
+        return self._checks.rank_request(values, items, scores, heads)
 
     def checked(self, body: bytes) -> RankRequest:
         """Any good body of ``/rank``, by the declared types."""

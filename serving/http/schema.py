@@ -126,7 +126,7 @@ class Bodies:
             "FeedbackBody",
             [
                 ("request_id", Identifier),
-                ("events", Annotated[list[event], Meta(max_length=serving.max_k)]),
+                ("events", Annotated[list[event], Meta(max_length=serving.max_k)]),  # type: ignore[valid-type]  # made here
                 (
                     "user_id",
                     Annotated[

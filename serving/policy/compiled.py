@@ -120,9 +120,10 @@ class _CompiledActor:
 
     def __call__(self, states: np.ndarray) -> np.ndarray:
         try:
-            return self._session.run([_ACTIONS], {_STATES: states})[0]
+            actions: np.ndarray = self._session.run([_ACTIONS], {_STATES: states})[0]
         except Exception as error:  # as above
             raise PolicyError(f"the policy's networks failed: {error}") from error
+        return actions
 
 
 class _CompiledRanker(_CompiledActor):

@@ -47,7 +47,8 @@ def draw(shares: ShareSettings, salt: str, user_id: int) -> str:
 def share_of(shares: ShareSettings, arm: str) -> float:
     if arm == CHAMPION:
         return max(0.0, 1.0 - sum(share_of(shares, other) for other in ARMS if other != CHAMPION))
-    return getattr(shares, arm)
+    share: float = getattr(shares, arm)
+    return share
 
 
 class Assignment:

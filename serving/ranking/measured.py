@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.control import metrics
+from serving.control.gathered import Gathered
 from serving.ranking import arms
 from serving.ranking.ranker import Decision
 from training.contract.fusion import Fusion
@@ -21,7 +22,7 @@ class Measured:
     def __init__(self, fusion: Fusion) -> None:
         self._heads = fusion.names
         self._stages = [metrics.stage_seconds.labels(stage) for stage in STAGES]
-        self._actions: dict[str, list[metrics.Gathered]] = {}
+        self._actions: dict[str, list[Gathered]] = {}
 
     def logged(self, decisions: Sequence[Decision], times: Sequence[Sequence[float]]) -> None:
         """A batch; ``times`` of each request are when its stages began, and when the last one ended."""
@@ -36,7 +37,7 @@ class Measured:
         for stage, values in zip(self._stages, np.diff(times).T.tolist(), strict=True):
             stage.observe_all(values)
 
-    def _action(self, arm: str) -> list[metrics.Gathered]:
+    def _action(self, arm: str) -> list[Gathered]:
         """The histograms of the arm's action entries, made with its first one."""
         if arm not in self._actions:
             self._actions[arm] = [metrics.action.labels(arm, name) for name in self._heads]

@@ -29,6 +29,7 @@ from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import SessionRequest
 from serving.log.times import local_day, timestamp
 from serving.policy.champion import Champion, ChampionFollower
+from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
 from serving.ranking.measured import Measured
 from serving.ranking.ranker import Decision, PolicyAnswer
@@ -158,7 +159,8 @@ class Pipeline:
 
     async def rank(self, body: bytes, media_type: str, accept: str) -> bytes:
         """``media_type`` of the body and ``accept`` of the answer: ``JSON`` or ``BINARY``."""
-        return await self._ranking.add(self._parse(body, media_type, accept))
+        answer: bytes = await self._ranking.add(self._parse(body, media_type, accept))
+        return answer
 
     def _parse(self, body: bytes, media_type: str, accept: str) -> Parsed:
         started = time.perf_counter()
@@ -221,7 +223,8 @@ class Pipeline:
         challenger, champion = self._challenger.current, self._champion.current
         drawn: list[tuple[str, Champion | None, str | None]] = []
         answers: list[PolicyAnswer | None] = []
-        asking: dict[str, list[int]] = {}  # places in the batch, by the policy that their arm asks
+        # the policy that each arm asks, by its digest, and the places in the batch of those who ask it
+        asking: dict[str, tuple[TimedPolicy, list[int]]] = {}
         for place, read in enumerate(batch):
             user_id, state = read.parsed.request.user_id, read.state
             arm = self._assignment.arm(user_id, read.held, state, challenger is not None)
@@ -232,9 +235,9 @@ class Pipeline:
             drawn.append((arm, serving, missing))
             answers.append(None if serving is None else PolicyAnswer(serving.policy.version))
             if serving is not None and missing is None and ranker.asks(arm):
-                asking.setdefault(serving.policy.sha256, []).append(place)
-        for places in asking.values():
-            policy = drawn[places[0]][1].timed
+                _, places = asking.setdefault(serving.policy.sha256, (serving.timed, []))
+                places.append(place)
+        for policy, places in asking.values():
             states = np.array([batch[place].state for place in places])
             for place, answer in zip(places, ranker.act(policy, states), strict=True):
                 answers[place] = answer

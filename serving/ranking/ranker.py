@@ -108,6 +108,7 @@ def score(
     """
     itself = decision.arm in (arms.CHAMPION, arms.CHALLENGER) and decision.fallback is None
     if policy is not None and policy.ranks and itself:
+        assert state is not None  # a missing one is a fallback
         try:
             scores = policy.scores(predictions, state, decision.action)
             return decision, fusion.to_weights(decision.action), scores

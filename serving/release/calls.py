@@ -19,8 +19,9 @@ from serving.http.answers import decode_answer_binary
 from serving.http.binary_bodies import encode_rank_binary
 from serving.http.requests import BINARY, JSON
 from serving.ranking import arms
-from serving.ranking.ranker import STATIC_VERSION, top
+from serving.ranking.ranker import top
 from training.contract.errors import MtfError
+from training.contract.log import STATIC_VERSION
 from training.contract.settings import Settings
 
 SERVICE = "service"  # Ranking.fallback: the service gave no answer, the client ranked by static weights

@@ -111,7 +111,11 @@ class LoopBatches(_Batches[Item, Answer]):
         answers = self._answers(batch)
         self._finish(
             self._rest,
-            [Worked(one.item, answer, one.waiter) for one, answer in zip(batch, answers, strict=True)],
+            [
+                Worked(one.item, answer, one.waiter)
+                for one, answer in zip(batch, answers, strict=True)
+                if one.waiter is not None
+            ],
         )
         self.line.ended()
         if len(self.line):

@@ -31,7 +31,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feature_repo.feast_hooks import redis_client
-from feature_repo.online_store import WideSqliteOnlineStore
+from feature_repo.online_store import Row, WideSqliteOnlineStore
 from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.files import locked
@@ -183,7 +183,7 @@ class OnlineState:
                     if session is not None:
                         sessions[feedback.user_id] = moved[feedback.user_id] = session
                 if moved:
-                    data = [
+                    data: list[Row] = [
                         (keys[user_id], _protobuf(session), session["sess_last_ts"], None)
                         for user_id, session in moved.items()
                     ]
@@ -199,11 +199,11 @@ class OnlineState:
             for part in service.feature_view_projections
         ]
         store, config = connection.provider.online_store, connection.config
-        wide = isinstance(store, WideSqliteOnlineStore)
-        read = store.reader(config, views) if wide else _rows(connection, views)
+        wide = store if isinstance(store, WideSqliteOnlineStore) else None
+        read = _rows(connection, views) if wide is None else wide.reader(config, views)
         read([-1])  # the first read opens the connection: not what the budget is about
-        if wide:
-            store.wait_at_most(config, self._budget)
+        if wide is not None:
+            wide.wait_at_most(config, self._budget)
         return _Reader(self._settings, [name for _, names in views for name in names], read)
 
     def _open_writer(self) -> _Writer:

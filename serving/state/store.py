@@ -52,7 +52,8 @@ class _Reader:
         """Raises :class:`_Unavailable` when there is no answer within ``budget`` seconds."""
         if self._last is not None and not self._last.done():
             raise _Unavailable("an earlier call has not returned")
-        self._last = future = Future()
+        future: Future[np.ndarray] = Future()
+        self._last = future
         self._calls.put((future, lambda: store.read(requests)))
         try:
             return future.result(budget)

@@ -102,7 +102,8 @@ def sample(mean: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray
 
     low, high = ndtr((-1.0 - mean) / std), ndtr((1.0 - mean) / std)
     level = low + rng.random(mean.shape) * (high - low)
-    return np.clip(mean + std * ndtri(level), -1.0, 1.0)
+    actions: np.ndarray = np.clip(mean + std * ndtri(level), -1.0, 1.0)
+    return actions
 
 
 def log_density(actions: np.ndarray, mean: np.ndarray, std: float) -> np.ndarray:
@@ -112,7 +113,8 @@ def log_density(actions: np.ndarray, mean: np.ndarray, std: float) -> np.ndarray
     z = (actions - mean) / std
     kept = ndtr((1.0 - mean) / std) - ndtr((-1.0 - mean) / std)
     entries = -0.5 * z**2 - 0.5 * np.log(2.0 * np.pi) - np.log(std) - np.log(kept)
-    return np.where(np.abs(actions) <= 1.0, entries, -np.inf).sum(axis=-1)
+    density: np.ndarray = np.where(np.abs(actions) <= 1.0, entries, -np.inf).sum(axis=-1)
+    return density
 
 
 def sample_box(mean: np.ndarray, width: float, rng: np.random.Generator) -> np.ndarray:
@@ -123,4 +125,6 @@ def sample_box(mean: np.ndarray, width: float, rng: np.random.Generator) -> np.n
 def log_density_box(actions: np.ndarray, mean: np.ndarray, width: float) -> np.ndarray:
     """log p(action) float64[...] of it, summed over the k entries; -inf outside."""
     low, high = np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0)
-    return np.where((low <= actions) & (actions <= high), -np.log(high - low), -np.inf).sum(axis=-1)
+    inside = (low <= actions) & (actions <= high)
+    density: np.ndarray = np.where(inside, -np.log(high - low), -np.inf).sum(axis=-1)
+    return density

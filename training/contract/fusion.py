@@ -81,7 +81,7 @@ class Fusion:
         scores: Float64Array = np.einsum("...nk,...k->...n", terms, weights)
         return scores
 
-    def matrix(self, scores: Mapping[str, Sequence[float]], count: int) -> Float64Array:
+    def matrix(self, scores: Mapping[str, Sequence[float] | np.ndarray], count: int) -> Float64Array:
         """Columns of a request's scores as float64[count, k], in the order of the heads.
 
         A missing head is scored 0 for every candidate: its term is then the same for all of them

@@ -106,7 +106,7 @@ def imported_by(statement: ast.stmt, path: Path) -> list[str]:
 
 
 def _walked(tree: ast.AST, package: tuple[str, ...]) -> Iterator[Import]:
-    waiting = [(tree, False)]
+    waiting: list[tuple[ast.AST, bool]] = [(tree, False)]
     while waiting:
         node, for_types = waiting.pop()
         names: list[str] = []
@@ -120,7 +120,8 @@ def _walked(tree: ast.AST, package: tuple[str, ...]) -> Iterator[Import]:
             argument = node.args[0]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 names = [argument.value]
-        yield from (Import(node.lineno, name, for_types) for name in names)
+        if isinstance(node, ast.stmt | ast.expr):  # where names are found
+            yield from (Import(node.lineno, name, for_types) for name in names)
         guarded = node.body if isinstance(node, ast.If) and _name(node.test) == "TYPE_CHECKING" else []
         waiting += [(child, for_types or child in guarded) for child in ast.iter_child_nodes(node)]
 

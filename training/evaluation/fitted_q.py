@@ -44,9 +44,9 @@ class FittedQ:
         self.generator = torch.Generator().manual_seed(seed)
         self.fits = fits = settings.replicates + 1
         self.counts = resample(data.sessions, settings.replicates, self.generator)
-        rows = [torch.arange(len(data)).repeat_interleave(count[data.sessions]) for count in self.counts]
-        lengths = torch.tensor([[len(own)] for own in rows])
-        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        drawn = [torch.arange(len(data)).repeat_interleave(count[data.sessions]) for count in self.counts]
+        lengths = torch.tensor([[len(own)] for own in drawn])
+        rows = torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True, padding_value=-1)
         self.mean, self.scale = standardisation(data.states)
         s, next_s = self.standardised(data.states), self.standardised(data.next_states)
         here = torch.stack([actions.here for actions in policies.values()])  # [P, N, k]

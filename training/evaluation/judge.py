@@ -72,17 +72,19 @@ def assess(
         for name, estimates in judgement.estimates.items()
         if LOGGED in estimates.values
     }
-    records, estimators = {}, {name: {} for name in judgement.estimates}
+    records: dict[str, dict[str, Any]] = {}
+    estimators: dict[str, dict[str, Any]] = {name: {} for name in judgement.estimates}
     for name in policies:
         interval = chosen.interval(name)
         distance = float(logged.distances(actions[name]).mean())
         reasons = _alarms(interval["value"], distance, test, logged.threshold, gamma)
-        own = judgement.overlap.get(name)
-        if settings.gate.estimator in WEIGHTED and own["effective_sessions"] < how.min_effective_sessions:
-            reasons.append(
-                f"{own['effective_sessions']:.1f} effective sessions of {own['sessions']}, less than "
-                f"{how.min_effective_sessions:g}"
-            )
+        if settings.gate.estimator in WEIGHTED:
+            overlap = judgement.overlap[name]
+            if overlap["effective_sessions"] < how.min_effective_sessions:
+                reasons.append(
+                    f"{overlap['effective_sessions']:.1f} effective sessions of {overlap['sessions']}, less "
+                    f"than {how.min_effective_sessions:g}"
+                )
         records[name] = {
             **interval,
             "alarm": bool(reasons),

@@ -8,7 +8,16 @@ import duckdb
 
 from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings
-from training.features.store import HISTORY, PUSHED, open_store, quiet, readable, state_service, usable
+from training.features.store import (
+    HISTORY,
+    PUSHED,
+    export_of,
+    open_store,
+    quiet,
+    readable,
+    state_service,
+    usable,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -52,8 +61,9 @@ def _purge(settings: Settings, store: "FeatureStore", end: datetime) -> dict[str
     ends = {PUSHED: end - LOOK_BACK - timedelta(minutes=settings.session.gap_minutes)}
     if settings.store.history_ttl_days:
         ends[HISTORY] = end - timedelta(days=settings.store.history_ttl_days)
+    online: Any = store.provider.online_store  # of SQLite it is our own, which can purge
     return {
-        name: store.provider.online_store.purge(store.config, store.get_feature_view(name), before)
+        name: online.purge(store.config, store.get_feature_view(name), before)
         for name, before in ends.items()
     }
 
@@ -67,11 +77,11 @@ def _note_until(settings: Settings, end: datetime) -> None:
 
 
 def _count(view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
-    source = view.batch_source
+    source = export_of(view)
     with duckdb.connect() as connection:
-        rows, users = connection.execute(
+        ((rows, users),) = connection.execute(
             f"SELECT count(*), count(DISTINCT user_id) FROM read_parquet(?)"  # noqa: S608
             f" WHERE {source.timestamp_field} > ? AND {source.timestamp_field} <= ?",
             [source.path, start, end],
-        ).fetchone()
+        ).fetchall()
     return {"rows": rows, "users": users}

@@ -114,9 +114,9 @@ def _sample(settings: Settings, day: date) -> tuple[pd.DataFrame, dict[str, int]
             "  WHERE state IS NOT NULL AND state_spec = ?) AS served LEFT JOIN late USING (user_id)",
             [settings.day_start(day), str(path), settings.state_spec.version],
         )
-        left_out["states"], left_out["users"] = connection.execute(
+        ((left_out["states"], left_out["users"]),) = connection.execute(
             "SELECT count(*), count(DISTINCT user_id) FROM candidates WHERE is_late"
-        ).fetchone()
+        ).fetchall()
         sample = connection.execute(
             "SELECT * EXCLUDE (is_late) FROM candidates WHERE NOT is_late"
             " ORDER BY md5(request_id), request_id LIMIT ?",

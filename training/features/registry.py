@@ -12,7 +12,7 @@ import yaml
 from training.contract import databases
 from training.contract.files import write_atomic, write_text_atomic
 from training.contract.settings import Settings
-from training.features.store import PROJECT, quiet
+from training.features.store import PROJECT, export_of, quiet
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -104,7 +104,9 @@ def _place(file: Path) -> tuple[str, str] | None:
 
 def _outlives(ttl: timedelta | None, before: timedelta | None) -> bool:
     """Whether rows live longer than before; no ttl is for ever."""
-    return bool(before) and (not ttl or ttl > before)
+    if not before:
+        return False
+    return not ttl or ttl > before
 
 
 def _drop_broken(registry: Path) -> None:
@@ -125,11 +127,16 @@ def _columns(view: "FeatureView") -> dict[str, str]:
 
 def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
     """A partition without rows, first in the order of days, that fixes the mart's column types."""
-    from feast.types import Float64, Int64, String, UnixTimestamp
+    from feast.types import FeastType, Float64, Int64, String, UnixTimestamp
 
     instant = pa.timestamp("us", "UTC")
-    types = {Float64: pa.float64(), Int64: pa.int64(), String: pa.string(), UnixTimestamp: instant}
-    source = view.batch_source
+    types: dict[FeastType, pa.DataType] = {
+        Float64: pa.float64(),
+        Int64: pa.int64(),
+        String: pa.string(),
+        UnixTimestamp: instant,
+    }
+    source = export_of(view)
     schema = pa.schema(
         [
             pa.field("user_id", pa.int64()),

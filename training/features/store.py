@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +13,7 @@ from training.contract.errors import DataError
 from training.contract.settings import Settings
 
 if TYPE_CHECKING:
-    from feast import FeatureService, FeatureStore, FeatureView
+    from feast import FeatureService, FeatureStore, FeatureView, FileSource
 
 Instants = TypeVar("Instants", datetime, pd.Series)
 
@@ -44,17 +45,24 @@ def usable(view: str, midnight: Instants) -> Instants:
     return midnight - MICROSECOND if view == CHANGED else midnight
 
 
+def export_of(view: "FeatureView") -> "FileSource":
+    """The mart's export that a view of ours is materialised from."""
+    from feast import FileSource
+
+    assert isinstance(view.batch_source, FileSource)
+    return view.batch_source
+
+
 @contextlib.contextmanager
-def readable(view: "FeatureView"):
+def readable(view: "FeatureView") -> Iterator[None]:
     """Turns what DuckDB cannot read of the view's mart into a :class:`DataError` that names it."""
     try:
         yield
     except duckdb.Error as error:
-        raise DataError(
-            f"cannot read the export of {view.batch_source.name} ({view.batch_source.path}): {error}"
-        ) from error
+        source = export_of(view)
+        raise DataError(f"cannot read the export of {source.name} ({source.path}): {error}") from error
 
 
-def quiet():
+def quiet() -> contextlib.redirect_stdout[io.StringIO]:
     """Feast prints what it does; a stage's account of itself is its record."""
     return contextlib.redirect_stdout(io.StringIO())

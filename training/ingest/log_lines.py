@@ -118,7 +118,11 @@ def _fault(kind: str, raw: bytes) -> str | None:
 def _value_fault(value: Any, type_: str, optional: bool) -> str | None:
     if value is None:
         return None if optional else "is missing"
-    expected = {"VARCHAR": str, "TIMESTAMPTZ": str, "DOUBLE": (int, float)}
+    expected: dict[str, type | tuple[type, ...]] = {
+        "VARCHAR": str,
+        "TIMESTAMPTZ": str,
+        "DOUBLE": (int, float),
+    }
     wanted = list if type_.endswith("[]") else expected.get(type_, int)
     if not isinstance(value, wanted) or isinstance(value, bool):
         return f"is {value!r:.80}, expected {type_}"

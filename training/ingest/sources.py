@@ -13,5 +13,6 @@ def source_files(settings: Settings, day: date) -> list[Path]:
     Rows of the day in the files of later days are not among them: these files' own landing brings them.
     """
     if settings.logs.source == "files":
+        assert settings.logs.folder is not None  # the settings are refused without it
         return template.delivery_files(settings.logs.folder, day)
     return service_log.day_files(settings, day)

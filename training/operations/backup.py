@@ -154,7 +154,8 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
     """Unpack into an empty folder and check it against the manifest, which is returned."""
     try:
         with tarfile.open(source, mode="r:gz") as archive:
-            archive.extractall(folder, filter="data")  # refuses what would lie or point elsewhere
+            archive.extraction_filter = tarfile.data_filter  # refuses what would lie or point elsewhere
+            archive.extractall(folder)
         place = folder / MANIFEST
         manifest = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:

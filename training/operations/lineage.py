@@ -203,7 +203,9 @@ def _input(part: Part) -> "InputDataset":
     from openlineage.client.event_v2 import InputDataset
     from openlineage.client.facet_v2 import base_subset_dataset as subset
 
-    facets = {"subset": subset.InputSubsetInputDatasetFacet(_partitions(part))} if part.days else {}
+    facets: dict[str, Any] = {}
+    if part.days:
+        facets["subset"] = subset.InputSubsetInputDatasetFacet(_partitions(part))
     return InputDataset(FILES, str(part.path.resolve()), inputFacets=facets)
 
 
@@ -227,7 +229,7 @@ def _models(run: StageRun) -> list[Any]:
 
     layout, namespace = run.settings.layout, run.settings.lineage.namespace
 
-    class Processor(DbtLocalArtifactProcessor):
+    class Processor(DbtLocalArtifactProcessor):  # type: ignore[misc]  # it has no types
         """Sources are the lake's folders, as the stages name them, and not tables of the warehouse."""
 
         def extract_namespace(self, profile: dict[str, Any]) -> str:

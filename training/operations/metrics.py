@@ -45,7 +45,7 @@ def write(settings: Settings) -> None:
 
 def _newest(settings: Settings) -> dict[str, tuple[date, Mapping[str, Any]]]:
     """Stage → its newest day with a record, and the record."""
-    found = {}
+    found: dict[str, tuple[date, Mapping[str, Any]]] = {}
     for day in recorded_days(settings.layout)[-RECENT_DAYS:]:
         for stage in STAGES:
             record = read_record(settings.layout, day, stage)

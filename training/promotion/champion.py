@@ -69,6 +69,7 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
     from training.promotion import registry
 
     train, evaluate = (read_record(settings.layout, day, stage) for stage in ("train", "evaluate"))
+    assert train is not None and evaluate is not None  # the gate has judged by them
     model_version = registry.register(settings, day, train, evaluate)
     previous = champion_before(settings, day)
     pointer = rollout.following(

@@ -55,7 +55,11 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
     """
     path = settings.layout.model(day) / "policy.safetensors"
     found = {stage: read_record(settings.layout, day, stage) for stage in REQUIRED}
-    records = {stage: record for stage, record in found.items() if not _unusable(stage, record)}
+    records = {
+        stage: record
+        for stage, record in found.items()
+        if record is not None and not _unusable(stage, record)
+    }
     train = records.get("train")
     before = champion_before(settings, day)
     record: dict[str, Any] = {
@@ -74,9 +78,9 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
         }
 
     rules = [
-        _rule(f"record of {stage}", False, None, None, f"{reason} on {day}")
+        _rule(f"record of {stage}", False, None, None, f"{fault} on {day}")
         for stage, record in found.items()
-        if (reason := _unusable(stage, record))
+        if (fault := _unusable(stage, record))
     ]
     rules += [
         _data_valid(stage, name, records[stage]) for stage, name in VALIDATIONS.items() if stage in records

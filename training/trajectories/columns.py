@@ -33,7 +33,7 @@ def row_kinds(
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of a row and dtype of every column that is read from the exports."""
     state, heads, single = (settings.state_spec.width,), (len(settings.heads),), np.dtype(np.float32)
-    kinds = {
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         "states": (state, single),
         "actions": (heads, single),
         "rewards": ((), single),

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +54,11 @@ class Transitions:
         return self._each(lambda column: column.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Transitions":
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Transitions(**{n: change(c) if isinstance(c, Tensor) else c for n, c in columns.items()})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, column in columns.items():
+            if isinstance(column, Tensor):
+                columns[name] = change(column)
+        return Transitions(**columns)
 
     def arm_counts(self) -> dict[str, dict[str, int]]:
         """Transitions and sessions by arm; a session counts for the arm of its first row here."""
@@ -88,5 +92,7 @@ class Trajectories:
         for split in (self.train, self.test):
             for f in fields(split):
                 column = getattr(split, f.name)
-                digest.update(column.numpy() if isinstance(column, Tensor) else repr(column).encode())
+                # an array is a buffer to type checkers from Python 3.12 on
+                content: Any = column.numpy() if isinstance(column, Tensor) else repr(column).encode()
+                digest.update(content)
         return digest.hexdigest()

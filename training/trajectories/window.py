@@ -65,7 +65,8 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
     arms = keys.arms[usable]
 
     in_test = last_sessions(sessions, settings.evaluation.test_share)
-    train, test, warnings = np.flatnonzero(~in_test), np.flatnonzero(in_test), []
+    train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
+    warnings: list[str] = []
     if settings.learner.mixed_exploration:
         mixed, warnings = mixed_exploration(
             sessions[train],

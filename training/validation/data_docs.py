@@ -16,7 +16,7 @@ from typing import Any
 import great_expectations as gx
 from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 from great_expectations.core.run_identifier import RunIdentifier
-from great_expectations.data_context.store import TupleFilesystemStoreBackend
+from great_expectations.data_context.store.tuple_store_backend import TupleFilesystemStoreBackend
 from great_expectations.data_context.types.resource_identifiers import (
     ExpectationSuiteIdentifier,
     ValidationResultIdentifier,
@@ -68,10 +68,11 @@ _FOLDERS = {
 class AtomicFilesystemStoreBackend(TupleFilesystemStoreBackend):
     """GX's store of files, written so that a kill leaves the old file or the new one."""
 
-    def _set(self, key: Any, value: str | bytes, **_: Any) -> str:
+    def _set(self, key: Any, value: str | bytes, **_: Any) -> str:  # type: ignore[override]  # GX's gives it, too
         if not isinstance(key, tuple):
             key = key.to_tuple()
-        path = Path(self.full_base_directory) / self._convert_key_to_filepath(key)
+        file = self._convert_key_to_filepath(key)  # type: ignore[no-untyped-call]  # GX's has no types
+        path = Path(self.full_base_directory) / file
         content = value.encode() if isinstance(value, str) else value
         if not path.exists() or path.read_bytes() != content:
             write_atomic(path, lambda temporary: temporary.write_bytes(content))
@@ -197,6 +198,7 @@ def _expectation(index: int, check: Check) -> Any:
 
 
 def _outcome(suite: Suite, result: ExpectationValidationResult) -> CheckOutcome:
+    assert result.expectation_config is not None  # which GX gives with every result of a suite
     check = suite.checks[result.expectation_config.meta["check"]]
     info = result.exception_info or {}
     infos = [info, *(one for one in info.values() if isinstance(one, dict))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from great_expectations.data_context.types.resource_identifiers import ValidationResultIdentifier
 from great_expectations.render.renderer.site_builder import DefaultSiteIndexBuilder
-from great_expectations.render.view import DefaultJinjaPageView
+from great_expectations.render.view.view import DefaultJinjaPageView
 from jinja2 import ChoiceLoader, DictLoader
 
 INDEX_RESULTS = 1_000  # newest results listed on the index page; older pages stay where they are
@@ -97,6 +97,7 @@ class OfflinePageView(DefaultJinjaPageView):
 
     def __init__(self, **directories: Any) -> None:
         super().__init__(**directories)
+        assert self.env.loader is not None  # which the base class has set
         self.env.loader = ChoiceLoader([DictLoader({"page.j2": _PAGE}), self.env.loader])
 
 
@@ -108,7 +109,7 @@ class OfflineIndexBuilder(DefaultSiteIndexBuilder):
 
     def build(
         self, skip_and_clean_missing: bool = True, build_index: bool = True
-    ) -> tuple[Any, OrderedDict | None]:
+    ) -> tuple[Any, OrderedDict[str, Any] | None]:
         if not build_index:
             return None, None
         self._add_expectations_to_index_links(OrderedDict(), skip_and_clean_missing)

@@ -149,6 +149,7 @@ def land(
         # the other days first: killed in between, the rows still lie in this day, and landing goes on
         for one in sorted(by_day, key=lambda d: d == day):
             note = read_note(settings.layout.partition(table, one))
+            assert note is not None  # _by_day has refused a day without one
             corrections.write(settings.layout, table, one, tables[one], record)
             write_partition(
                 *(settings, table, one, lying[one]), note["source"], note["deliveries"], note.get("columns")

@@ -106,7 +106,7 @@ class Comparison:
     def rates(self, today: Profile, recent: Sequence[Profile]) -> None:
         limits, rare = self.settings.validation, []
         for name, value in today.measures.items():
-            past = [p.measures[name] for p in recent if p.measures.get(name) is not None]
+            past = [rate for p in recent if (rate := p.measures.get(name)) is not None]
             if value is None or not past:
                 continue
             expected = drift.band(

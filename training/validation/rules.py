@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from training.contract.columns import Column, decision_columns, impression_columns, user_columns
+from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
-from training.contract.log import ARMS, EXPLORING, STATIC
+from training.contract.log import ARMS, EXPLORING, STATIC, Column
 from training.contract.settings import Settings
 from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
 from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within

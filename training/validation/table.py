@@ -222,7 +222,8 @@ class ValidatedTable:
         """The suites of its files and rows, and that of the day's measures."""
         if not self.day_checks:
             return self.suites
-        values = {check.column: self.measures[check.column] for check in self.day_checks}
+        columns = [check.column for check in self.day_checks if check.column is not None]
+        values = {column: self.measures[column] for column in columns}
         frame = pd.DataFrame([values]).astype(float)
         about = f"Measures of {self.subject}: one row."
         return [*self.suites, Suite(f"{self.rules.table}_day", frame, self.day_checks, about)]

@@ -12,14 +12,15 @@ LEAST_SPEC_SHARE = 0.9
 
 def training_measures(settings: Settings, table: ValidatedTable) -> None:
     """Add the window's measures, and the checks on them, to its table."""
-    version = settings.state_spec.version
-    columns = table.partition.columns
+    partition, version = table.partition, settings.state_spec.version
+    assert partition is not None  # the table was judged
+    columns = partition.columns
     wanted: dict[str, tuple[str, str]] = {
         "current_transitions": ("state_spec", f"count(*) FILTER (WHERE state_spec = '{version}')"),
         "reward_std": ("reward", "coalesce(stddev_pop(CASE WHEN isfinite(reward) THEN reward END), 0)"),
     }
     wanted |= {f"{arm}_transitions": ("arm", f"count(*) FILTER (WHERE arm = '{arm}')") for arm in MIXED_ARMS}
-    table.measures |= table.partition.measures({n: sql for n, (c, sql) in wanted.items() if c in columns})
+    table.measures |= partition.measures({n: sql for n, (c, sql) in wanted.items() if c in columns})
     found = table.measures
     if "current_transitions" in found:
         minimum = settings.validation.min_transitions
@@ -46,9 +47,9 @@ def training_measures(settings: Settings, table: ValidatedTable) -> None:
     if settings.learner.mixed_exploration and "arm" in columns and table.rows:
         _overlap(settings, table)
     if "action" in columns and table.rows:
-        _coverage(settings, table)
+        _coverage(settings, table, partition)
     if "reward" in columns:
-        _reward_range(settings, table)
+        _reward_range(settings, table, partition)
 
 
 def _overlap(settings: Settings, table: ValidatedTable) -> None:
@@ -71,14 +72,14 @@ def _overlap(settings: Settings, table: ValidatedTable) -> None:
         )
 
 
-def _coverage(settings: Settings, table: ValidatedTable) -> None:
+def _coverage(settings: Settings, table: ValidatedTable, partition: Partition) -> None:
     """Share of the tenths of a head's interval [-1, 1] that hold a transition's action."""
     least = settings.validation.min_action_coverage
     tenths = {
         head.name: f"count(DISTINCT least(floor((action[{i}] + 1.0) * 5.0), 9)::INT) / 10.0"
         for i, head in enumerate(settings.heads, start=1)
     }
-    for head, share in table.partition.measures(tenths).items():
+    for head, share in partition.measures(tenths).items():
         table.measures[f"{head}_coverage"] = share
         text = f"the logged actions of {head} reach {least:.0%} of its interval's tenths or more"
         table.day_checks.append(
@@ -86,14 +87,14 @@ def _coverage(settings: Settings, table: ValidatedTable) -> None:
         )
 
 
-def _reward_range(settings: Settings, table: ValidatedTable) -> None:
+def _reward_range(settings: Settings, table: ValidatedTable, partition: Partition) -> None:
     """Rewards of the window within those of the recent days before it, give or take their breadth."""
     before = Partition(inspect(parquet_files(list(table.recent_folders.values()))))
     if before.empty or "reward" not in before.columns or not table.rows:
         table.leave_out("day", "range of rewards", "there is no day before the window to hold them against")
         return
     wanted = {name: f"{name}(CASE WHEN isfinite(reward) THEN reward END)" for name in ("min", "max")}
-    past, now = before.measures(wanted), table.partition.measures(wanted)
+    past, now = before.measures(wanted), partition.measures(wanted)
     if None in (*past.values(), *now.values()):
         return  # said already: no reward is a finite number
     breadth = past["max"] - past["min"]

@@ -43,7 +43,8 @@ def window_of(landed: dict[str, Any], before: dict[str, Any], day: date) -> tupl
     first = min([day.isoformat(), *changed])
     last = max([day.isoformat(), *before]) if changed else day.isoformat()
     earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
-    return tuple(map(date.fromisoformat, (min([first, *earlier]), first, last)))
+    back = min([first, *earlier])
+    return date.fromisoformat(back), date.fromisoformat(first), date.fromisoformat(last)
 
 
 def untransformed_days(landed: dict[str, Any], before: dict[str, Any], day: date) -> list[str]:

@@ -24,9 +24,10 @@ class Requests:
     def find(self, request_id: str) -> tuple[int, str] | None:
         """(user_id, session_id) of a served request, or None. Raises sqlite3.Error."""
         with self._lock:
-            return self._connection.execute(
+            found: tuple[int, str] | None = self._connection.execute(
                 "SELECT user_id, session_id FROM requests WHERE request_id = ?", (request_id,)
             ).fetchone()
+        return found
 
     def close(self) -> None:
         self._connection.close()

@@ -4,12 +4,16 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from datetime import date
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 COLOURS = {
     "champion": "#1b6ca8",
@@ -22,7 +26,7 @@ OTHERS = ("#1b6ca8", "#c2571a", "#2f855a", "#7a3e9d", "#6b7280", "#b7791f", "#9b
 # colour alone tells nobody who cannot see it
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,7 +51,7 @@ def _colour(name: str) -> str:
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence, Sequence]],
+    series: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
     *,
     x: str,
     y: str,
@@ -113,7 +117,7 @@ def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, ab
     """(lower, value, upper) by name, as points with bars."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(estimates) + 0.9))
-        for row, (name, (lower, value, upper)) in enumerate(reversed(estimates.items())):
+        for row, (name, (lower, value, upper)) in enumerate(list(estimates.items())[::-1]):
             axes.errorbar(
                 value,
                 row,
@@ -122,7 +126,7 @@ def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, ab
                 capsize=4,
                 color=_colour(name),
             )
-        axes.set_yticks(range(len(estimates)), list(reversed(estimates)))
+        axes.set_yticks(range(len(estimates)), list(estimates)[::-1])
         axes.set_ylim(-0.6, len(estimates) - 0.4)
         axes.set_xlabel(x)
         return _svg(figure, about)

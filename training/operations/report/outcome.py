@@ -19,7 +19,7 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if gate is None:
         if records.get("traffic", {}).get("past"):
             return {"state": "past", "text": "Of the past that learning starts from: no policy is its own."}
-        last = next(reversed(records), "nothing")
+        *_, last = ("nothing", *records)
         return {"state": "open", "text": f"Not finished: {last} was the last stage."}
     if "skipped" in gate:
         return {"state": "held", "text": f"Nothing to learn from: {gate['skipped']}."}

@@ -155,6 +155,9 @@ class _Traffic:
             answer = await self._post("/rank", bodies[row])
             self.latencies.append((time.perf_counter() - started) * 1000.0)
             self.requests += 1
+            if answer is None:
+                failed[row] = True
+                return
             try:
                 items, arm = answer["items"], answer["policy"]["arm"]
                 if len(items) != shown.shape[1] or not set(items) <= set(requests.item_ids[row].tolist()):
@@ -162,8 +165,7 @@ class _Traffic:
                 shown[row], arms[row] = items, arm
             except (KeyError, TypeError, ValueError) as error:
                 failed[row] = True
-                if answer is not None:
-                    self._count(f"/rank: {error!r}")
+                self._count(f"/rank: {error!r}")
 
         await self._all(rank, len(requests))
         outcome = world.respond(requests, shown, arms, failed)

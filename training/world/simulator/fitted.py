@@ -20,6 +20,7 @@ everything else (satisfaction, attention, prediction noise) as in the synthetic 
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -88,7 +89,7 @@ def _activity(rows: np.ndarray, constants: WorldConstants, rng: np.random.Genera
     return np.clip(activity, 0.005, 0.97)
 
 
-def _table(path) -> pa.Table:
+def _table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -103,7 +104,7 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy()
 
 
-def _latents(table: pa.Table, letter: str, folder) -> np.ndarray:
+def _latents(table: pa.Table, letter: str, folder: Path) -> np.ndarray:
     width = sum(name.startswith(f"{letter}_") and name[2:].isdigit() for name in table.column_names)
     if not width:
         raise DataError(f"{folder}: no latent columns {letter}_0, {letter}_1, …")
@@ -117,7 +118,7 @@ def _latents(table: pa.Table, letter: str, folder) -> np.ndarray:
     return latents.astype(np.float64)
 
 
-def _response(path, width: int) -> BilinearResponse:
+def _response(path: Path, width: int) -> BilinearResponse:
     try:
         heads = json.loads(path.read_text())
         intercept = np.array([float(heads[head]["intercept"]) for head in HEADS])

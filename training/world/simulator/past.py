@@ -24,12 +24,18 @@ SOURCE = "world"
 class Decided(Protocol):
     """What was decided for one request: see ``serving.ranking.ranker.Decision``."""
 
-    arm: str
-    policy_version: str
-    action: np.ndarray
-    mean: np.ndarray
-    log_density: float | None
-    fallback: str | None
+    @property
+    def arm(self) -> str: ...
+    @property
+    def policy_version(self) -> str: ...
+    @property
+    def action(self) -> np.ndarray: ...
+    @property
+    def mean(self) -> np.ndarray: ...
+    @property
+    def log_density(self) -> float | None: ...
+    @property
+    def fallback(self) -> str | None: ...
 
 
 Decide = Callable[[Requests, np.ndarray], Sequence[Decided]]

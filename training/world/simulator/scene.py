@@ -162,7 +162,9 @@ class Scene:
     def play_maximum(self) -> float:
         return next((h.maximum for h in self.settings.heads if h.name == "play_time"), 36_000.0)
 
-    def worth(self, user_row: np.ndarray, events: np.ndarray, play_s: np.ndarray, d: np.ndarray):
+    def worth(
+        self, user_row: np.ndarray, events: np.ndarray, play_s: np.ndarray, d: np.ndarray
+    ) -> np.ndarray:
         """Worth of each shown item to its user, float64[b, page], eq. (W8) without repetition."""
         c, kind = self.constants, self.population.kind[user_row][:, None]
 

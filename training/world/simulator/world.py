@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -278,15 +279,16 @@ class World:
                 "intercept": self.calibration.intercept.tolist(),
             }
             (fresh / "world.json").write_text(json.dumps(facts, sort_keys=True, indent=2) + "\n")
-            np.savez(
-                fresh / "state.npz",
-                expectation=self.calibration.expectation,
-                long_term=self.long_term,
-                last_day=self.last_day,
-                follows=self.follows,
-                follow_user_num=np.asarray(self.population.profile["follow_user_num"], dtype=np.float64),
+            followed = self.population.profile["follow_user_num"]
+            arrays: dict[str, Any] = {
+                "expectation": self.calibration.expectation,
+                "long_term": self.long_term,
+                "last_day": self.last_day,
+                "follows": self.follows,
+                "follow_user_num": np.asarray(followed, dtype=np.float64),
                 **self.history.arrays(),
-            )
+            }
+            np.savez(fresh / "state.npz", **arrays)
 
     @classmethod
     def load(cls, settings: Settings, folder: Path, constants: WorldConstants = CONSTANTS) -> "World":

@@ -45,10 +45,10 @@ class Calibration:
         pairs = []
         for i, head in enumerate(heads):
             f, y = outputs[:, i], labels[:, i]
+            links: tuple[Link, Link] = (_sigmoid, _bernoulli)
             if head == PLAY_TIME:
-                inverse_link, variance = np.exp, np.positive
-            else:
-                inverse_link, variance = _sigmoid, _bernoulli
+                links = (np.exp, np.positive)
+            inverse_link, variance = links
             a, b = _newton(f, y, inverse_link, variance)
             rate = None if head == PLAY_TIME or y.sum() >= LEVEL_POSITIVES else train_rates[i]
             if rate is not None or b < LEAST_SLOPE:

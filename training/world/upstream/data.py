@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -77,12 +78,12 @@ class Encoder:
             scales[name] = (0.0, 0.0) if still else (mean, std)
         return cls(vocabularies, scales)
 
-    def to_plain(self) -> dict[str, list]:
+    def to_plain(self) -> dict[str, list[Any]]:
         """As lists of pairs: the order of the columns is the order of the network's inputs."""
         return {"vocabularies": list(self.vocabularies.items()), "scales": list(self.scales.items())}
 
     @classmethod
-    def of_plain(cls, plain: dict[str, list]) -> "Encoder":
+    def of_plain(cls, plain: dict[str, list[Any]]) -> "Encoder":
         scales = {name: (mean, scale) for name, (mean, scale) in plain["scales"]}
         return cls(dict(plain["vocabularies"]), scales)
 
@@ -208,7 +209,8 @@ def read_log(settings: Settings, folder: Path) -> LandedLog:
 
 def _table(connection: duckdb.DuckDBPyConnection, folder: Path, pattern: str, key: str) -> pd.DataFrame:
     """A table of KuaiRand by its key, texts but for numbers; the last row stands for the unknown."""
-    frame = connection.read_csv(_files(folder, pattern), all_varchar=True).df()
+    files = _files(folder, pattern)
+    frame = connection.read_csv(files, all_varchar=True).df()  # type: ignore[arg-type]  # the stub wants one
     frame[key] = frame[key].astype(np.int64)
     frame = frame.drop_duplicates(key).sort_values(key, ignore_index=True)
     for name in frame.columns:
@@ -233,7 +235,8 @@ def _files(folder: Path, pattern: str) -> list[str]:
 
 def _tabs(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """The page of each impression, which the log's contract does not carry."""
-    connection.read_csv(_files(folder, "log_*.csv*")).create_view("raw")
+    files = _files(folder, "log_*.csv*")
+    connection.read_csv(files).create_view("raw")  # type: ignore[arg-type]  # as above
     connection.execute("""
         create table tabs as
         select user_id, video_id as item_id, time_ms, cast(min(tab) as varchar) as tab

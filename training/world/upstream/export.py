@@ -9,6 +9,7 @@ play time. The page and the hour are held at the log's most frequent ones, count
 what they are after the last landed day.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,12 @@ class _Pairs:
     """Features of any (user, item) pair on the day after the last landed one."""
 
     def __init__(
-        self, model: UpstreamModel, log: LandedLog, users: np.ndarray, items: pd.DataFrame, context: dict
+        self,
+        model: UpstreamModel,
+        log: LandedLog,
+        users: np.ndarray,
+        items: pd.DataFrame,
+        context: Mapping[str, Any],
     ) -> None:
         self.model, self.context = model, context
         item_ids = items["item_id"].to_numpy()

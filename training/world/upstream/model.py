@@ -98,17 +98,20 @@ class UpstreamModel:
         try:
             header = read_json(folder / "model.json")
             tensors = load_file(folder / "model.safetensors")
-            encoders = {name: Encoder.of_plain(header[name]) for name in ("users", "items", "context")}
+            encoders = [Encoder.of_plain(header[name]) for name in ("users", "items", "context")]
             settings = UpstreamSettings(**header["settings"])
             heads = tuple(header["heads"])
-            network = _network(settings, list(encoders.values()), len(heads))
+            network = _network(settings, encoders, len(heads))
             network.load_state_dict(tensors)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} holds no upstream model: {error}") from error
+        users, items, context = encoders
         return cls(
             heads,
             settings,
-            **encoders,
+            users,
+            items,
+            context,
             calibration=Calibration(**{k: tuple(v) for k, v in header["calibration"].items()}),
             network=network,
             train_days=tuple(header["train_days"]),
@@ -133,10 +136,13 @@ def fit_log(settings: Settings, log: LandedLog, train_days: Sequence[date]) -> U
     encoders = _encoders(log, train)
     torch.manual_seed(settings.seed + max(train_days).toordinal())
     network = _network(upstream, encoders, len(log.heads))
+    users, items, context = encoders
     untrained = UpstreamModel(
         log.heads,
         upstream,
-        *encoders,
+        users,
+        items,
+        context,
         calibration=Calibration.identity(log.heads),
         network=network,
         train_days=tuple(day.isoformat() for day in sorted(train_days)),

@@ -81,11 +81,10 @@ class PLE(nn.Module):
     ) -> None:
         super().__init__()
         widths = [min(embedding, 2 * round(size**0.25) + 1) for size in cardinalities]
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(size, width) for size, width in zip(cardinalities, widths, strict=True)
-        )
-        for table in self.embeddings:
+        tables = [nn.Embedding(size, width) for size, width in zip(cardinalities, widths, strict=True)]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.05)
+        self.embeddings = nn.ModuleList(tables)
         sizes = [sum(widths) + numbers, *[hidden] * layers]
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
