@@ -152,10 +152,11 @@ def _pack(to: Path, root: Path, manifest: dict[str, Any]) -> None:
 
 def _unpack(source: Path, folder: Path) -> dict[str, Any]:
     """Unpack into an empty folder and check it against the manifest, which is returned."""
+    if not hasattr(tarfile, "data_filter"):
+        raise MtfError("restoring needs Python 3.11.4 or newer, which unpacks nothing outside of the folder")
     try:
         with tarfile.open(source, mode="r:gz") as archive:
-            archive.extraction_filter = tarfile.data_filter  # refuses what would lie or point elsewhere
-            archive.extractall(folder)
+            archive.extractall(folder, filter="data")  # refuses what would lie or point elsewhere
         place = folder / MANIFEST
         manifest = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:

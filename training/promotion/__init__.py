@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from training.contract.settings import Settings
 from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
 from training.promotion.gate import gate
 
