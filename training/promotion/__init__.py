@@ -1,9 +1,5 @@
 """Which policy is served? The gate, the model registry, promotion and rollback."""
 
-from collections.abc import Mapping
-from datetime import date
-from typing import Any
-
 from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
 from training.promotion.gate import gate
 
