@@ -1,8 +1,8 @@
-"""Training steps a second of BatchRL-MTF beside d3rlpy's BCQ and the floor of its matrix products.
+"""Milliseconds of a training step of BatchRL-MTF, in both forms, beside d3rlpy's BCQ.
 
-`make bench` runs both sides in turn in one run: ours in this environment, d3rlpy 2.8.1 in its own
+`make bench` runs all sides in turn in one run: ours in this environment, d3rlpy 2.8.1 in its own
 (`make peers`), each in a process of its own with the same threads, batch, networks, n and data sizes,
-sampling included.
+sampling included; once with all of the processor's instructions, and once as on a processor without AVX-512.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from training.contract.policy import make_actor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
+from training.policies.fast import library
 from training.policies.products import product
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
@@ -33,13 +34,24 @@ WIDTHS = {
     "all nets 256-256": {"generator": (256, 256), "others": (256, 256)},
     "BCQ reference: VAE 750-750, others 400-300": {"generator": (750, 750), "others": (400, 300)},
 }
-VARIANTS: dict[str, dict[str, Any]] = {  # of BatchRL-MTF's settings; the first is the default
-    "default": {},
-    "bfloat16": {"precision": "bfloat16"},
-    "float32": {"precision": "float32"},
-    "frozen generator": {"freeze_generator_after": 1},
+FORMS: dict[str, dict[str, Any]] = {  # of BatchRL-MTF's settings
+    "page": {"precision": "float32"},
+    "fast": {"precision": "int8"},  # the default, where it runs
+    "fast, bfloat16": {"precision": "bfloat16"},
+    "fast, frozen generator": {"precision": "int8", "freeze_generator_after": 1},
+}
+INSTRUCTIONS: dict[
+    str, dict[str, str]
+] = {  # environment of all sides: of oneDNN and the fast form, PyTorch, MKL
+    "all": {},
+    "without AVX-512": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
 }
 PAPER_STEPS = 300_000
+_BEFORE = 200  # steps of ours: oneDNN makes a kernel for each number of rows that do not end a session
 
 
 def transitions(count: int, seed: int = 0) -> Transitions:
@@ -99,24 +111,20 @@ def products(widths: dict[str, tuple[int, ...]]) -> int:
 
 
 @torch.no_grad()
-def matmul_rate(
-    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = product,
-    dtype: torch.dtype = torch.float32,
-    seconds: float = 1.0,
-) -> float:
+def matmul_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Multiply-adds a second of the step's largest product, 2,560 x 256 x 256, the best of many."""
     a, b = torch.randn(BATCH * CANDIDATES, 256).to(dtype), torch.randn(256, 256).to(dtype)
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         started = time.perf_counter()
-        multiply(a, b)
+        product(a, b)
         best = min(best, time.perf_counter() - started)
     return BATCH * CANDIDATES * 256 * 256 / best
 
 
-def best_seconds(step: Callable[[], object], steps: int, rounds: int = 5) -> float:
-    """Seconds a step: the best round of several, as others can only add time."""
-    for _ in range(max(2, steps // 4)):
+def best_seconds(step: Callable[[], object], steps: int, rounds: int = 5, before: int = 5) -> float:
+    """Seconds a step, after some: the best round of several, as others can only add time."""
+    for _ in range(before):
         step()
     best = float("inf")
     for _ in range(rounds):
@@ -127,30 +135,27 @@ def best_seconds(step: Callable[[], object], steps: int, rounds: int = 5) -> flo
     return best
 
 
-def ours(
-    widths: dict[str, tuple[int, ...]], threads: int, count: int, own: dict[str, Any]
-) -> dict[str, float]:
+def ours(widths: str, threads: int, count: int, form: str) -> dict[str, float]:
     """In this process; run it in a child to leave the threads of others alone."""
-    settings = learner_settings(widths, own)
+    settings = learner_settings(WIDTHS[widths], FORMS[form])
     with reproducible(threads):
         learner = BatchRLMTF(settings, transitions(count), seed=0)
-        seconds = best_seconds(learner.step, 20)
-        rates = {dtype: matmul_rate(dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
-        mkl = matmul_rate(lambda a, b: torch.mm(a, b))
-    result = {
-        "ms_a_step": seconds * 1e3,
-        "matmul_gflops": 2e-9 * rates[torch.float32],
-        "bf16_matmul_gflops": 2e-9 * rates[torch.bfloat16],
-        "torch_mm_gflops": 2e-9 * mkl,
-    }
+        seconds = best_seconds(learner.step, 20, before=_BEFORE)
+        rate = matmul_rate(torch.float32 if learner.fast is None else torch.bfloat16)
+    result = {"ms_a_step": seconds * 1e3, "matmul_gflops": 2e-9 * rate}
     if not learner.frozen(learner.step_count):  # whose steps have fewer products
-        floor = products(widths) / rates[learner.dtype]
+        floor = products(WIDTHS[widths]) / rate
         result |= {"floor_ms": floor * 1e3, "share_of_matmul_rate": floor / seconds}
     return result
 
 
-def child(module: str, function: str, *arguments: Any) -> Any:
-    """A function of a module in a process of its own; its JSON answer."""
+def forms() -> list[str]:
+    """Those that run here."""
+    return [name for name in FORMS if name == "page" or library.LIBRARY is not None]
+
+
+def child(module: str, function: str, *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """A function of a module in a process of its own, with more of an environment; its JSON answer."""
     code = (
         "import importlib, json, sys; m, f, a = json.loads(sys.argv[1]); "
         "print(json.dumps(getattr(importlib.import_module(m), f)(*a)))"
@@ -160,18 +165,15 @@ def child(module: str, function: str, *arguments: Any) -> Any:
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=os.environ | (environment or {}),
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours_named(widths: str, threads: int, count: int, own: dict[str, Any]) -> dict[str, float]:
-    return ours(WIDTHS[widths], threads, count, own)
-
-
-def peer(widths: str, threads: int, count: int) -> dict[str, float]:
-    """d3rlpy's BCQ, in its own environment."""
+def peer(widths: str, threads: int, count: int, environment: Mapping[str, str]) -> dict[str, float]:
+    """d3rlpy's BCQ, by its own Python."""
     about = {
         "threads": threads,
         "count": count,
@@ -185,6 +187,7 @@ def peer(widths: str, threads: int, count: int) -> dict[str, float]:
         [str(PEER), str(ROOT / "tests" / "peers" / "bcq_rate.py"), json.dumps(about)],
         capture_output=True,
         text=True,
+        env=os.environ | environment,
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -218,39 +221,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=100_000, help="transitions of the comparison")
 
 
+def compared(widths: str, threads: int, arguments: argparse.Namespace, instructions: str) -> dict[str, Any]:
+    """Ours in each form and the peer, in turns, and the medians of all turns."""
+    environment, turns = INSTRUCTIONS[instructions], []
+    names = child(__name__, "forms", environment=environment)
+    for turn in range(arguments.rounds):
+        timed = {
+            form: child(__name__, "ours", widths, threads, arguments.count, form, environment=environment)
+            for form in names
+        }
+        theirs = peer(widths, threads, arguments.count, environment)
+        turns.append(
+            {
+                "ours": timed,
+                "d3rlpy_ms": theirs["ms_a_step"],
+                "d3rlpy_sampling_ms": theirs["sampling_ms"],
+                "ratio": {form: theirs["ms_a_step"] / own["ms_a_step"] for form, own in timed.items()},
+            }
+        )
+        print(f"{widths}, {instructions}, turn {turn + 1}: {json.dumps(turns[-1])}", flush=True)
+    middle: dict[str, Any] = {"d3rlpy_ms": float(np.median([turn["d3rlpy_ms"] for turn in turns]))}
+    for form in names:
+        own = [turn["ours"][form] for turn in turns]
+        middle[form] = {key: float(np.median([one[key] for one in own])) for key in own[0]}
+        middle[form]["ratio"] = float(np.median([turn["ratio"][form] for turn in turns]))
+        middle[form]["paper_retrain_hours"] = PAPER_STEPS * middle[form]["ms_a_step"] / 3.6e6
+    return {"turns": turns, "median": middle}
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not PEER.is_file():
         raise SystemExit(f"{PEER} does not exist: run `make peers` first")
     threads = os.cpu_count() or 1
-    compared = {}
-    for widths in WIDTHS:
-        turns = []
-        for turn in range(arguments.rounds):
-            timed = {
-                name: child(__name__, "ours_named", widths, threads, arguments.count, own)
-                for name, own in VARIANTS.items()
-            }
-            theirs = peer(widths, threads, arguments.count)
-            turns.append(
-                {
-                    "ours": timed,
-                    "d3rlpy_ms": theirs["ms_a_step"],
-                    "d3rlpy_sampling_ms": theirs["sampling_ms"],
-                    "ratio": {n: theirs["ms_a_step"] / t["ms_a_step"] for n, t in timed.items()},
-                }
-            )
-            print(f"{widths}, turn {turn + 1}: {json.dumps(turns[-1])}", flush=True)
-        middle = {}
-        for name in VARIANTS:
-            ours = [turn["ours"][name] for turn in turns]
-            middle[name] = {key: float(np.median([one[key] for one in ours])) for key in ours[0]}
-            middle[name]["ratio"] = float(np.median([turn["ratio"][name] for turn in turns]))
-            middle[name]["paper_retrain_hours"] = PAPER_STEPS * middle[name]["ms_a_step"] / 3.6e6
-        compared[widths] = {
-            "multiply_adds_a_step": products(WIDTHS[widths]),
-            "turns": turns,
-            "median": middle | {"d3rlpy_ms": float(np.median([t["d3rlpy_ms"] for t in turns]))},
-        }
+    training = {
+        widths: {"multiply_adds_a_step": products(sizes)}
+        | {name: compared(widths, threads, arguments, name) for name in INSTRUCTIONS}
+        for widths, sizes in WIDTHS.items()
+    }
     acting = child(__name__, "inference", threads)
     print(json.dumps({"inference": acting}, indent=1))
     return {
@@ -259,6 +266,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "action": ACTION,
         "batch": BATCH,
         "candidates": CANDIDATES,
-        "training": compared,
+        "training": training,
         "inference": acting,
     }

@@ -149,7 +149,7 @@ def load_and_learn(folder: str, count: int, mapped: bool, threads: int) -> dict[
     train = data.train
     with reproducible(threads), Memory() as learning:
         learner = BatchRLMTF(chosen.learner, train, seed=0)
-        step = best_seconds(learner.step, 100, 3)
+        step = best_seconds(learner.step, 100, 3, before=25)
     tensors = [c for s in (train, data.test) for c in vars(s).values() if isinstance(c, torch.Tensor)]
     return {
         "set_bytes": sum(tensor.nbytes for tensor in tensors),

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.training.policies.fast.compiled import compiled
 from training.experiments import load_table, run
 from training.experiments.run import Unit
 
 SMALL = Path(__file__).with_name("small.yaml")
 
 
+@compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_lower_precision_brings_the_same_return(tmp_path: Path, precision: str) -> None:

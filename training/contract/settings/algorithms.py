@@ -48,9 +48,9 @@ class BatchRLMTFSettings(Section):
     )
     precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="of the products in BatchRL-MTF's step (weights, Q and Adam stay float32); int8 is "
-        "bfloat16 with 8 bits in the hidden layers of the candidates at s'; auto is the shortest that the "
-        "processor multiplies in hardware (ours)",
+        description="of a step's products (weights, Q and Adam stay float32). float32 runs anywhere; "
+        "bfloat16, and int8 (8 bits in the hidden layers of the candidates at s'), need AVX-512 for both "
+        "and a C compiler; auto is int8 where that runs, else float32 (ours)",
     )
     generator_lr: Positive = Field(1e-3, description="(paper)")
     perturbation_lr: Positive = Field(1e-4, description="(paper)")
