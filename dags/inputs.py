@@ -25,8 +25,6 @@ A stage's code is its function and what that imports, with the versions of the l
 (:mod:`dags.sources`).
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from datetime import date, timedelta
 from functools import lru_cache
@@ -35,7 +33,7 @@ from typing import Any
 
 from dags import sources
 from training.contract import history
-from training.contract.files import read_json, sha256
+from training.contract.files import json_sha256, read_json, sha256
 from training.contract.layout import TABLES
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
@@ -189,7 +187,7 @@ def _chosen(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(value)[:16]
 
 
 def _stat(path: Path) -> str:

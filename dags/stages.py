@@ -15,6 +15,7 @@ from typing import Any
 from dags import inputs
 from training.contract import history
 from training.contract.errors import DataError, MtfError
+from training.contract.files import locked
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import STAGES, read_record, read_records, recorded_days, write_record
 from training.contract.settings import Settings
@@ -201,8 +202,14 @@ def run_stage(
     changed since, once a later day's training set holds these rows.
 
     Raises what the stage raises, and :class:`DataError` when a validation stage found the data bad;
-    the record then says so and the day's page is made again before the error goes on.
+    the record then says so and the day's page is made again before the error goes on. It waits while
+    ``mtf backup`` copies the folder.
     """
+    with locked(settings.layout.stages_lock, shared=True):
+        return _run_stage(settings, day, stage, force, keep_superseded)
+
+
+def _run_stage(settings: Settings, day: date, stage: str, force: bool, keep_superseded: bool) -> Record:
     layout = settings.layout
     why = "told to" if force else inputs.why_not_current(settings, day, stage)
     if why is not None and keep_superseded and not force and _superseded(settings, day, stage):

@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from dags.command_line import stack
 from training.contract.errors import MtfError
-from training.contract.settings import load_settings
+from training.contract.settings import Settings, load_settings
 from training.operations import backup as state
 
 console = Console()
@@ -18,10 +18,10 @@ console = Console()
 def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> None:
     """Write everything at rest (lake, warehouse, features, models, registry, pages) to one file.
 
-    Databases are copied consistently while the stack runs; landings and promotions wait meanwhile. The file
-    holds the service's token and Airflow's keys, and only its owner may read it.
+    Stop the stack first (`mtf down`). The file holds the service's token and Airflow's keys, and only its
+    owner may read it.
     """
-    settings = load_settings()
+    settings = _stopped()
     with console.status(f"backing up {settings.data}"):
         manifest = state.backup(settings, to)
     files = manifest["files"].values()
@@ -34,14 +34,19 @@ def restore(
 ) -> None:
     """Make the settings' data folder what a backup holds; every file is checked before anything changes.
 
-    The folder may be another than the one backed up: paths that MLflow, Feast and Airflow keep are
-    rewritten. Stop the stack first (`mtf down`).
+    The folder may be another than the one backed up. Stop the stack first (`mtf down`).
     """
-    settings = load_settings()
-    running = stack.running(settings)
-    if running:
-        raise MtfError(f"{', '.join(running)} runs over {settings.data}: stop it first with `mtf down`")
+    settings = _stopped()
     with console.status(f"restoring {settings.data}"):
         manifest = state.restore(settings, source, force)
     console.print(f"{settings.data} is as {manifest['root']} was at {manifest['created']}")
     console.print("`mtf status` says what is served; `mtf up` starts it")
+
+
+def _stopped() -> Settings:
+    """The settings; :class:`MtfError` while the stack runs over their data folder."""
+    settings = load_settings()
+    running = stack.running(settings)
+    if running:
+        raise MtfError(f"{', '.join(running)} runs over {settings.data}: stop it first with `mtf down`")
+    return settings

@@ -1,7 +1,7 @@
 """`mtf day` and `mtf backfill`: days by hand, through the stages that Airflow's tasks call."""
 
 from collections.abc import Callable
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -88,8 +88,7 @@ def chosen_day(chosen: datetime | None, settings: Settings) -> date:
     known = [one for one in recorded_days(settings.layout) if read_record(settings.layout, one, "land")]
     if known:
         return known[-1]
-    local = timezone(timedelta(hours=settings.calendar.utc_offset_hours))
-    return datetime.now(local).date() - timedelta(days=1)
+    return datetime.now(settings.calendar.zone).date() - timedelta(days=1)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,21 @@ app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
 console = Console()
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mtf {version('mtf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def mtf(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None: ...
 
 
 class Source(StrEnum):

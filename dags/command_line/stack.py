@@ -66,8 +66,7 @@ def token(settings: Settings) -> str:
         return os.environ["MTF_TOKEN"]
     path = settings.layout.serving / "token"
     if not path.exists():
-        write_text_atomic(path, secrets.token_urlsafe(32))
-        path.chmod(0o600)
+        write_text_atomic(path, secrets.token_urlsafe(32), mode=0o600)
     return path.read_text(encoding="utf-8")
 
 
@@ -80,6 +79,10 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         SETTINGS_VARIABLE: str(settings_file),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        # every path that Airflow writes into its airflow.cfg: from here they follow the folder
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(home / "plugins"),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(home / "logs" / "dag_processor"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": databases.airflow(settings),
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
@@ -123,7 +126,7 @@ def services(settings: Settings, settings_file: Path) -> list[Service]:
                 *[executable("mlflow"), "server", "--host", "127.0.0.1"],
                 *["--port", str(settings.orchestration.mlflow_port), "--workers", "1"],
                 *["--backend-store-uri", databases.mlflow(settings)],
-                *["--artifacts-destination", str(layout.mlflow / "artifacts")],
+                *["--artifacts-destination", str(layout.artifacts)],
             ],
             plain,
             settings.orchestration.mlflow_port,

@@ -9,7 +9,6 @@ them is most of their time (28 ms a row of a push, 1 ms of a read). Our own stor
 once and without those values (``WideSqliteOnlineStore.reader``), which take longer than the query.
 """
 
-import fcntl
 import os
 import threading
 import time
@@ -35,6 +34,7 @@ from feature_repo.feast_hooks import redis_client
 from feature_repo.online_store import Row, WideSqliteOnlineStore
 from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
+from training.contract.files import locked
 from training.contract.session import add_feedback, is_current
 from training.contract.settings import Settings
 from training.contract.state import context_values, days_since, session_columns
@@ -263,8 +263,7 @@ class OnlineState:
                     held.enter_context(lock)
                 yield
             return
-        with (self._folder / "feedback.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # closing the file, or dying, releases it
+        with locked(self._folder / "feedback.lock"):
             yield
 
     @contextmanager

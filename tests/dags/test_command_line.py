@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from dags.command_line import stack
 from dags.command_line.demo import verdict
 from dags.command_line.main import app
 from dags.command_line.settings_file import render
-from training.contract.files import read_json
+from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings, load_settings
 
 COMMANDS = (
@@ -25,6 +27,10 @@ def test_help_lists_every_command():
     text = CliRunner().invoke(app, ["--help"]).output
     for command in COMMANDS:
         assert f" {command} " in text
+
+
+def test_it_tells_its_version():
+    assert CliRunner().invoke(app, ["--version"]).output == f"mtf {version('mtf')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,6 +86,26 @@ def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     assert result.returncode == 1
     assert "there is no log of 2026-01-05" in result.stderr
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [("backup", "--to"), ("restore", "--force", "--from")])
+def test_while_the_stack_runs_its_folder_is_neither_copied_nor_replaced(
+    tmp_path: Path, arguments: tuple[str, ...]
+):
+    path, file = tmp_path / "mtf.yaml", tmp_path / "b.tar.gz"
+    path.write_text("seed: 1\n")
+    stands_in = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    )
+    entry = {"pid": stands_in.pid, "started": stack._started(stands_in.pid)}
+    write_json_atomic(tmp_path / "data/processes/airflow.json", entry)
+    result = run_mtf(*arguments, str(file), settings=path)
+    stands_in.communicate()
+    assert result.returncode == 1 and not file.exists()
+    said = f"error: airflow runs over {tmp_path / 'data'}: stop it first with `mtf down`\n"
+    assert result.stderr == said
+    if arguments[0] == "backup":
+        assert run_mtf(*arguments, str(file), settings=path).returncode == 0 and file.exists()
 
 
 def test_files_that_are_refused_leave_data_docs_a_page_and_a_record_as_a_refused_stage_does(tmp_path: Path):

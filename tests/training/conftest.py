@@ -21,6 +21,7 @@ from training.contract.settings import (
 )
 from training.contract.transitions import TRANSITION
 from training.ingest.schema import TIMESTAMP
+from training.promotion import registry
 
 DAY = date(2026, 1, 7)
 ARROW = {"list<float>": pa.list_(pa.float32()), "timestamp[us, UTC]": TIMESTAMP, "double": pa.float64()}
@@ -181,3 +182,11 @@ def make_toy() -> Callable[..., ToyWorld]:
 def toy(tmp_path: Path, make_toy: Callable[..., ToyWorld]) -> Callable[..., ToyWorld]:
     """The same in the test's own folder, named by ``folder``."""
     return lambda folder="data", **sections: make_toy(tmp_path / folder, **sections)
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: making one takes seconds, so it is made once."""
+    settings = Settings(data=tmp_path_factory.mktemp("registry"))
+    assert registry.alias_version(settings, registry.CHAMPION) is None
+    return settings.layout.mlflow / "mlflow.db"

@@ -1,5 +1,6 @@
-"""Atomic writes: a reader sees the old file or the new one, never a part of either."""
+"""Atomic writes and locks: a reader sees the old file or the new one, never a part of either."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -23,11 +24,12 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], mode: int = 0o644) -> None:
     """Call ``write(temporary)``, flush what it wrote, then rename it over ``path``.
 
     The temporary file lies beside ``path`` (a rename across file systems is not atomic), under a
-    name starting with a dot so that globs over a partition do not pick it up.
+    name starting with a dot so that globs over a partition do not pick it up. Its owner alone can read
+    it until it has the permissions ``mode``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -37,15 +39,15 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text_atomic(path: Path, text: str, mode: int = 0o644) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), mode)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -56,6 +58,19 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file ``path`` against other processes; not reentrant.
+
+    Those that hold it ``shared`` exclude only one that wants it alone. Raises :class:`BlockingIOError` when
+    it is held elsewhere and ``wait`` is off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:  # closing the file, or dying, releases it
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 @contextmanager
@@ -118,6 +133,11 @@ def _touched(path: Path) -> float:
         return max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
     except FileNotFoundError:
         return time.time()
+
+
+def json_sha256(value: Any) -> str:
+    """Hex SHA-256 of plain JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

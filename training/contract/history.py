@@ -1,6 +1,5 @@
 """What was promoted, rolled back or shared out, when and why: one file of JSON lines, oldest first."""
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.contract.files import write_text_atomic
+from training.contract.files import locked, write_text_atomic
 from training.contract.layout import Layout
 
 Event = dict[str, Any]
@@ -34,10 +33,7 @@ def changing(layout: Layout) -> Iterator[None]:
 
     Whoever reads a pointer or the shares in order to replace them does both inside. Not reentrant.
     """
-    path = layout.serving / "changing.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file, or dying, releases it
+    with locked(layout.serving / "changing.lock"):
         yield
 
 

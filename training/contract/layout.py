@@ -10,6 +10,16 @@ USERS = "users"
 TABLES = (IMPRESSIONS, DECISIONS, USERS)
 
 
+def day_of_folder(folder: Path) -> date:
+    """The day of a folder ``dt=YYYY-MM-DD``."""
+    return date.fromisoformat(folder.name.removeprefix("dt="))
+
+
+def days_in(folder: Path) -> list[date]:
+    """The days of which ``folder`` holds a folder, oldest first."""
+    return sorted(day_of_folder(path) for path in folder.glob("dt=*") if path.is_dir())
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths below the data folder. Nothing is created here: writers make their own parents."""
@@ -32,11 +42,7 @@ class Layout:
 
     def days(self, table: str) -> list[date]:
         """Landed days of a table, oldest first."""
-        return sorted(
-            date.fromisoformat(folder.name.removeprefix("dt="))
-            for folder in self.table(table).glob("dt=*")
-            if folder.is_dir()
-        )
+        return days_in(self.table(table))
 
     # the warehouse: dbt's DuckDB file and the Parquet exports that Feast and the learner read
     @property
@@ -88,6 +94,11 @@ class Layout:
         return self.root / "mlflow"
 
     @property
+    def artifacts(self) -> Path:
+        """What MLflow's server resolves `mlflow-artifacts:/` to."""
+        return self.mlflow / "artifacts"
+
+    @property
     def bentos(self) -> Path:
         return self.root / "bentoml"
 
@@ -133,6 +144,11 @@ class Layout:
     # per-day records of each stage, and the pages made from them
     def run(self, day: date) -> Path:
         return self.root / "runs" / f"dt={day.isoformat()}"
+
+    @property
+    def stages_lock(self) -> Path:
+        """Held, shared, by every stage that runs."""
+        return self.root / "runs" / "stages.lock"
 
     @property
     def lineage(self) -> Path:

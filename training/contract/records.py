@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 
 from training.contract.files import read_json, write_json_atomic
-from training.contract.layout import Layout
+from training.contract.layout import Layout, days_in
 
 STAGES = (
     "traffic",  # the world's own account of the day (demo and experiments only)
@@ -50,6 +50,4 @@ def read_records(layout: Layout, day: date) -> dict[str, dict[str, Any]]:
 
 def recorded_days(layout: Layout) -> list[date]:
     """Days of which any stage left a record, oldest first."""
-    return sorted(
-        date.fromisoformat(folder.name.removeprefix("dt=")) for folder in (layout.root / "runs").glob("dt=*")
-    )
+    return days_in(layout.root / "runs")

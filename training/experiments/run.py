@@ -1,7 +1,5 @@
 """Run a table: units over processes, one file a finished unit, results made from the files."""
 
-import hashlib
-import json
 import multiprocessing
 import os
 import queue
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 
 from training.contract.errors import MtfError
-from training.contract.files import read_json, write_atomic, write_json_atomic
+from training.contract.files import json_sha256, read_json, write_atomic, write_json_atomic
 from training.experiments.ground import Ground
 from training.experiments.results import write_results
 from training.experiments.table import Method, Table, slug
@@ -112,7 +110,7 @@ def fingerprint(table: Table, unit: Unit) -> str:
         "leaning": table.reward_leaning,
         "sources": sources_sha256(),
     }
-    return _sha256(parts)
+    return json_sha256(parts)
 
 
 def _ground_fingerprint(table: Table) -> str:
@@ -126,13 +124,9 @@ def _ground_fingerprint(table: Table) -> str:
     }
     # a learner's or the judge's settings do not change what is logged
     parts = {name: parts[name] for name in ("past_days", "log_days", "logs")}
-    return _sha256(
+    return json_sha256(
         {"parts": parts, "worlds": evaluated, "sources": sources_sha256(), "torch": torch.__version__}
     )
-
-
-def _sha256(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # jobs, each in a worker

@@ -5,7 +5,7 @@ Adapters: :mod:`service_log` (the service's own log), :mod:`kuairand` (its offic
 land through :mod:`landing`, which keeps a day atomic, idempotent and versioned.
 """
 
-from training.ingest.kuairand import land_kuairand, video_features
+from training.ingest.kuairand import land_kuairand
 from training.ingest.landing import changed_days, land, landed, late_users, with_predictions
 from training.ingest.service_log import has_service_log, land_service_log
 from training.ingest.sources import source_files
@@ -21,6 +21,5 @@ __all__ = [
     "landed",
     "late_users",
     "source_files",
-    "video_features",
     "with_predictions",
 ]

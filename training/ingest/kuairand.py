@@ -121,41 +121,6 @@ def land_kuairand(
     return records
 
 
-def video_features(folder: Path) -> pa.Table:
-    """The basic video table, one row a video ordered by ``video_id``.
-
-    int64: video_id, author_id, music_id; string: video_type, upload_type; date32: upload_dt; double:
-    visible_status, video_duration (ms, null: unknown), server_width, server_height, music_type; tag:
-    list<int32>, null where the release has none. Raises :class:`DataError` as :func:`land_kuairand`.
-    """
-    types = {
-        "video_id": pa.int64(),
-        "author_id": pa.int64(),
-        "video_type": pa.string(),
-        "upload_dt": pa.date32(),
-        "upload_type": pa.string(),
-        "visible_status": pa.float64(),
-        "video_duration": pa.float64(),
-        "server_width": pa.float64(),
-        "server_height": pa.float64(),
-        "music_id": pa.float64(),  # written as 3.0 in some releases
-        "music_type": pa.float64(),
-        "tag": pa.string(),
-    }
-    files = _files(folder, "video_features_basic*", "basic video table")
-    with connect() as connection:
-        connection.register(
-            "videos", pa.concat_tables([read_table(path, types, list(types)) for path in files])
-        )
-        try:
-            return connection.sql(
-                "select distinct on (video_id) * replace (music_id::bigint as music_id, "
-                "string_split(nullif(tag, ''), ',')::integer[] as tag) from videos order by video_id"
-            ).to_arrow_table()
-        except duckdb.Error as error:
-            raise DataError(f"{files[0]}: column tag or music_id: {error}") from error
-
-
 def _files(folder: Path, pattern: str, what: str) -> list[Path]:
     """Plain and compressed CSVs of one release, in the order of their names (parts by number)."""
     places = [folder, folder / "data"]

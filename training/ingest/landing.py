@@ -7,7 +7,6 @@ rows changed then, and up to when the online store had features at that moment, 
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
 
-import fcntl
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.files import (
+    locked,
     read_json,
     recover_folder,
     replaced_folder,
@@ -325,10 +325,7 @@ def fetch_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, .
 @contextmanager
 def landing_lock(layout: Layout) -> Iterator[None]:
     """One landing at a time: late rows make a day's landing read and replace other days too."""
-    lake = layout.root / "lake"
-    lake.mkdir(parents=True, exist_ok=True)
-    with (lake / ".landing.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(layout.root / "lake" / ".landing.lock"):
         yield
 
 

@@ -1,39 +1,33 @@
 """Backup and restore of the embedded state: one file that holds the data folder, and the folder from it.
 
-SQLite databases are copied by SQLite's own backup, the warehouse while it is held open (so that dbt cannot
-write it), everything else as files, which are only ever replaced whole. Landings, validations and changes of
-what is served wait meanwhile. What runs and leaves nothing behind (logs of processes, locks, caches) is left
-out. The last entry of the archive is a manifest: the folder that was backed up, and each file's size and
-SHA-256.
+The folder is archived as it lies, while nothing writes it: who backs up stops the stack, and a stage, a
+landing or a promotion at work is a refusal. What runs and leaves nothing behind (logs of processes, locks,
+caches) is left out. The last entry of the archive is a manifest: the folder that was backed up, and each
+file's size and SHA-256.
 
-Restoring unpacks beside the data folder, checks every byte, and then changes places with it. Absolute paths
-that MLflow, Feast and Airflow keep of the old folder are rewritten to the new one.
+Restoring unpacks beside the data folder, checks every byte, and then changes places with it. Nothing in the
+folder has to be rewritten where it lies elsewhere: MLflow's addresses do not name it, Airflow takes its
+paths from the environment, and Feast's registry is applied again.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import os
-import re
-import shutil
-import sqlite3
 import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import duckdb
 
 from training.contract import history
 from training.contract.errors import MtfError
-from training.contract.files import fsync_folder
+from training.contract.files import locked, replaced_folder, sha256, write_atomic
 from training.contract.layout import Layout
 from training.contract.settings import Settings
-from training.ingest.landing import landing_lock
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -45,52 +39,25 @@ LEFT_OUT = (
         "warehouse/dbt_target/partial_parse.msgpack",
     ),
 )
-# SQLite's own files beside a database: the backup has taken in what they hold
-_BESIDE = ("-wal", "-shm", "-journal")
-_SQLITE = b"SQLite format 3\x00"
-# MLflow's tables and columns that hold a path of the artifacts
-_MLFLOW_PATHS = (
-    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
-    *(("model_versions", "source"), ("model_versions", "storage_location")),
-)
-_CHUNK = 1 << 20
 
 
 def backup(settings: Settings, to: Path) -> dict[str, Any]:
     """Write the data folder to ``to``, a .tar.gz that only its owner may read; returns its manifest.
 
     The file holds the service's token and Airflow's keys: keep it like one. Raises :class:`MtfError` when
-    there is nothing to back up, when ``to`` lies in the data folder, and while dbt has the warehouse open.
+    there is nothing to back up, when ``to`` lies in the data folder, and while something writes the folder.
     """
-    layout = settings.layout
-    root = layout.root.absolute()
+    root = settings.layout.root.absolute()
     if not root.is_dir():
         raise MtfError(f"there is no data folder {root} to back up")
     if to.absolute().is_relative_to(root):
         raise MtfError(f"{to} lies in the data folder {root}: name a file elsewhere")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{to.name}.", suffix=".tmp", dir=to.parent)
-    temporary = Path(name)
-    files: dict[str, dict[str, Any]] = {}
-    try:
-        with os.fdopen(handle, "wb") as sink, _still(layout):
-            with tarfile.open(fileobj=sink, mode="w:gz", compresslevel=1) as archive:
-                for path in _files(root):
-                    found = _add(archive, root, path)
-                    if found is not None:
-                        files[path.relative_to(root).as_posix()] = found
-                manifest = {
-                    **{"format": FORMAT, "root": str(root), "files": files},
-                    "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-                }
-                content = json.dumps(manifest, sort_keys=True).encode()
-                _add_stream(archive, MANIFEST, io.BytesIO(content), len(content), 0o600, 0.0)
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(to)
-        fsync_folder(to.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    manifest: dict[str, Any] = {
+        **{"format": FORMAT, "root": str(root), "files": {}},
+        "created": history.now(),
+    }
+    with _still(settings.layout):
+        write_atomic(to, lambda temporary: _pack(temporary, root, manifest), mode=0o600)
     return manifest
 
 
@@ -104,21 +71,9 @@ def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, 
     root = settings.layout.root.absolute()
     if root.exists() and any(root.iterdir()) and not force:
         raise MtfError(f"{root} is not empty: --force puts the backup in its place")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}.", suffix=".restore", dir=root.parent))
-    old = root.with_name(f".{root.name}.before-restore")
-    try:
-        fresh.chmod(0o755)
+    with replaced_folder(root) as fresh:
         manifest = _unpack(source, fresh)
-        _relocate(fresh, manifest["root"], str(root))
-        shutil.rmtree(old, ignore_errors=True)
-        if root.exists():
-            root.replace(old)
-        fresh.replace(root)
-        fsync_folder(root.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        os.sync()
     if settings.layout.feast.exists():
         from training import features
 
@@ -131,7 +86,7 @@ def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, 
 
 @contextlib.contextmanager
 def _still(layout: Layout) -> Iterator[None]:
-    """Hold landing, what is served, validation and the warehouse."""
+    """Hold the warehouse and every lock of the folder; :class:`MtfError` when one is held elsewhere."""
     with contextlib.ExitStack() as stack:
         if layout.warehouse.exists():
             try:
@@ -140,157 +95,81 @@ def _still(layout: Layout) -> Iterator[None]:
                 raise MtfError(
                     f"the warehouse is being written: run this again after dbt ({error})"
                 ) from error
-        stack.enter_context(landing_lock(layout))
-        stack.enter_context(history.changing(layout))
-        lock = layout.validation / ".lock"
-        if lock.exists():
-            file = stack.enter_context(lock.open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+        for lock in sorted({layout.stages_lock, *layout.root.rglob("*.lock")}):
+            try:
+                stack.enter_context(locked(lock, wait=False))
+            except BlockingIOError as error:
+                raise MtfError(
+                    f"{lock} is held: a stage, a landing, a promotion or a service is at work; run this "
+                    f"again when it has ended"
+                ) from error
         yield
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Pointers first: the policies that they name are there before them, and so are in the archive."""
+def _files(root: Path) -> list[Path]:
     left_out = [root / name for name in LEFT_OUT]
-    found = [
+    return [
         path
         for path in sorted(root.rglob("*"))
         if path.is_file()
         and not path.is_symlink()
         and not any(path.is_relative_to(one) for one in left_out)
-        and not path.name.endswith((*_BESIDE, ".lock", ".tmp"))
+        and not path.name.endswith((".lock", ".tmp"))
         and not any(part.startswith(".") and part.endswith((".new", ".old")) for part in path.parts)
     ]
-    return iter(sorted(found, key=lambda path: (path.parent != root / "serving", path)))
 
 
-def _add(archive: tarfile.TarFile, root: Path, path: Path) -> dict[str, Any] | None:
-    name = path.relative_to(root).as_posix()
-    try:
-        stat = path.stat()
-        if _is_sqlite(path):
-            with tempfile.TemporaryDirectory() as folder:
-                copy = Path(folder) / path.name
-                with (
-                    contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=60)) as mine,
-                    contextlib.closing(sqlite3.connect(copy)) as theirs,
-                ):
-                    mine.backup(theirs)
-                size = copy.stat().st_size
-                with copy.open("rb") as content:
-                    digest = _add_stream(archive, name, content, size, stat.st_mode & 0o777, stat.st_mtime)
-            return {"bytes": size, "sha256": digest}
-        with path.open("rb") as content:
-            # of a log that grows, what was there when it was opened
-            size = os.fstat(content.fileno()).st_size
-            digest = _add_stream(archive, name, content, size, stat.st_mode & 0o777, stat.st_mtime)
-    except FileNotFoundError:
-        return None  # replaced or removed since it was listed
-    return {"bytes": size, "sha256": digest}
+class _Hashed:
+    """Hashes what is read of a file: what goes into the archive, and not what lies there later."""
 
+    def __init__(self, file: IO[bytes]):
+        self.digest, self._file = hashlib.sha256(), file
 
-def _is_sqlite(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE)) == _SQLITE
-
-
-class _Hashed(io.RawIOBase):
-    """A stream of ``size`` bytes of ``content`` that hashes what is read."""
-
-    def __init__(self, content: IO[bytes], size: int) -> None:
-        self.digest, self._content, self._left = hashlib.sha256(), content, size
-
-    def read(self, size: int = -1) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        chunk = self._content.read(wanted)
-        self._left -= len(chunk)
+    def read(self, size: int) -> bytes:
+        chunk = self._file.read(size)
         self.digest.update(chunk)
         return chunk
 
 
-def _add_stream(
-    archive: tarfile.TarFile, name: str, content: IO[bytes], size: int, mode: int, modified: float
-) -> str:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode, entry.mtime = size, mode, int(modified)
-    stream = _Hashed(content, size)
-    archive.addfile(entry, stream)
-    return stream.digest.hexdigest()
+def _pack(to: Path, root: Path, manifest: dict[str, Any]) -> None:
+    """Write the archive and enter its files into the manifest."""
+    # dereference: a second name of the same file is a file of its own, not a link into the archive
+    with tarfile.open(to, mode="w:gz", compresslevel=1, dereference=True) as archive:
+        for path in _files(root):
+            name = path.relative_to(root).as_posix()
+            with path.open("rb") as file:
+                entry, content = archive.gettarinfo(arcname=name, fileobj=file), _Hashed(file)
+                archive.addfile(entry, content)
+            manifest["files"][name] = {"bytes": entry.size, "sha256": content.digest.hexdigest()}
+        text = json.dumps(manifest, sort_keys=True).encode()
+        entry = tarfile.TarInfo(MANIFEST)
+        entry.size = len(text)
+        archive.addfile(entry, io.BytesIO(text))
 
 
 # --- reading
 
 
 def _unpack(source: Path, folder: Path) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {}
-    manifest: Any = None
+    """Unpack into an empty folder and check it against the manifest, which is returned."""
     try:
         with tarfile.open(source, mode="r:gz") as archive:
-            for entry in archive:
-                stream = archive.extractfile(entry) if entry.isreg() else None
-                if stream is None:
-                    raise MtfError(f"{source}: {entry.name!r} is not a plain file: this is no backup of ours")
-                if entry.name == MANIFEST:
-                    manifest = json.loads(stream.read())
-                    continue
-                path = folder / _checked(source, entry.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                digest = hashlib.sha256()
-                with path.open("xb") as sink:
-                    while chunk := stream.read(_CHUNK):
-                        digest.update(chunk)
-                        sink.write(chunk)
-                    sink.flush()
-                    os.fsync(sink.fileno())
-                path.chmod(entry.mode & 0o777)
-                os.utime(path, (entry.mtime, entry.mtime))
-                found[entry.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+            archive.extraction_filter = tarfile.data_filter  # refuses what would lie or point elsewhere
+            archive.extractall(folder)
+        place = folder / MANIFEST
+        manifest = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
         raise MtfError(f"{source} cannot be read: {error}; the data folder is as it was") from error
-    _check(source, manifest, found)
-    return manifest
-
-
-def _checked(source: Path, name: str) -> str:
-    """A name that stays in its folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or name != path.as_posix() or name in ("", "."):
-        raise MtfError(
-            f"{source}: {name!r} would be written outside of the data folder; nothing was restored"
-        )
-    return name
-
-
-def _check(source: Path, manifest: Any, found: Mapping[str, Mapping[str, Any]]) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise MtfError(f"{source} has no manifest of format {FORMAT}: it is truncated or no backup of ours")
+    place.unlink()
     wanted = manifest["files"]
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_symlink() or p.is_file()}
     for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            what = "is missing" if name not in found else "is not what the manifest says"
-            raise MtfError(f"{source}: {name} {what}; the data folder is as it was")
-
-
-def _relocate(folder: Path, before: str, now: str) -> None:
-    """Rewrite the absolute paths of the folder that was backed up."""
-    if before == now:
-        return
-    configuration = folder / "airflow" / "airflow.cfg"
-    if configuration.exists():
-        text = configuration.read_text(encoding="utf-8")
-        # the folder itself or what lies in it, not another whose name begins like it
-        text = re.sub(re.escape(before) + r"(?=[/\s]|$)", lambda _: now, text)
-        configuration.write_text(text, encoding="utf-8")
-    database = folder / "mlflow" / "mlflow.db"
-    if not database.exists():
-        return
-    old, new = Path(before).as_uri(), Path(now).as_uri()
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-        known = {row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")}
-        for table, column in _MLFLOW_PATHS:
-            if table in known:
-                connection.execute(
-                    f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
-                    f"where {column} = ? or substr({column}, 1, ?) = ?",
-                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
+        path = found.get(name)
+        if path is None:
+            raise MtfError(f"{source}: {name} is missing; the data folder is as it was")
+        # a link is none of ours, wherever it points
+        if path.is_symlink() or wanted.get(name) != {"bytes": path.stat().st_size, "sha256": sha256(path)}:
+            raise MtfError(f"{source}: {name} is not what the manifest says; the data folder is as it was")
+    return manifest

@@ -12,10 +12,7 @@ earlier run is removed by the next.
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -23,10 +20,10 @@ from pathlib import Path
 
 import duckdb
 
-from training.contract import databases, history
+from training.contract import history
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import leftovers, sha256
-from training.contract.layout import DECISIONS, IMPRESSIONS
+from training.contract.layout import DECISIONS, IMPRESSIONS, days_in
 from training.contract.log import LATE_DAYS, day_of
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import load_policy
@@ -59,7 +56,6 @@ class Item:
 class Plan:
     """What goes, and why older days stay: reasons by day."""
 
-    newest: date | None
     items: list[Item] = field(default_factory=list)
     held: Mapping[date, str] = field(default_factory=dict)
 
@@ -75,7 +71,7 @@ def plan(settings: Settings) -> Plan:
     layout, limits = settings.layout, settings.retention
     landed = layout.days(IMPRESSIONS)
     if not landed:
-        return Plan(None)
+        return Plan()
     newest = landed[-1]
     pointers = list(_pointers(settings))
     held = _held(settings, landed, pointers)
@@ -102,10 +98,10 @@ def plan(settings: Settings) -> Plan:
             add("log", day, f"{path.parent.name} {path.name}", [path])
     for mart in (mart for mart in MARTS if mart not in PROFILES):
         folder = layout.mart(mart)
-        for day in expired(_days(folder), newest, limits.warehouse_days, held):
+        for day in expired(days_in(folder), newest, limits.warehouse_days, held):
             add("warehouse", day, mart, [folder / f"dt={day}"])
     serving = {pointer.sha256 for pointer in pointers}
-    models = _days(layout.models)
+    models = days_in(layout.models)
     gone = expired(models, newest, limits.models_days, {date.fromisoformat(p.day) for p in pointers})
     for day in gone:
         add("model", day, "challenger", [layout.model(day)])
@@ -116,7 +112,7 @@ def plan(settings: Settings) -> Plan:
     for path in _policies(settings, serving):
         add("policy", None, path.name, [path])
     docs = {date.fromisoformat(path.name) for path in layout.validation.glob("results/*/????-??-??")}
-    for day in expired({*docs, *_days(layout.reports)}, newest, limits.reports_days, held):
+    for day in expired({*docs, *days_in(layout.reports)}, newest, limits.reports_days, held):
         results = (*layout.validation.glob(f"*/*/{day}"), *layout.validation.glob(f"*/*/*/{day}"))
         pages = (layout.reports / f"dt={day}", layout.lineage / f"{day}.jsonl", *results)
         add("report", day, "page, Data Docs and lineage", pages)
@@ -126,7 +122,7 @@ def plan(settings: Settings) -> Plan:
         add("record", day, "records of its stages", (layout.run(day), *profiles))
     for path in leftovers(layout.root, UNTOUCHED):
         add("temporary", None, str(path.relative_to(layout.root)), [path])
-    return Plan(newest, items, held)
+    return Plan(items, held)
 
 
 def keep(settings: Settings, planned: Plan) -> None:
@@ -273,18 +269,8 @@ def _forget_rows(settings: Settings, items: Sequence[Item]) -> None:
 def _forget_runs(settings: Settings, days: Collection[date]) -> None:
     from training.promotion import registry
 
-    runs = registry.withdraw(settings, days) if days else []
-    if runs:
-        uri = databases.mlflow(settings)
-        answer = subprocess.run(
-            [sys.executable, "-m", "mlflow", "gc", "--run-ids", ",".join(runs), "--backend-store-uri", uri],
-            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if answer.returncode != 0:
-            raise RuntimeError(f"mlflow gc failed ({answer.returncode}):\n{answer.stderr[-2000:]}")
+    if days:
+        registry.delete(settings, days)
 
 
 def _remove(item: Item) -> None:
@@ -296,10 +282,6 @@ def _remove(item: Item) -> None:
             shutil.rmtree(aside)
         else:
             path.unlink(missing_ok=True)
-
-
-def _days(folder: Path) -> list[date]:
-    return sorted(date.fromisoformat(path.name.removeprefix("dt=")) for path in folder.glob("dt=*"))
 
 
 def _bytes(path: Path) -> int:

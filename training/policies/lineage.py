@@ -1,8 +1,6 @@
 """Where a policy comes from: data, settings, code. Equal lineage on one machine means an equal policy."""
 
-import hashlib
 import importlib.metadata
-import json
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 
 from training.contract import sources
+from training.contract.files import json_sha256
 from training.contract.settings import Settings
 from training.trajectories import Trajectories
 
@@ -22,7 +21,7 @@ _WITHOUT_EFFECT = {"learner": {"checkpoint_every", "map_above_bytes", "threads"}
 def settings_hash(settings: Settings) -> str:
     """SHA-256 of the sections that what is learnt depends on."""
     values = settings.model_dump(mode="json", include=set(_SECTIONS), exclude=_WITHOUT_EFFECT)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json_sha256(values)
 
 
 def code_version() -> str:
@@ -88,4 +87,4 @@ def fingerprint(lineage: dict[str, Any]) -> str:
         "threads",
         "precision",
     )
-    return hashlib.sha256(json.dumps([lineage[key] for key in keys], sort_keys=True).encode()).hexdigest()
+    return json_sha256([lineage[key] for key in keys])

@@ -8,13 +8,4 @@ from training.contract.settings import Settings
 from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
 from training.promotion.gate import gate
 
-__all__ = ["champion_before", "champion_policy", "gate", "history", "promote", "register", "rollback"]
-
-
-def register(
-    settings: Settings, day: date, train_record: Mapping[str, Any], evaluate_record: Mapping[str, Any]
-) -> str:
-    """See :func:`training.promotion.registry.register`; MLflow is imported on the first call."""
-    from training.promotion import registry
-
-    return registry.register(settings, day, train_record, evaluate_record)
+__all__ = ["champion_before", "champion_policy", "gate", "history", "promote", "rollback"]

@@ -5,14 +5,18 @@ first run left and adds nothing.
 """
 
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from training.contract import databases
+from training.contract.files import write_atomic, write_json_atomic
 from training.contract.settings import Settings
 
 EXPERIMENT = "mtf"
@@ -20,6 +24,7 @@ MODEL = "mtf-fusion"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 TAG_CHARACTERS = 5_000  # MLflow refuses longer ones; the whole lineage is an artifact of the run
+ARTIFACTS = "mlflow-artifacts:/"  # of every run; no address names the data folder, so that it can move
 BATCH = 1_000  # most metrics MLflow takes in one call
 
 
@@ -44,8 +49,10 @@ def register(
         metrics = list(_metrics(day, train_record, evaluate_record))
         for start in range(0, len(metrics), BATCH):
             client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
-        client.log_dict(run.info.run_id, dict(train_record.get("lineage", {})), "lineage.json")
-        client.log_artifact(run.info.run_id, str(settings.layout.model(day) / "policy.safetensors"))
+        files = artifacts(settings, run.info.run_id)
+        write_json_atomic(files / "lineage.json", train_record.get("lineage", {}))
+        policy = settings.layout.model(day) / "policy.safetensors"
+        write_atomic(files / policy.name, lambda temporary: shutil.copyfile(policy, temporary))
         client.set_terminated(run.info.run_id)
     version = _version(client, digest)
     if version is None:
@@ -72,18 +79,26 @@ def alias_version(settings: Settings, alias: str) -> str | None:
     return None if found is None else str(found)
 
 
-def withdraw(settings: Settings, days: Collection[date]) -> list[str]:
-    """Mark the runs of these days as deleted, with their model versions; returns the runs' ids.
+def artifacts(settings: Settings, run_id: str) -> Path:
+    """Folder of a run's files: what MLflow's server serves for the run's address ``mlflow-artifacts:/…``.
+
+    MLflow's own client resolves that address through a server alone, and here there may be none.
+    """
+    return settings.layout.artifacts / run_id / "artifacts"
+
+
+def delete(settings: Settings, days: Collection[date]) -> None:
+    """Delete the runs of these days for good, with their files and model versions.
 
     A version that carries an alias stays, and so does its run.
     """
     client = _client(settings)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return []
+        return
+    store = SqlAlchemyStore(databases.mlflow(settings), ARTIFACTS)
     models = client.search_registered_models(f"name = '{MODEL}'")
     named = {str(version) for model in models for version in model.aliases.values()}
-    gone = []
     for day in sorted(days):
         for run in client.search_runs([experiment.experiment_id], f"tags.`mtf.day` = '{day}'"):
             versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
@@ -91,9 +106,9 @@ def withdraw(settings: Settings, days: Collection[date]) -> list[str]:
                 continue
             for version in versions:
                 client.delete_model_version(MODEL, str(version.version))
-            client.delete_run(run.info.run_id)
-            gone.append(run.info.run_id)
-    return gone
+            shutil.rmtree(artifacts(settings, run.info.run_id).parent, ignore_errors=True)
+            # as `mlflow gc`, which would ask a server to delete the files
+            store._hard_delete_run(run.info.run_id)
 
 
 def _client(settings: Settings) -> MlflowClient:
@@ -105,8 +120,7 @@ def _client(settings: Settings) -> MlflowClient:
 def _run(client: MlflowClient, settings: Settings, day: date, train_record: Mapping[str, Any]) -> Run:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        artifacts = (settings.layout.mlflow / "artifacts").absolute().as_uri()
-        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=ARTIFACTS)
     else:
         experiment_id = experiment.experiment_id
     digest = train_record["sha256"]

@@ -3,7 +3,6 @@
 The only module here that imports Great Expectations (seconds), so import it inside functions.
 """
 
-import fcntl
 import logging
 import shutil
 import warnings
@@ -24,7 +23,7 @@ from great_expectations.data_context.types.resource_identifiers import (
 )
 
 from training.contract.errors import MtfError
-from training.contract.files import write_atomic, write_text_atomic
+from training.contract.files import locked, write_atomic, write_text_atomic
 from training.validation.checks import Check, Suite
 from training.validation.pages import page_path
 
@@ -104,9 +103,7 @@ def _context(folder: Path, forget: Sequence[str]) -> Iterator[Any]:
     Stored suites named in ``forget`` are dropped first: they are code, and GX adds a suite in
     milliseconds but compares an update with the stored one pair by pair, for seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         text = _CONFIG
         for name, place in _FOLDERS.items():
             backend = "{module_name: training.validation.data_docs, class_name: AtomicFilesystemStoreBackend"

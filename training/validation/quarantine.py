@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from training.contract import history
 from training.contract.errors import DataError
 from training.contract.files import sha256, write_atomic
-from training.contract.layout import TABLES, USERS, Layout
+from training.contract.layout import TABLES, USERS, Layout, day_of_folder
 from training.contract.settings import Settings
 from training.ingest import corrections
 from training.ingest.corrections import Pair, Row
@@ -59,7 +60,7 @@ def held(settings: Settings, day: date | None = None) -> list[Held]:
     found = []
     for table in TABLES:
         for path in settings.layout.quarantine(table, date.min).parent.glob(f"dt=*/{FILE}"):
-            one = date.fromisoformat(path.parent.name.removeprefix("dt="))
+            one = day_of_folder(path.parent)
             if day in (None, one):
                 reasons = read_parquet(path, [REASON])[REASON].to_pylist()
                 found.append(Held(one, table, len(reasons), dict(Counter(reasons).most_common())))
@@ -71,7 +72,7 @@ def mended(layout: Layout, day: date | None = None) -> list[dict[str, Any]]:
     found = []
     for table in TABLES:
         for folder in layout.corrections(table, date.min).parent.glob("dt=*"):
-            one = date.fromisoformat(folder.name.removeprefix("dt="))
+            one = day_of_folder(folder)
             if day in (None, one):
                 found += [corrections.audit(path) for path in corrections.files(layout, table, one)]
     return sorted(found, key=lambda entry: entry["ts"])
@@ -130,7 +131,7 @@ def land(
     by_day = _by_day(settings, spec, table, day, pairs)
     record = {
         **{"day": day.isoformat(), "table": table, "by": by, "why": why},
-        "ts": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "ts": history.now(),
         "file": sha256(path),
         "mended": sum(fixed is not None for _, fixed in pairs),
         "dropped": sum(fixed is None for _, fixed in pairs),

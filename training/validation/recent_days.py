@@ -21,11 +21,6 @@ from training.validation.rules import Rules
 NO_LEVEL = 1e-5
 
 
-def exported_days(folder: Path) -> list[date]:
-    """Days of a mart's export, oldest first."""
-    return sorted(date.fromisoformat(path.name.removeprefix("dt=")) for path in folder.glob("dt=*"))
-
-
 def sound_days(settings: Settings, day: date, days: Sequence[date], stage: str) -> list[date]:
     """The last days before this one that did not fail their own validation."""
     before = [d for d in days if d < day]

@@ -4,7 +4,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from training.contract.files import read_json
-from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
@@ -12,7 +12,7 @@ from training.ingest.landing import schema_changes
 from training.validation import rules as table_rules
 from training.validation.checks import measure, severity_of
 from training.validation.partitions import Partition, inspect, parquet_files
-from training.validation.recent_days import exported_days, sound_days
+from training.validation.recent_days import sound_days
 from training.validation.rules import TRAINING_SET, TRANSITIONS, Rules
 from training.validation.stage_record import finish, plain
 from training.validation.table import ValidatedTable
@@ -57,7 +57,7 @@ def validate_transitions(settings: Settings, day: date) -> dict[str, Any]:
         expected = decided.measures({"n": "count(state)"})["n"]
     rules = table_rules.transitions(settings)
     mart = layout.mart(MART)
-    recent = sound_days(settings, day, exported_days(mart), "validate_transitions")
+    recent = sound_days(settings, day, days_in(mart), "validate_transitions")
     folder = mart / f"dt={day.isoformat()}"
     table = ValidatedTable(settings, day, rules, [folder], {d: mart / f"dt={d.isoformat()}" for d in recent})
     if expected or parquet_files([folder]):
@@ -84,7 +84,7 @@ def validate_training_set(settings: Settings, day: date) -> dict[str, Any]:
     mart = settings.layout.mart(MART)
     window = [day - timedelta(days=back) for back in reversed(range(settings.learner.window_days))]
     rules = table_rules.transitions(settings, TRAINING_SET)
-    recent = sound_days(settings, day, exported_days(mart), "validate_transitions")
+    recent = sound_days(settings, day, days_in(mart), "validate_transitions")
     before = [d for d in recent if d < window[0]]
     folders = [mart / f"dt={d.isoformat()}" for d in window]
     table = ValidatedTable(settings, day, rules, folders, {d: mart / f"dt={d.isoformat()}" for d in before})

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from training.contract.files import write_atomic
+from training.contract.layout import day_of_folder
 from training.contract.settings import Settings
 
 LOOKING_BACK = ("fct_transitions", "fct_policy_daily")
@@ -37,7 +38,7 @@ def export(settings: Settings, look_back: date, first: date, last: date) -> dict
                 _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
             kept = {day for day, _ in counts}
             for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
-                day = date.fromisoformat(path.parent.name.removeprefix("dt="))
+                day = day_of_folder(path.parent)
                 if since <= day <= last and day not in kept:
                     shutil.rmtree(path.parent)
             exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}

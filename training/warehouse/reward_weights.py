@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from scipy.optimize import nnls
 
 from training.contract.errors import DataError
+from training.contract.layout import day_of_folder
 from training.contract.settings import Settings
 
 MART = "fct_user_days"
@@ -215,7 +216,7 @@ def _read(settings: Settings, first: date, last: date) -> dict[date, pa.Table]:
     """Exported days of the mart, none later than ``last``."""
     found = {}
     for path in sorted(settings.layout.mart(MART).glob("dt=*/part-0.parquet")):
-        day = date.fromisoformat(path.parent.name.removeprefix("dt="))
+        day = day_of_folder(path.parent)
         if first <= day <= last:
             try:
                 found[day] = pq.read_table(path, partitioning=None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.contract.files import (
+    locked,
     read_json,
     recover_folder,
     replaced_folder,
@@ -120,3 +121,25 @@ def test_a_killed_process_leaves_the_old_content(tmp_path: Path, moment: str) ->
         (fresh / "file").write_text("new")
     assert names(folder) == ["file"] and json.dumps((folder / "file").read_text()) == '"new"'
     assert names(tmp_path) == ["day"]
+
+
+def test_a_lock_excludes_others_and_a_shared_one_those_that_want_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.lock"
+    with locked(path), pytest.raises(BlockingIOError), locked(path, shared=True, wait=False):
+        pass
+    both = locked(path, shared=True), locked(path, shared=True, wait=False)
+    with both[0], both[1], pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    with locked(path, wait=False):
+        pass
+
+
+def test_a_secret_is_never_readable_by_others(tmp_path: Path) -> None:
+    modes = []
+
+    def write(temporary: Path) -> None:
+        modes.append(temporary.stat().st_mode & 0o777)
+        temporary.write_text("secret")
+
+    write_atomic(tmp_path / "token", write, mode=0o600)
+    assert [*modes, (tmp_path / "token").stat().st_mode & 0o777] == [0o600, 0o600]

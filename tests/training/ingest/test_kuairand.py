@@ -15,7 +15,7 @@ from tests.training.ingest.conftest import kuairand_row, lake_bytes, read
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import ProfileFeature, Settings, SignalSettings, StateSettings
-from training.ingest import land_kuairand, video_features, with_predictions
+from training.ingest import land_kuairand, with_predictions
 from training.ingest.kuairand import LOG_COLUMNS
 
 SLICE = Path(__file__).parents[3] / "../shared/data/kuairand_pure"
@@ -285,33 +285,6 @@ def test_a_signal_that_kuairand_does_not_have_is_named(tmp_path: Path, folder: P
         land_kuairand(settings, folder)
 
 
-VIDEO_COLUMNS = (
-    "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,"
-    "server_width,server_height,music_id,music_type,tag"
-)
-
-
-def test_the_basic_video_table(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "video_features_basic_pure.csv").write_text(
-        f"{VIDEO_COLUMNS}\n"
-        '2,5,NORMAL,2022-04-10,LongImport,0.0,87433.0,720.0,1280.0,9155697141,9.0,"12,65"\n'
-        "1,6,AD,2022-04-09,ShortImport,0.0,,720.0,1280.0,3.0,4.0,\n"
-    )
-    first, second = video_features(folder).to_pylist()
-    assert (first["video_id"], first["tag"], first["video_duration"]) == (1, None, None)
-    assert (second["tag"], second["music_id"], second["upload_dt"]) == (
-        [12, 65],
-        9_155_697_141,
-        date(2022, 4, 10),
-    )
-    (folder / "video_features_basic_pure.csv").write_text(
-        f'{VIDEO_COLUMNS}\n2,5,NORMAL,2022-04-10,Long,0,1,2,3,4,5,"12,a"\n'
-    )
-    with pytest.raises(DataError, match=r"video_features_basic_pure.csv: column tag"):
-        video_features(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.real
 def test_the_real_slice(settings: Settings) -> None:
@@ -331,5 +304,3 @@ def test_the_real_slice(settings: Settings) -> None:
     lake = lake_bytes(settings)
     land_kuairand(settings, SLICE)
     assert lake_bytes(settings) == lake
-    videos = video_features(SLICE)
-    assert (videos.num_rows, videos["tag"].null_count) == (7_583, 96)

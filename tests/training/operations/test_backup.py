@@ -1,30 +1,37 @@
-"""Backup and restore: the same bytes elsewhere, databases whole, and nothing changed by a bad archive."""
+"""Backup and restore: the same bytes elsewhere, a folder that rests, and nothing changed by a bad archive."""
 
 import hashlib
 import io
 import json
+import os
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
+from mlflow import MlflowClient
 
+from dags.command_line import stack
+from serving.release.bento import free_port
 from tests.training.operations.test_retention import policy
 from training import promotion
+from training.contract import history
 from training.contract.errors import MtfError
-from training.contract.files import write_text_atomic
-from training.contract.pointer import read_champion, write_champion
+from training.contract.files import locked, sha256, write_text_atomic
+from training.contract.layout import Layout
+from training.contract.pointer import ChampionPointer, read_champion, write_champion
 from training.contract.rollout import following
 from training.contract.settings import Settings
+from training.ingest.landing import landing_lock
 from training.operations import backup
 from training.promotion import registry
 
@@ -44,11 +51,12 @@ def settings(tmp_path: Path) -> Settings:
         connection.execute("create table t as select 42 as answer")
     for name in ("logs/airflow.log", "processes/airflow.json", "lake/.landing.lock", "runs/.x.json.1.tmp"):
         write_text_atomic(layout.root / name, "x")
-    write_text_atomic(
-        layout.airflow / "airflow.cfg",
-        f"a = sqlite:///{layout.root}/airflow/airflow.db\nb = {layout.root}2\n",
-    )
+    os.link(layout.serving / "token", layout.serving / "again")  # a second name of the same file
     return settings
+
+
+def running_stage(layout: Layout) -> AbstractContextManager[None]:
+    return locked(layout.stages_lock, shared=True)
 
 
 def elsewhere(settings: Settings) -> Settings:
@@ -70,39 +78,27 @@ def test_a_restored_folder_holds_the_same_bytes_and_none_of_the_rest(
     assert (
         set(after)
         == {
-            "airflow/airflow.cfg",
             "lake/impressions/dt=2026-01-05/part-0.parquet",
+            "serving/again",
             "serving/token",
             "warehouse/mtf.duckdb",
         }
         == set(manifest["files"])
     )
-    assert all(after[name] == before[name] for name in after if name != "airflow/airflow.cfg")
+    assert all(after[name] == before[name] for name in after)
     assert stat.S_IMODE((other.layout.serving / "token").stat().st_mode) == 0o600
-    text = (other.layout.airflow / "airflow.cfg").read_text()
-    assert text == f"a = sqlite:///{other.data}/airflow/airflow.db\nb = {settings.data}2\n"
     with duckdb.connect(str(other.layout.warehouse)) as connection:
         assert connection.execute("from t").fetchall() == [(42,)]
 
 
-def test_a_database_that_is_being_written_is_copied_as_of_its_last_commit(
-    settings: Settings, tmp_path: Path
+@pytest.mark.parametrize("hold", [running_stage, landing_lock, history.changing])
+def test_while_a_stage_a_landing_or_a_promotion_is_at_work_nothing_is_copied(
+    settings: Settings, tmp_path: Path, hold: Callable[[Layout], AbstractContextManager[None]]
 ) -> None:
-    settings.layout.mlflow.mkdir()
-    path = settings.layout.mlflow / "any.db"
-    other = elsewhere(settings)
-    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
-        writer.execute("pragma journal_mode = wal")
-        writer.execute("create table t (n int)")
-        writer.execute("insert into t values (1)")  # lies in the write-ahead log alone
-        writer.execute("begin")
-        writer.execute("insert into t values (2)")
+    with hold(settings.layout), pytest.raises(MtfError, match="is held: a stage, a landing, a promotion"):
         backup.backup(settings, tmp_path / "b.tar.gz")
-        writer.execute("commit")
-    backup.restore(other, tmp_path / "b.tar.gz")
-    with closing(sqlite3.connect(other.layout.mlflow / "any.db")) as connection:
-        assert connection.execute("select n from t").fetchall() == [(1,)]
-    assert not list(other.layout.mlflow.glob("*-wal"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    backup.backup(settings, tmp_path / "b.tar.gz")
 
 
 def test_a_warehouse_that_another_process_writes_is_not_copied(settings: Settings, tmp_path: Path) -> None:
@@ -147,7 +143,13 @@ def test_a_backup_into_the_data_folder_or_of_none_is_refused(settings: Settings,
 Entries = dict[str, bytes]
 
 
-def archive(path: Path, entries: Entries, kind: bytes = tarfile.REGTYPE, manifest: Any = None) -> None:
+def archive(
+    path: Path,
+    entries: Entries,
+    kind: bytes = tarfile.REGTYPE,
+    manifest: Any = None,
+    to: str = "/etc/passwd",
+) -> None:
     """A hand-made archive whose manifest fits its entries, unless another is given."""
     files = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in entries.items()}
     whole = {"format": 1, "root": "/old", "created": "now", "files": files} if manifest is None else manifest
@@ -156,7 +158,7 @@ def archive(path: Path, entries: Entries, kind: bytes = tarfile.REGTYPE, manifes
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             if name != backup.MANIFEST and kind != tarfile.REGTYPE:
-                entry.type, entry.linkname, entry.size = kind, "/etc/passwd", 0
+                entry.type, entry.linkname, entry.size = kind, to, 0
             tar.addfile(entry, io.BytesIO(data))
 
 
@@ -165,15 +167,19 @@ def cut(path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a way up": (lambda p: archive(p, {"../evil": b"x"}), "outside of the data folder"),
-    "a way up inside": (lambda p: archive(p, {"lake/../../evil": b"x"}), "outside of the data folder"),
-    "an absolute path": (lambda p: archive(p, {"/tmp/evil": b"x"}), "outside of the data folder"),  # noqa: S108
-    "a link": (lambda p: archive(p, {"lake/a": b""}, tarfile.SYMTYPE), "is not a plain file"),
-    "a hard link": (
-        lambda p: archive(p, {"lake/a": b""}, tarfile.LNKTYPE),
-        "cannot be read|not a plain file",
+    "a way up": (lambda p: archive(p, {"../evil": b"x"}), "cannot be read: .*outside the destination"),
+    "a way up inside": (
+        lambda p: archive(p, {"lake/../../evil": b"x"}),
+        "cannot be read: .*outside the destination",
     ),
-    "a device": (lambda p: archive(p, {"lake/a": b""}, tarfile.CHRTYPE), "is not a plain file"),
+    "an absolute path": (lambda p: archive(p, {"/tmp/evil": b"x"}), "/tmp/evil is missing"),  # noqa: S108
+    "a link": (lambda p: archive(p, {"lake/a": b""}, tarfile.SYMTYPE), "cannot be read: .*absolute path"),
+    "a link inside": (
+        lambda p: archive(p, {"a": b"", "b": b""}, tarfile.SYMTYPE, to="."),
+        "a is not what the manifest says",
+    ),
+    "a hard link": (lambda p: archive(p, {"lake/a": b""}, tarfile.LNKTYPE), "cannot be read"),
+    "a device": (lambda p: archive(p, {"lake/a": b""}, tarfile.CHRTYPE), "cannot be read: .*special file"),
     "other content": (
         lambda p: archive(
             p, {"a": b"x"}, manifest={"format": 1, "files": {"a": {"bytes": 1, "sha256": "0"}}}
@@ -221,37 +227,119 @@ def test_a_failure_before_the_swap_leaves_the_folder(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(backup, "_relocate", full)
+    monkeypatch.setattr(backup, "sha256", full)
     with pytest.raises(OSError, match="No space"):
         backup.restore(settings, file, force=True)
     assert content(tmp_path) == before
 
 
-def test_elsewhere_the_champion_its_run_and_its_predecessor_are_found(tmp_path: Path) -> None:
-    settings, file = Settings(data=tmp_path / "data"), tmp_path / "b.tar.gz"
-    pointers = [policy(settings, day, []) for day in DAYS]
-    estimates = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
-    versions = [
-        registry.register(settings, day, {"sha256": one.sha256, "version": one.version}, estimates)
-        for day, one in zip(DAYS, pointers, strict=True)
-    ]
-    registry.set_alias(settings, registry.CHAMPION, versions[1])
-    old, new = (
-        one.__class__(**{**one.__dict__, "model_version": version})
-        for one, version in zip(pointers, versions, strict=True)
-    )
-    write_champion(settings.layout.champion, following(new, following(old, None)))
-    backup.backup(settings, file)
+@pytest.fixture
+def moved(tmp_path: Path, two_policies: tuple[Settings, ChampionPointer, ChampionPointer]) -> Settings:
+    """The settings of a data folder restored in another place; the first is gone."""
+    settings, _, _ = two_policies
+    backup.backup(settings, tmp_path / "b.tar.gz")
     shutil.rmtree(settings.data)
     other = elsewhere(settings)
-    backup.restore(other, file)
-    client = registry._client(other)
-    version = client.get_model_version_by_alias(registry.MODEL, registry.CHAMPION)
-    assert version.source.startswith(other.data.as_uri())
+    backup.restore(other, tmp_path / "b.tar.gz")
+    return other
+
+
+ESTIMATES = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
+
+
+def registered(settings: Settings, day: date) -> ChampionPointer:
+    """A policy of the day with its run and version in the registry."""
+    made = policy(settings, day, [])
+    version = registry.register(settings, day, {"sha256": made.sha256, "version": made.version}, ESTIMATES)
+    return replace(made, model_version=version)
+
+
+@pytest.fixture
+def with_registry(tmp_path: Path, empty_registry: Path) -> Settings:
+    settings = Settings(data=tmp_path / "data")
+    settings.layout.mlflow.mkdir(parents=True)
+    shutil.copyfile(empty_registry, settings.layout.mlflow / "mlflow.db")
+    return settings
+
+
+@pytest.fixture
+def two_policies(with_registry: Settings) -> tuple[Settings, ChampionPointer, ChampionPointer]:
+    settings = with_registry
+    old, new = (registered(settings, day) for day in DAYS)
+    registry.set_alias(settings, registry.CHAMPION, new.model_version)
+    write_champion(settings.layout.champion, following(new, following(old, None)))
+    return settings, old, new
+
+
+def test_elsewhere_the_champion_its_run_and_its_predecessor_are_found(
+    two_policies: tuple[Settings, ChampionPointer, ChampionPointer], moved: Settings
+) -> None:
+    settings, old, new = two_policies
+    run = registry._client(moved).get_model_version_by_alias(registry.MODEL, registry.CHAMPION).run_id
+    assert sha256(registry.artifacts(moved, run) / "policy.safetensors") == new.sha256
+    assert promotion.champion_policy(moved).sha256 == new.sha256
+    assert promotion.rollback(moved)["version"] == old.version
+    assert read_champion(moved.layout.champion).sha256 == old.sha256
+    assert registry.alias_version(moved, registry.CHAMPION) == old.model_version
+    assert not settings.data.exists()
+
+
+def test_no_row_of_mlflow_names_the_data_folder(
+    two_policies: tuple[Settings, ChampionPointer, ChampionPointer],
+) -> None:
+    settings = two_policies[0]
+    client = registry._client(settings)
+    experiment = client.get_experiment_by_name(registry.EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id])
+    versions = client.search_model_versions(f"name = '{registry.MODEL}'")
+    places = [
+        experiment.artifact_location,
+        *(r.info.artifact_uri for r in runs),
+        *(v.source for v in versions),
+    ]
+    assert len(places) == 5 and all(place.startswith("mlflow-artifacts:/") for place in places)
+
+
+@pytest.mark.slow
+def test_elsewhere_mlflows_server_gives_the_champions_file(
+    two_policies: tuple[Settings, ChampionPointer, ChampionPointer], moved: Settings, tmp_path: Path
+) -> None:
+    """As anybody's client asks for it: by the model's alias, over HTTP."""
+    settings = moved.model_copy(
+        update={"orchestration": moved.orchestration.model_copy(update={"mlflow_port": free_port()})}
+    )
+    server = next(s for s in stack.services(settings, tmp_path / "mtf.yaml") if s.name == "mlflow")
+    stack.start(settings, server)
+    try:
+        stack.wait_ready(settings, server)
+        client = MlflowClient(tracking_uri=server.address, registry_uri=server.address)
+        version = client.get_model_version_by_alias(registry.MODEL, registry.CHAMPION)
+        names = [file.path for file in client.list_artifacts(version.run_id)]
+        fetched = client.download_artifacts(version.run_id, "policy.safetensors", str(tmp_path))
+    finally:
+        stack.stop(settings, "mlflow")
+    assert names == ["lineage.json", "policy.safetensors"]
+    assert sha256(Path(fetched)) == two_policies[2].sha256
+
+
+def test_a_folder_whose_runs_have_absolute_addresses_serves_and_learns_on_where_it_was_moved(
+    with_registry: Settings, tmp_path: Path
+) -> None:
+    """As folders did that an earlier version made."""
+    settings = with_registry
+    location = settings.layout.artifacts.as_uri()
+    registry._client(settings).create_experiment(registry.EXPERIMENT, artifact_location=location)
+    old = registered(settings, DAYS[0])
+    client = registry._client(settings)
+    (version,) = client.search_model_versions(f"name = '{registry.MODEL}'")
     fetched = client.download_artifacts(version.run_id, "policy.safetensors", str(tmp_path))
-    assert hashlib.sha256(Path(fetched).read_bytes()).hexdigest() == new.sha256
-    assert promotion.champion_policy(other).sha256 == new.sha256
-    assert promotion.rollback(other)["version"] == old.version
-    assert read_champion(other.layout.champion).sha256 == old.sha256
-    assert registry.alias_version(other, registry.CHAMPION) == versions[0]
+    assert sha256(Path(fetched)) == old.sha256
+    write_champion(settings.layout.champion, following(old, None))
+    backup.backup(settings, tmp_path / "b.tar.gz")
+    shutil.rmtree(settings.data)
+    other = elsewhere(settings)
+    backup.restore(other, tmp_path / "b.tar.gz")
+    assert promotion.champion_policy(other).sha256 == old.sha256
+    assert registered(other, DAYS[1]).model_version == "2"
+    assert len(list(other.layout.artifacts.glob("*/artifacts/policy.safetensors"))) == 2
     assert not settings.data.exists()

@@ -1,6 +1,7 @@
 """Retention: old things go, what a policy, a window, a band or a history needs stays; a kill does no harm."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from mlflow.entities import ViewType
 
 from tests.training.ingest.conftest import MIDNIGHT, impressions
 from training.contract import history
@@ -279,16 +281,22 @@ def test_no_users_history_loses_an_impression(
     assert histories() == before
 
 
-@pytest.mark.slow
-def test_runs_of_deleted_models_leave_the_registry_and_named_versions_stay(settings: Settings) -> None:
+def test_runs_of_deleted_models_leave_the_registry_and_named_versions_stay(
+    settings: Settings, empty_registry: Path
+) -> None:
+    settings.layout.mlflow.mkdir()
+    shutil.copyfile(empty_registry, settings.layout.mlflow / "mlflow.db")
     old, new = policy(settings, DAYS[5], []), policy(settings, DAYS[6], [])
     estimates = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
     for pointer in (old, new):
         record = {"sha256": pointer.sha256, "version": pointer.version}
         version = registry.register(settings, date.fromisoformat(pointer.day), record, estimates)
     registry.set_alias(settings, registry.CHAMPION, version)
-    artifacts = settings.layout.mlflow / "artifacts"
+    client, artifacts = registry._client(settings), settings.layout.artifacts
+    experiment = client.get_experiment_by_name(registry.EXPERIMENT).experiment_id
     assert len(list(artifacts.glob("*"))) == 2
     retention.keep(settings, retention.plan(settings))
-    assert len(list(artifacts.glob("*/artifacts/*.safetensors"))) == 1
+    (run,) = client.search_runs([experiment], run_view_type=ViewType.ALL)  # none is only marked as deleted
+    assert list(artifacts.iterdir()) == [artifacts / run.info.run_id]
+    assert run.data.tags["mtf.sha256"] == new.sha256
     assert registry.alias_version(settings, registry.CHAMPION) == version

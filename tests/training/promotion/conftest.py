@@ -11,15 +11,6 @@ import pytest
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.promotion import registry
-
-
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making one takes seconds, so it is made once."""
-    settings = Settings(data=tmp_path_factory.mktemp("registry"))
-    assert registry.alias_version(settings, registry.CHAMPION) is None
-    return settings.layout.mlflow / "mlflow.db"
 
 
 @pytest.fixture

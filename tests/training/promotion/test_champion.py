@@ -8,6 +8,7 @@ import pytest
 from tests.training.promotion.conftest import Arrange
 from training.contract import rollout
 from training.contract.errors import MtfError, PolicyError
+from training.contract.files import sha256
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.settings import Settings
@@ -17,7 +18,6 @@ from training.promotion import (
     gate,
     history,
     promote,
-    register,
     registry,
     rollback,
 )
@@ -189,7 +189,7 @@ def test_the_pointer_does_not_grow_for_ever(
 def test_the_registry_holds_one_run_and_version_a_policy(settings: Settings, arrange: Arrange) -> None:
     digest = arrange(DAYS[0])
     records = [read_record(settings.layout, DAYS[0], stage) for stage in ("train", "evaluate")]
-    assert [register(settings, DAYS[0], *records) for _ in range(2)] == ["1", "1"]
+    assert [registry.register(settings, DAYS[0], *records) for _ in range(2)] == ["1", "1"]
     client = registry._client(settings)
     (version,) = client.search_model_versions(f"name = '{registry.MODEL}'")
     run = client.get_run(version.run_id)
@@ -199,7 +199,9 @@ def test_the_registry_holds_one_run_and_version_a_policy(settings: Settings, arr
     assert [m.step for m in client.get_metric_history(version.run_id, "train.critic")] == [10, 20]
     assert run.data.tags["lineage.partitions"] == '{"2026-01-05": "ab"}'
     assert registry.alias_version(settings, registry.CHALLENGER) == "1"
-    assert [f.path for f in client.list_artifacts(version.run_id)] == ["lineage.json", "policy.safetensors"]
+    files = {path.name: path for path in registry.artifacts(settings, version.run_id).iterdir()}
+    assert set(files) == {"lineage.json", "policy.safetensors"}
+    assert sha256(files["policy.safetensors"]) == digest
 
 
 STEPS = ({"share": 0.1, "minutes": 0.0}, {"share": 0.5, "minutes": 0.0})

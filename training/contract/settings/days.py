@@ -1,5 +1,7 @@
 """How time is cut: into local days, and a user's requests into sessions."""
 
+from datetime import timedelta, timezone
+
 from pydantic import Field
 
 from training.contract.settings.section import Positive, Section
@@ -9,6 +11,10 @@ class CalendarSettings(Section):
     utc_offset_hours: int = Field(
         8, ge=-12, le=14, description="a day and an hour of day are cut in this offset (KuaiRand: 8)"
     )
+
+    @property
+    def zone(self) -> timezone:
+        return timezone(timedelta(hours=self.utc_offset_hours))
 
 
 class SessionSettings(Section):

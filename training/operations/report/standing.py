@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -52,7 +52,7 @@ def _ran(settings: Settings, now: datetime) -> Answer:
     records = read_records(settings.layout, newest)
     ended = outcome(records)
     text = f"{newest}: {ended['text']}".rstrip(".") + "."
-    local = now.astimezone(timezone(timedelta(hours=settings.calendar.utc_offset_hours))).date()
+    local = now.astimezone(settings.calendar.zone).date()
     due = local - timedelta(days=1)  # the run after midnight handles the day before
     if newest < due and "traffic" not in records:  # a simulated day is of another calendar
         return Answer(question, "stopped", f"No: {due} is due, and the newest run is of {text}", newest)

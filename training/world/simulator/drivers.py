@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.files import recover_folder, write_atomic
+from training.contract.layout import days_in
 from training.contract.settings import Settings
 from training.world.simulator.constants import EVENT_COLUMNS
 from training.world.simulator.sessions import FAILED, Outcome, Requests, top
@@ -49,7 +50,7 @@ def open_world(settings: Settings, day: date) -> World:
     """
     folder = state_folder(settings, day)
     recover_folder(folder)
-    days = sorted(date.fromisoformat(f.name[3:]) for f in folder.parent.glob("dt=*") if f.is_dir())
+    days = days_in(folder.parent)
     earlier = [d for d in days if d <= day]
     if earlier:
         return World.load(settings, state_folder(settings, earlier[-1]))

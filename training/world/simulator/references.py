@@ -175,19 +175,6 @@ def compare_with_static(bench: Bench, policy: Policy) -> dict[str, Any]:
     }
 
 
-def random_actions(seed: int, heads: int, std: float = 1.0) -> Choose:
-    """The exploration group: every request an action of N(0, std²) truncated to [-1, 1]."""
-    rng = np.random.default_rng(seed)
-
-    def choose(states: np.ndarray, requests: Requests) -> np.ndarray:
-        actions = rng.normal(0.0, std, (len(states), heads))
-        while (outside := np.abs(actions) > 1.0).any():
-            actions[outside] = rng.normal(0.0, std, int(outside.sum()))
-        return actions
-
-    return choose
-
-
 def best_constants(
     bench: Bench, *, per_kind: bool = False, generations: int = 12, population: int = 14, seed: int = 1
 ) -> np.ndarray:

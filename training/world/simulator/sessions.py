@@ -211,12 +211,6 @@ class Sessions:
         self.start_us[session] = np.maximum(self.start_us[session], earliest_us)
         self.clock_us[session] = self.end_us[session] = self.start_us[session]
 
-    def adopt(self, session: np.ndarray, fresh: "Sessions") -> None:
-        """Put fresh sessions of the same scene in the place of the given ones."""
-        for name, values in vars(self).items():
-            if isinstance(values, np.ndarray):
-                values[session] = getattr(fresh, name)
-
 
 def top(scores: np.ndarray, page: int) -> np.ndarray:
     """Places [b, page] of the largest scores, best first; ties keep the candidates' order."""

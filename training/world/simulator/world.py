@@ -4,7 +4,6 @@ A day starts from a snapshot and ends by writing the next day's, so a day can be
 own, and run again from the same start.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from scipy.stats import poisson
 
 from training.contract.columns import user_columns
 from training.contract.errors import DataError
-from training.contract.files import replaced_folder
+from training.contract.files import json_sha256, replaced_folder
 from training.contract.settings import Settings
 from training.world.simulator import randomness, response
 from training.world.simulator.calibration import calibrate
@@ -344,4 +343,4 @@ def fingerprint(settings: Settings, constants: WorldConstants) -> str:
         "seed": settings.seed,
         "constants": asdict(replace(constants, interaction_odds=dict(constants.interaction_odds))),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_sha256(parts)

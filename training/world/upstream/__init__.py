@@ -4,8 +4,8 @@ It ranks nothing itself: it fills the ``p_<head>`` columns of landed KuaiRand da
 is what the ``kuairand`` build of the simulated world is made of.
 """
 
-from training.world.upstream.daily import evaluate, fit, predict, predict_days
+from training.world.upstream.daily import predict_days
 from training.world.upstream.export import export_world
 from training.world.upstream.model import UpstreamModel
 
-__all__ = ["UpstreamModel", "evaluate", "export_world", "fit", "predict", "predict_days"]
+__all__ = ["UpstreamModel", "export_world", "predict_days"]

@@ -7,7 +7,6 @@ later one. Days before enough rows have gathered, the first one always, keep nul
 
 import hashlib
 import json
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from scipy.stats import spearmanr
 
 from training.contract.errors import DataError
 from training.contract.files import write_json_atomic, write_text_atomic
-from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest.landing import with_predictions
 from training.world.upstream import measures
@@ -27,42 +25,15 @@ from training.world.upstream.data import PLAY_TIME, LandedLog, read_log
 from training.world.upstream.model import MINIMUM_ROWS, UpstreamModel, fit_log, labels
 
 
-def fit(settings: Settings, folder: Path, train_days: Sequence[date]) -> UpstreamModel:
-    """A model of the landed ``train_days``; ``folder`` holds KuaiRand's CSVs.
-
-    Raises :class:`DataError` for a missing table, a day that is not landed, and too few rows.
-    """
-    _check_landed(settings, train_days)
-    return fit_log(settings, read_log(settings, folder), train_days)
-
-
-def predict(settings: Settings, folder: Path, model: UpstreamModel, day: date) -> pa.Table:
-    """Calibrated predictions of a landed day: request_id, item_id and a ``p_<head>`` a head.
-
-    Raises :class:`DataError` when the model was trained on that day or a later one.
-    """
-    _check_landed(settings, [day])
-    return _predictions(model, read_log(settings, folder), day)
-
-
-def evaluate(settings: Settings, folder: Path, test_day: date) -> dict[str, Any]:
-    """Train on the landed days before ``test_day``, test on it.
-
-    ``{"test_day", "train_days", "rows", "auc": {head: {"value", "lower", "upper", "positives"}},
-    "calibration": {head: {"predicted", "observed", "ratio", "ece"}}, "play_time": {"spearman"}}``.
-    """
-    _check_landed(settings, [test_day])
-    log = read_log(settings, folder)
-    model = model_before(settings, log, test_day)
-    return _judged(log, test_day, model, model.predict(log, _rows_of(log, test_day)))
-
-
 def predict_days(settings: Settings, folder: Path) -> dict[str, Any]:
     """Fill the ``p_<head>`` columns of every landed day, and land the days again.
 
-    The record, also written to ``evaluation.json`` beside the models: per day ``rows``,
-    ``train_rows`` and ``changed`` (whether landing changed the day) with what :func:`evaluate`
-    gives, or ``null_because``. Running it again with the same log changes nothing.
+    The record, also written to ``evaluation.json`` beside the models, has per day ``train_rows`` and either
+    ``null_because`` or ``changed`` (whether landing changed the day) with
+    ``{"test_day", "train_days", "rows", "auc": {head: {"value", "lower", "upper", "positives"}},
+    "calibration": {head: {"predicted", "observed", "ratio", "ece"}}, "play_time": {"spearman"}}``.
+    Running it again with the same log changes nothing. Raises :class:`DataError` for a missing table;
+    ``folder`` holds KuaiRand's CSVs.
     """
     log = read_log(settings, folder)
     record: dict[str, Any] = {"heads": list(log.heads), "days": {}}
@@ -122,8 +93,6 @@ def _digest(settings: Settings, log: LandedLog, day: date) -> str:
 
 
 def _predictions(model: UpstreamModel, log: LandedLog, day: date) -> pa.Table:
-    if max(model.train_days) >= day.isoformat():
-        raise DataError(f"the model was trained up to {max(model.train_days)}: it may not predict {day}")
     index = _rows_of(log, day)
     predicted = model.predict(log, index).astype(np.float32)
     rows = log.rows.iloc[index]
@@ -158,9 +127,3 @@ def _judged(log: LandedLog, day: date, model: UpstreamModel, predicted: np.ndarr
 
 def _rows_of(log: LandedLog, day: date) -> np.ndarray:
     return np.flatnonzero((log.rows["day"] == day).to_numpy())
-
-
-def _check_landed(settings: Settings, days: Sequence[date]) -> None:
-    absent = sorted(set(days) - set(settings.layout.days(IMPRESSIONS)))
-    if absent:
-        raise DataError(f"impressions of {', '.join(map(str, absent))} are not landed")

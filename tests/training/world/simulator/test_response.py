@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from tests.training.world.simulator.conftest import DAY
 from training.world.simulator import response
 from training.world.simulator.constants import CONSTANTS, HEADS, KINDS, TARGET_JOINT, TARGET_RATES
-from training.world.simulator.references import Bench, random_actions
-from training.world.simulator.sessions import ALIVE, Sessions, top
+from training.world.simulator.references import Bench
+from training.world.simulator.sessions import ALIVE, Requests, Sessions, top
 from training.world.simulator.world import World
 
 
@@ -128,7 +128,16 @@ def test_effects_of_weights_are_as_documented(calm: World) -> None:
     )
     static = bench.evaluate_constant(fusion.static_action)
     base = static.session_return.mean()
-    assert bench.evaluate(random_actions(0, 8)).difference(static)[2] < 0.0
+    rng = np.random.default_rng(0)
+
+    def explore(states: np.ndarray, requests: Requests) -> np.ndarray:
+        """Every request an action of N(0, 1) truncated to [-1, 1]."""
+        actions = rng.normal(size=(len(states), len(HEADS)))
+        while (outside := np.abs(actions) > 1.0).any():
+            actions[outside] = rng.normal(size=int(outside.sum()))
+        return actions
+
+    assert bench.evaluate(explore).difference(static)[2] < 0.0
     one, each = bench.evaluate_constant(good), bench.evaluate_constant(personal)
     assert one.difference(static)[1] > 0.05 * base
     assert each.difference(static)[1] > 0.15 * base

@@ -15,7 +15,9 @@ from training.contract.settings import Settings
 from training.ingest import land_kuairand
 from training.world.simulator.constants import WorldConstants
 from training.world.simulator.fitted import load_fitted
-from training.world.upstream import UpstreamModel, export, export_world, fit, predict, predict_days
+from training.world.upstream import UpstreamModel, export, export_world, predict_days
+from training.world.upstream.data import read_log
+from training.world.upstream.model import fit_log
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +85,26 @@ def test_a_days_own_feedback_does_not_reach_its_predictions(predicted: tuple, tm
     write_release(folder, turned)
     other = Settings(data=tmp_path / "data", upstream=UPSTREAM)
     land_kuairand(other, folder)
-    found = predict(other, folder, fit(other, folder, DAYS[:-1]), DAYS[-1]).to_pandas()
-    rows = day_of(settings, DAYS[-1])
+    predict_days(other, folder)
+    found, rows = day_of(other, DAYS[-1]), day_of(settings, DAYS[-1])
     both = rows.merge(found, on=["request_id", "item_id"])
     assert len(both) == ROWS_A_DAY
     for head in settings.heads:
         np.testing.assert_array_equal(both[f"p_{head.name}_x"], both[f"p_{head.name}_y"])
-    assert not day_of(other, DAYS[-1])["is_click"].equals(rows["is_click"])
+    assert not found["is_click"].equals(rows["is_click"])
 
 
-def test_a_model_is_kept_whole_and_may_not_predict_what_it_has_seen(
-    predicted: tuple, release: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_kept_whole(predicted: tuple, release: Path, tmp_path: Path) -> None:
     settings, _ = predicted
     kept = UpstreamModel.load(settings.layout.upstream / f"dt={DAYS[-1]}")
-    table = predict(settings, release, kept, DAYS[-1])
-    rows = day_of(settings, DAYS[-1])
-    both = rows.merge(table.to_pandas(), on=["request_id", "item_id"])
+    assert kept.train_days == tuple(map(str, DAYS[:-1]))
+    log, rows = read_log(settings, release), day_of(settings, DAYS[-1])
+    index = np.flatnonzero(log.rows["day"] == DAYS[-1])
+    found = log.rows.iloc[index][["request_id", "item_id"]]
+    found["p_click"] = kept.predict(log, index)[:, log.heads.index("click")].astype(np.float32)
+    both = rows.merge(found, on=["request_id", "item_id"])
+    assert len(both) == ROWS_A_DAY
     np.testing.assert_array_equal(both["p_click_x"], both["p_click_y"])
-    with pytest.raises(DataError, match="may not predict"):
-        predict(settings, release, kept, DAYS[-2])
     broken = tmp_path / "model"
     shutil.copytree(settings.layout.upstream / f"dt={DAYS[-1]}", broken)
     file = broken / "model.safetensors"
@@ -111,11 +113,9 @@ def test_a_model_is_kept_whole_and_may_not_predict_what_it_has_seen(
         UpstreamModel.load(broken)
 
 
-def test_too_little_past_and_days_not_landed_are_refused(landed: Settings, release: Path) -> None:
+def test_too_little_past_is_refused(landed: Settings, release: Path) -> None:
     with pytest.raises(DataError, match="expected at least 5000"):
-        fit(landed, release, DAYS[:1])
-    with pytest.raises(DataError, match="2022-05-09 are not landed"):
-        fit(landed, release, [*DAYS, DAYS[0].replace(month=5, day=9)])
+        fit_log(landed, read_log(landed, release), DAYS[:1])
 
 
 def test_the_world_is_the_model_in_few_numbers(
