@@ -61,8 +61,8 @@ class FittedQ:
         p_continue = 1.0 - float(data.dones.mean())
         q.biases[-1].data.fill_(float(data.rewards.mean()) / (1.0 - gamma * p_continue))
         for parameters in (q.weights, q.biases):
-            for i, parameter in enumerate(parameters):
-                parameters[i] = parameter.detach().repeat(len(policies), 1, 1)
+            for layer, parameter in enumerate(parameters):
+                parameters[layer] = parameter.detach().repeat(len(policies), 1, 1)
         target = q if target_rate == 1.0 else copy.deepcopy(q).requires_grad_(False)
         optimiser = torch.optim.Adam(q.parameters(), settings.lr, fused=True)
 

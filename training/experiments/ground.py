@@ -8,6 +8,7 @@ purposes, seeds and rounds never share their luck.
 from dataclasses import fields, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,7 @@ class Ground:
 
 def concatenated(parts: list[Transitions]) -> Transitions:
     """Logs one after another, with session numbers of their own; all must have the same arms and columns."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for field in fields(Transitions):
         values = [getattr(part, field.name) for part in parts]
         columns[field.name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else values[0]
@@ -145,7 +146,7 @@ def concatenated(parts: list[Transitions]) -> Transitions:
 def write_transitions(path: Path, data: Transitions) -> None:
     """A column an array, without pickle."""
     columns = {field.name: getattr(data, field.name) for field in fields(data)}
-    arrays = {name: np.asarray(value) for name, value in columns.items() if value is not None}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in columns.items() if value is not None}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

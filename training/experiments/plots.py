@@ -8,7 +8,6 @@ import matplotlib
 matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
@@ -66,9 +65,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _colours(names: Mapping[str, object]) -> dict[str, object]:
     palette = plt.get_cmap("tab20")
-    assert isinstance(palette, ListedColormap)
-    colours = list(palette.colors)
-    return {name: colours[(2 * i + i // 10) % 20] for i, name in enumerate(names)}
+    return {name: palette((2 * i + i // 10) % 20) for i, name in enumerate(names)}
 
 
 def _curves(own: Mapping[str, list[Measured]]) -> Figure | None:

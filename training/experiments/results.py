@@ -56,9 +56,10 @@ def write_results(table: Table, folder: Path, paths: Mapping[Key, Path], command
                 s: measured[world, s, table.baseline] for s in own if (world, s, table.baseline) in measured
             }
             if own:
+                columns: dict[str, Any] = {column: _column(column, own, base) for column in table.columns}
                 rows[world][method.name] = {
                     "seeds": sorted(own),
-                    **{column: _column(column, own, base) for column in table.columns},
+                    **columns,
                     "pooled": _pooled(own, base),
                     "learning_s": _over_seeds([m.result["learning_s"] for m in own.values()]),
                     "seconds": _over_seeds([m.result["seconds"] for m in own.values()]),
@@ -84,16 +85,16 @@ def _column(column: str, own: Mapping[int, Measured], base: Mapping[int, Measure
         return None if spread is None else {"mean": spread, "lower": None, "upper": None, "values": []}
     values = []
     for seed, one in own.items():
+        name = column.removesuffix("_change")
+        value = _level(name, one)
+        if value is None:
+            return None
         if COLUMNS[column][2]:
-            if seed not in base:
+            before = _level(name, base[seed]) if seed in base else None
+            if before is None:
                 return None
-            name = column.removesuffix("_change")
-            values.append(100.0 * (_level(name, one) / _level(name, base[seed]) - 1.0))
-        else:
-            value = _level(column, one)
-            if value is None:
-                return None
-            values.append(value)
+            value = 100.0 * (value / before - 1.0)
+        values.append(value)
     return _over_seeds(values)
 
 

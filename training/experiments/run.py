@@ -5,7 +5,7 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -148,7 +148,8 @@ def _measure(table: Table, unit: Unit, ground: Path, folder: Path) -> None:
 
     made_from = fingerprint(table, unit)
     method: Method = table.method(unit.method)
-    result, arrays = run_unit(Ground(table, unit.world, unit.seed, ground), method, report)
+    result, columns = run_unit(Ground(table, unit.world, unit.seed, ground), method, report)
+    arrays: dict[str, Any] = {**columns}
     path = unit.path(folder)
 
     def write(temporary: Path) -> None:
@@ -200,9 +201,9 @@ class _Pool:
             else:
                 os.environ[name] = value
 
-    def run(self, jobs: dict[str, tuple[Callable[..., None], Iterable[Any]]]) -> dict[str, str]:
+    def run(self, jobs: Mapping[str, tuple[Callable[..., None], Iterable[Any]]]) -> dict[str, str]:
         """Run all jobs; returns the reasons of those that failed."""
-        waiting: dict[Future, str] = {
+        waiting: dict[Future[None], str] = {
             self.executor.submit(function, *arguments): job for job, (function, arguments) in jobs.items()
         }
         failures = {}

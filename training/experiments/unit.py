@@ -102,7 +102,8 @@ def _learner(ground: Ground, method: Method, settings: Settings, progress: Progr
     marks = {
         how.steps * (i + 1) // ground.table.judge.checkpoints for i in range(ground.table.judge.checkpoints)
     }
-    data, learner = None, None
+    data: Transitions | None = None
+    learner: Learner | None = None
     for part in range(method.rounds):
         data = _log_of_round(ground, method, settings, part, data, learner)
         train, _ = ground.split(data)

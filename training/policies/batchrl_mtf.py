@@ -10,7 +10,7 @@ compiled, which takes its place where it can run.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Perturbation(nn.Module):
 class Critics(nn.Module):
     """Q_1 and Q_2."""
 
+    q: Any  # an nn.ModuleList of StateMLP, which to type checkers holds modules of any kind
+
     def __init__(self, state: int, action: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.q = nn.ModuleList(StateMLP(state, action, hidden, 1) for _ in range(2))
@@ -75,8 +77,19 @@ class BatchRLMTF(Learner):
 
     kind = "batchrl_mtf"
     actor = "batchrl_mtf"
-    sizes = ("batchrl_mtf.latent_size", "batchrl_mtf.generator_hidden", "batchrl_mtf.perturbation_hidden")
-    curves = ("reconstruction", "kl", "perturbation_q", "critic_loss", "q", "target")
+    sizes: ClassVar[tuple[str, ...]] = (
+        "batchrl_mtf.latent_size",
+        "batchrl_mtf.generator_hidden",
+        "batchrl_mtf.perturbation_hidden",
+    )
+    curves: ClassVar[tuple[str, ...]] = (
+        "reconstruction",
+        "kl",
+        "perturbation_q",
+        "critic_loss",
+        "q",
+        "target",
+    )
 
     def build(self, d: int, k: int) -> None:
         settings, own = self.settings, self.settings.batchrl_mtf
@@ -223,7 +236,8 @@ class BatchRLMTF(Learner):
         states = self.data.states.index_select(0, rows[:_CHOSEN_ON].to(self.device))
         z = latents.to(self.device)
         values = torch.cat([self._candidates_of(part, z)[1] for part in states.split(_CHOSEN_PART)])
-        best, chosen = torch.full_like(values[:, 0], -torch.inf), []
+        best = torch.full_like(values[:, 0], -torch.inf)
+        chosen: list[int] = []
         for _ in range(count):
             mean = torch.maximum(values, best[:, None]).mean(dim=0)
             mean[chosen] = -torch.inf

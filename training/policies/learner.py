@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.contract.settings import LearnerSettings
-from training.policies.networks import STATE_CLIP, standardisation, standardise
+from training.policies.networks import MLP, STATE_CLIP, StateMLP, standardisation, standardise
 from training.policies.several_steps import over_steps
 from training.trajectories import Transitions
 
@@ -186,7 +186,7 @@ class Learner(ABC):
         self.state_scale = tensors["state_scale"].clone().to(self.device)
 
     def exported(
-        self, networks: Mapping[str, nn.Module], **more: Tensor
+        self, networks: Mapping[str, MLP | StateMLP], **more: Tensor
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Tensors ``<name>.<layer>.weight`` and ``.bias`` of StateMLPs, the standardisation, and ``more``."""
         tensors = {"state_mean": self.state_mean, "state_scale": self.state_scale, **more}

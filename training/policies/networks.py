@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ class StateMLP(nn.Module):
     added to the part of each x: n candidates do not repeat the (wider) state n times.
     """
 
+    layers: Any  # an nn.ModuleList of nn.Linear, which to type checkers holds modules of any kind
+
     def __init__(self, state: int, beside: int, hidden: Sequence[int], out: int) -> None:
         super().__init__()
         widths = [state + beside, *hidden, out]
@@ -61,6 +64,8 @@ class StateMLP(nn.Module):
 
 class MLP(nn.Module):
     """MLP of x [..., w] to [..., out]."""
+
+    layers: Any  # as above
 
     def __init__(self, width: int, hidden: Sequence[int], out: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class _MLP(torch.autograd.Function):
     """A ReLU MLP of x [B, i] and parameters W, b, W, b, …, with its gradients made by :func:`product` too."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[::2], parameters[1::2]
         inputs = [x]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -40,20 +41,20 @@ class _MLP(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layers = len(ctx.saved_tensors) // 2
         inputs, weights = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
         of_x, learnt = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         gradient = gradient.contiguous()  # the mean over a batch hands down one number with a stride of 0
         of_parameters: list[Tensor | None] = []
         for at in reversed(range(layers)):
-            if learnt:
-                of_parameters += [gradient.sum(0), product(gradient.t(), inputs[at].t())]
+            of_parameters += (
+                [gradient.sum(0), product(gradient.t(), inputs[at].t())] if learnt else [None, None]
+            )
             if at > 0 or of_x:
                 gradient = product(gradient, weights[at].t())
             if at > 0:  # the input is what a ReLU let through
                 gradient = torch.ops.aten.threshold_backward(gradient, inputs[at], 0.0)
-        of_parameters = of_parameters if learnt else [None] * 2 * layers
         return (gradient if of_x else None, *reversed(of_parameters))
 
 
@@ -67,7 +68,8 @@ def mlp(x: Tensor, layers: Sequence[nn.Linear], fixed: bool = False) -> Tensor:
     if fixed:
         parameters = [p.detach() for p in parameters]
     if torch.is_grad_enabled():
-        return _MLP.apply(x.flatten(0, -2), *parameters).unflatten(0, x.shape[:-1])
+        y: Tensor = _MLP.apply(x.flatten(0, -2), *parameters)  # type: ignore[no-untyped-call]  # PyTorch's
+        return y.unflatten(0, x.shape[:-1])
     for at in range(0, len(parameters), 2):
         x = product(x, parameters[at], parameters[at + 1], relu=at + 2 < len(parameters))
     return x

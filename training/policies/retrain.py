@@ -165,16 +165,17 @@ def reproducible(threads: int) -> Iterator[None]:
     they did not set. No learner does, and it took a tenth of a step.
     """
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    filling = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic  # PyTorch's types do not name its flag
+    filling = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False
     if threads:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(strict)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        deterministic.fill_uninitialized_memory = filling
         torch.set_num_threads(before)
 
 

@@ -30,15 +30,17 @@ class Supervised(Learner):
             for values in (self.fusion.low, self.fusion.high, self.fusion.beta)
         )
         self.low, self.width, self.beta = low, high - low, beta
+        self.form = self.fusion.form
         self.policy = self.add("actor", MLP(d, self.settings.actor_hidden, k), self.settings.actor_lr)
 
     def step(self) -> Tensor:
         """One step on every pair of items of a page whose rewards differ."""
         batch = self.batch()
+        assert self.data.item_scores is not None and self.data.item_rewards is not None  # it needs both
         scores, rewards = self.data.item_scores[batch.rows], self.data.item_rewards[batch.rows]
         # f(o | α(s)) = Σ_i α_i(s) · log(o_i + β_i), eq. (1); α from its action as Fusion.to_weights does
         alpha = self.low + 0.5 * (torch.tanh(self.policy(batch.s)) + 1.0) * self.width
-        terms = torch.log(scores + self.beta) if self.fusion.form == "log_sum" else scores
+        terms = torch.log(scores + self.beta) if self.form == "log_sum" else scores
         f = torch.einsum("bnk,bk->bn", terms, alpha)
 
         # mean over pairs r_i > r_j of −log σ(f_i − f_j); where there is no item, r is NaN and no pair

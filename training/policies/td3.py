@@ -5,12 +5,12 @@ target networks move as the settings say for every learner (``target_rate`` ever
 steps; 0.05 every 10 steps is about these papers' 0.005 every step).
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.policies.batchrl_mtf import Critics
 from training.policies.learner import Batch, Learner
@@ -21,7 +21,7 @@ class TD3(Learner):
     """Nothing keeps its actor within the data: on a fixed log it is the control that fails."""
 
     kind = "td3"
-    curves = ("critic_loss", "q", "target")
+    curves: ClassVar[tuple[str, ...]] = ("critic_loss", "q", "target")
 
     def build(self, d: int, k: int) -> None:
         settings = self.settings
@@ -30,7 +30,7 @@ class TD3(Learner):
         self.target_policy = self.add_target("target_actor", self.policy)
         self.target_critics = self.add_target("target_critics", self.critics)
 
-    def make_critics(self, d: int, k: int) -> nn.Module:
+    def make_critics(self, d: int, k: int) -> Critics:
         return Critics(d, k, self.settings.critic_hidden)
 
     def step(self) -> Tensor:
@@ -112,6 +112,8 @@ class UWACTD3(TD3):
 
     kind = "uwac_td3"
     curves = (*TD3.curves, "weight")
+    critics: DropoutCritics
+    target_critics: DropoutCritics
 
     def make_critics(self, d: int, k: int) -> DropoutCritics:
         return DropoutCritics(d, k, self.settings.critic_hidden, self.settings.uwac.dropout)

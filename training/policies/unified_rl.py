@@ -43,6 +43,7 @@ class UnifiedRL(Learner):
         self.target_critics = self.add_target("target_critics", self.critics)
         self.weights = torch.tensor([own.watch_weight, own.interaction_weight], device=self.device)
         watch = self.data.watch_rewards
+        assert watch is not None  # the learner needs them
         self.rewards = torch.stack([watch, self.data.rewards - watch])  # [2, N]
         everywhere = torch.tensor([name == _RANDOM for name in self.data.arm_names], device=self.device)
         # the next request is of the same session, so of the same arm
@@ -59,6 +60,7 @@ class UnifiedRL(Learner):
         settings, own = self.settings, self.settings.unified_rl
         rows, s, a, _, next_s, done = self.batch()
         box = self.half_width[rows, None]
+        assert self.data.next_action_means is not None  # every set of transitions with action_means has them
 
         # y_{g,e} = r_g + γ (1 − done) exp(−decay · distance of π'(s') to the box at s') Q'_{g,e}(s', π'(s'))
         with torch.no_grad():

@@ -46,6 +46,13 @@ class Cells(nn.Module):
     the learner that made it.
     """
 
+    beta: Tensor
+    x_mean: Tensor
+    x_scale: Tensor
+    sign: Tensor
+    state_mean: Tensor
+    state_scale: Tensor
+
     def __init__(
         self,
         fusion: Fusion,
@@ -85,6 +92,10 @@ class Cells(nn.Module):
 class Formula(nn.Module):
     """f(o | α), eq. (1) or the plain weighted sum, of actions in [-1, 1]: the first round's outer stage."""
 
+    low: Tensor
+    high: Tensor
+    beta: Tensor
+
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
         self.form = fusion.form
@@ -104,6 +115,9 @@ class Modulation(nn.Module):
     q_k = (h_k − low_k) / (2 w_k) lies in [0, ½] for what was logged, so that no a_k in [-1, 1] turns a head
     round; w_k, the range of h_k there, makes action 0 the cells' own order.
     """
+
+    low: Tensor
+    width: Tensor
 
     def __init__(self, cells: Cells, low: Tensor, width: Tensor) -> None:
         super().__init__()
@@ -140,6 +154,7 @@ def scores(ranker: nn.Module, *inputs: np.ndarray) -> np.ndarray:
 
 def shown_items(data: Transitions) -> Tensor:
     """float32[M, k]: the predictions of all shown items of a log."""
+    assert data.item_scores is not None and data.item_rewards is not None  # the learner needs both
     items = data.item_scores[torch.isfinite(data.item_rewards)]
     if len(items) < 2:
         raise DataError(f"xmtf learns from pairs of shown items; the log has {len(items)} items")
@@ -169,15 +184,16 @@ class XMTF(BatchRLMTF):
 
     def build(self, d: int, k: int) -> None:
         super().build(d, k)
-        own = self.settings.xmtf
+        own, fusion = self.settings.xmtf, self.fusion
+        assert fusion is not None  # the constructor asks for it
         self.items = shown_items(self.data)
         states = (self.state_mean, self.state_scale)
-        cells = Cells(self.fusion, self.items, states, own.hidden, own.units)
+        cells = Cells(fusion, self.items, states, own.hidden, own.units)
         self.cells = self.add("cells", cells, own.lr)
         if self.outer is not None:
             self.cells.load_state_dict(self.outer.cells.state_dict())
             self.modules["outer"] = self.outer.requires_grad_(False)
-        self.teacher = (self.outer or Formula(self.fusion)).to(self.device)
+        self.teacher = (self.outer or Formula(fusion)).to(self.device)
         self.latents = self.drawn_latents(max(_DRAWN, self.settings.batchrl_mtf.serving_candidates)).to(
             self.device
         )

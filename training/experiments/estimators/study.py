@@ -151,7 +151,9 @@ def _sources() -> str:
     return sources.sha256_of(bench.__name__, policies.__name__, judging.__name__)
 
 
-def _run_unit(function: str, settings_json: str, sizes: Sizes, folder: Path, arguments: tuple) -> Any:
+def _run_unit(
+    function: str, settings_json: str, sizes: Sizes, folder: Path, arguments: tuple[Any, ...]
+) -> Any:
     torch.set_num_threads(1)
     return UNITS[function](settings_json, sizes, folder, *arguments)
 

@@ -37,7 +37,8 @@ class Lanes:
         self._threads = 0  # of PyTorch, outside of the lanes
         self._runs = 0
         self._ended: dict[str, _Number] = {}  # of each task: the last run that it ended in
-        self._asked, self._shared = _Number(), SimpleQueue()  # runs that the other lane was asked to share
+        self._asked = _Number()
+        self._shared: SimpleQueue[_Run] = SimpleQueue()  # that the other lane was asked to share
         self._lock, self._awake = threading.Lock(), False  # the other lane
 
     def __enter__(self) -> "Lanes":

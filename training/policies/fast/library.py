@@ -9,6 +9,7 @@ import math
 import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -55,7 +56,7 @@ class Network(ctypes.Structure):
     )
 
 
-def _checked(result: int, function: object, _: tuple) -> None:
+def _checked(result: int, function: Any, _: tuple[Any, ...]) -> None:
     if result:
         raise MemoryError(f"no memory for what lies between the layers ({function.__name__})")
 
@@ -83,7 +84,7 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-LIBRARY = _library()
+LIBRARY: Any = _library()  # None where it cannot run
 
 
 class CompiledDraws(Draws):

@@ -3,7 +3,7 @@
 import contextlib
 import mmap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,11 @@ class Flat:
     def __init__(self, module: nn.Module, lr: float | None = None) -> None:
         """The module's parameters must be those of its MLPs. Without ``lr`` nothing is learnt (a target)."""
         self.lr = lr
-        nets = [net for net in module.modules() if isinstance(getattr(net, "layers", None), nn.ModuleList)]
-        parameters = [[p for layer in net.layers for p in (layer.weight, layer.bias)] for net in nets]
-        places, end = [], 0
+        nets: list[Any] = [getattr(net, "layers", None) for net in module.modules()]
+        nets = [layers for layers in nets if isinstance(layers, nn.ModuleList)]
+        parameters = [[p for layer in layers for p in (layer.weight, layer.bias)] for layers in nets]
+        places: list[list[tuple[int, torch.Size]]] = []
+        end = 0
         for own in parameters:
             places.append([])
             for parameter in own:
@@ -64,12 +66,12 @@ class Flat:
                 view.copy_(parameter.detach())
                 parameter.data = view
             gradients = [] if lr is None else _views(self.gradient, at)
-            self.nets.append(Net(rounded[::2], rounded[1::2], *exact[-2:], gradients))
+            self.nets.append(Net(rounded[::2], rounded[1::2], exact[-2], exact[-1], gradients))
             last, shape = at[-1]
             if lr is not None:
                 span = slice(at[0][0], last + shape.numel())
                 vectors = self.values, self.rounded, self.gradient, *self.moments.values()
-                self.learnt.append(Learnt(*(v[span] for v in vectors), self.steps[len(self.learnt)]))
+                self.learnt.append(Learnt._make([*(v[span] for v in vectors), self.steps[len(self.learnt)]]))
         self.refresh()
 
     def refresh(self) -> None:

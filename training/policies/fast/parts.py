@@ -6,7 +6,7 @@ interpreter in the processor's caches, every operation of PyTorch takes tens of 
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ MODULES = "generator", "perturbation", "critics", "target_perturbation", "target
 ENCODER, DECODER = 0, 1  # of the generator's nets
 HALVES = 2  # of a net's Adam, and of :meth:`Parts.best`
 _PLACES = 3  # of what is drawn: for a step, the next one, and the one that is drawn meanwhile
+
+
+Described = TypeVar("Described")
 
 
 class Owner(Protocol):
@@ -44,17 +47,17 @@ class Owner(Protocol):
     def pool(self, dtype: torch.dtype) -> Tensor: ...
 
 
-class Nets(NamedTuple):
-    """All MLPs of a step, in the order of their modules."""
+class Nets(NamedTuple, Generic[Described]):
+    """Something of each MLP of a step, in the order of their modules."""
 
-    encoder: Net
-    decoder: Net
-    perturbation: Net
-    first: Net  # Q_1
-    second: Net
-    target_perturbation: Net
-    target_first: Net
-    target_second: Net
+    encoder: Described
+    decoder: Described
+    perturbation: Described
+    first: Described  # Q_1
+    second: Described
+    target_perturbation: Described
+    target_first: Described
+    target_second: Described
 
 
 class Drawn:
@@ -66,6 +69,12 @@ class Drawn:
     step: int
     rows: Tensor  # int64[B], of the transitions
     count: int
+    # made by name, as the others are that kernels alone read and write
+    x: Tensor
+    own: Tensor
+    r: Tensor
+    noise: Tensor
+    points: Tensor
 
     def __init__(self, batch: int, n: int, d: int, k: int, z: int, width: int) -> None:
         """``width`` of what the candidates of eq. (7) are made of: latents, or where D is frozen actions."""
@@ -117,7 +126,10 @@ class Parts:
         )
         self._at = at = Nets(*(ctypes.addressof(net) for net in self._kept))
         self._targets = at.target_perturbation, at.target_first, at.target_second
-        self._adam = {name: [_adam_of(own, f.lr) for own in f.learnt] for name, f in self.flat.items()}
+        self._adam = {
+            name: [_adam_of(own, f.lr) for own in f.learnt if f.lr is not None]
+            for name, f in self.flat.items()
+        }
         self._steps = {name: [own.steps.numpy() for own in f.learnt] for name, f in self.flat.items()}
         self._places: dict[tuple[int, bool], Drawn] = {}
         self._pool: tuple[int, ThreadPoolExecutor] | None = None

@@ -73,6 +73,9 @@ class FastStep:
         shares = {f"values {share}": share for share in range(parts.shares)}
         bests = {f"best {half}": half for half in range(HALVES)}
 
+        def descend_half(_: Results, half: int) -> None:
+            parts.descend_half("generator", DECODER, half)
+
         def decode(result: Results) -> None:
             for half in halves:
                 result(half)
@@ -83,48 +86,45 @@ class FastStep:
             return parts.draw(self.learner.step_count + 2)
 
         def draw_latents(_: Results) -> None:
-            self._draw_latents(self._ahead.following)
+            self._draw_latents(self._done().following)
 
         def generate(result: Results) -> None:
             result("decoder")
             if not frozen:
                 parts.descend("generator", ENCODER)
-            self._generate(self._ahead.following)
+            self._generate(self._done().following)
 
         # P, then Q: both gradients are of the weights before
         def perturb(result: Results) -> None:
             result("decoder")
-            parts.perturbation(self._ahead.now)
+            parts.perturbation(self._done().now)
             parts.descend("perturbation")
 
         # max_a' min_j Q'_j(s', a'), a' from G and P'_ω, eq. (7)
         def values(result: Results, share: int) -> None:
             result("decoder")
-            parts.values(self._ahead.now, share)
+            parts.values(self._done().now, share)
 
         def best(result: Results, half: int) -> None:
             for share in shares:
                 result(share)
-            parts.best(self._ahead.now, half)
+            parts.best(self._done().now, half)
 
         def target(result: Results) -> None:
             for half in bests:
                 result(half)
-            parts.target(self._ahead.now)
+            parts.target(self._done().now)
 
         def critic(result: Results, j: int) -> None:
             result("y")
-            parts.critic(j, self._ahead.now)
+            parts.critic(j, self._done().now)
             if j == 0:
                 result("perturbation")  # whose gradient is of Q_1 as it was
             parts.descend("critics", j)
 
         # the longest first, so that both lanes end together; what is drawn needs no decoder
         return {
-            **{
-                name: lambda _, half=half: parts.descend_half("generator", DECODER, half)
-                for name, half in halves.items()
-            },
+            **{name: partial(descend_half, half=half) for name, half in halves.items()},
             "decoder": decode,
             "drawn": draw,
             "latents": draw_latents,
@@ -136,6 +136,11 @@ class FastStep:
             "second critic": partial(critic, j=1),
             "first critic": partial(critic, j=0),
         }
+
+    def _done(self) -> Ahead:
+        """What was done before the step that is running."""
+        assert self._ahead is not None
+        return self._ahead
 
     def _look_ahead(self) -> Ahead:
         step = self.learner.step_count
