@@ -125,7 +125,7 @@ class _Hashed:
     def __init__(self, file: IO[bytes]):
         self.digest, self._file = hashlib.sha256(), file
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         chunk = self._file.read(size)
         self.digest.update(chunk)
         return chunk
