@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from dags import inputs, stages
 from tests.end_to_end import small_days
-from training.contract.settings import Section
+from training.contract.settings.section import Section
 
 pytestmark = pytest.mark.slow
 (DAY,) = small_days.days(1)

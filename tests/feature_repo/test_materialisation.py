@@ -15,8 +15,8 @@ from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Stri
 from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from training.materialisation import ArrowComputeEngineConfig
 
+from feature_repo.materialisation import ArrowComputeEngineConfig
 from tests.servers import redis_server
 from training import features
 from training.contract.settings import StoreSettings

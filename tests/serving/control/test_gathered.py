@@ -47,7 +47,7 @@ def test_a_gathered_count_is_the_librarys():
 
 
 def test_nothing_is_lost_or_written_twice_by_writers_at_once():
-    gathered = Gathered("name", "text", buckets=BUCKETS, registry=None)
+    gathered = Gathered("at_once", "text", buckets=BUCKETS, registry=None)
     done = threading.Event()
 
     def write() -> None:
@@ -63,4 +63,4 @@ def test_nothing_is_lost_or_written_twice_by_writers_at_once():
     for thread in threads:
         thread.join()
     gathered.write()
-    assert "name_count 20000.0" in text(gathered) and "name_sum 20000.0" in text(gathered)
+    assert "at_once_count 20000.0" in text(gathered) and "at_once_sum 20000.0" in text(gathered)
