@@ -11,7 +11,7 @@ from serving.control import metrics
 from serving.control.guardrail import Guardrail
 from serving.http.parser import Parser
 from serving.http.requests import JSON
-from serving.log.decisions import DayFiles
+from serving.log.day_files import DayFiles
 from serving.log.feedback import FeedbackPipeline
 from serving.log.index.request_index import RequestIndex
 from serving.log.times import timestamp

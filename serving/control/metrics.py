@@ -21,6 +21,7 @@ from prometheus_client import (
 )
 
 from serving.control.gathered import Gathered, GatheredCounter
+from training.contract.fusion import AT_BOUND
 
 if TYPE_CHECKING:
     from serving.control.guardrail import Interval
@@ -78,7 +79,7 @@ action = Gathered(
     "mtf_action",
     "Action entries of the policies' own arms",
     ["arm", "head"],
-    buckets=(-0.99, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 0.99, 1.0),
+    buckets=(-AT_BOUND, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, AT_BOUND, 1.0),
 )
 arm_share = Gauge("mtf_arm_share", "Share of users in force", ["arm"], multiprocess_mode="livemax")
 features_until = Gauge(

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.http.openapi import document
 from serving.http.rate_limit import RateLimit
 from serving.http.requests import BINARY, JSON, RequestError, new_id
-from serving.log.decisions import LogError
+from serving.log.day_files import LogError
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.app")

@@ -16,7 +16,7 @@ import structlog
 from serving.control import metrics
 from serving.http.parser import Parser
 from serving.http.requests import FeedbackRequest, RequestError
-from serving.log.decisions import DayFiles, LogError, encode
+from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.events import KnownEvents, RequestEvents
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.sessions import SessionRequest

@@ -24,7 +24,7 @@ from serving.control import metrics
 from serving.http.answers import encode_answer
 from serving.http.parser import Parser
 from serving.http.requests import RankRequest, RequestError, new_id
-from serving.log.decisions import DayFiles, LogError, encode
+from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import SessionRequest
 from serving.log.times import local_day, timestamp
@@ -39,13 +39,12 @@ from serving.running.waiting import Waiter, Worked
 from serving.state.features_age import FeaturesAge
 from serving.state.questions import StateRequest
 from serving.state.store import StateStore
-from training.contract import log
 from training.contract.exploration import replay_generator
-from training.contract.fusion import Fusion
+from training.contract.fusion import AT_BOUND, Fusion
+from training.contract.log import POLICY_FAILURES, STALE, STORE, decision_line
 from training.contract.settings import Settings
 
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
-_AT_BOUND = 0.99  # an action entry beyond it is at a bound
 
 
 class Parsed(NamedTuple):
@@ -72,13 +71,13 @@ class WithState(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """The arm is drawn, and its policy was asked. ``champion`` is what the arm serves by: the challenger for
-    its own, None where there is none; ``missing`` says why there is no state to act by; ``answer`` is the
-    policy's, None without one."""
+    """The arm is drawn, and its policy was asked. ``serving`` is what the arm serves by: the challenger for
+    its own, the champion for the others, None where there is none. ``missing`` says why there is no state to
+    act by. ``answer`` is the policy's, None without a policy; of an arm that asks none it has no action."""
 
     read: WithState
     arm: str
-    champion: Champion | None
+    serving: Champion | None
     challenger: Champion | None
     missing: str | None
     answer: PolicyAnswer | None
@@ -200,7 +199,7 @@ class Pipeline:
         ]
 
     def _rank_batch(self, batch: list[Worked]) -> None:
-        """From the states to the log's door, on the event loop; a fault with one request is its own."""
+        """From the states to the line for the log, on the event loop; a fault with one request is its own."""
         waiting: list[tuple[WithState, Waiter]] = []
         for _, read, waiter in batch:
             if waiter.future.done():  # its request was cancelled
@@ -231,7 +230,7 @@ class Pipeline:
             self._index.sessions.hold(user_id, read.session_id, arm)
             serving = challenger if arm == arms.CHALLENGER else champion
             stale = self._features.stale(read.parsed.event_ts)
-            missing = log.STORE if state is None else log.STALE if stale else None
+            missing = STORE if state is None else STALE if stale else None
             drawn.append((arm, serving, missing))
             answers.append(None if serving is None else PolicyAnswer(serving.policy.version))
             if serving is not None and missing is None and ranker.asks(arm):
@@ -263,7 +262,7 @@ class Pipeline:
     def _order(self, chosen: Chosen) -> Ordered:
         assigned = chosen.assigned
         request = assigned.read.parsed.request
-        policy = assigned.champion.policy if assigned.champion else None
+        policy = assigned.serving.policy if assigned.serving else None
         decision, weights, scores = ranker.score(
             chosen.decision, policy, assigned.read.state, request.scores, self._fusion
         )
@@ -277,21 +276,21 @@ class Pipeline:
         read = assigned.read
         parsed = read.parsed
         day = local_day(parsed.event_ts, self._offset)
-        line = decision_line(ordered, self._fusion, self._spec_version)
+        line = line_of(ordered, self._fusion, self._spec_version)
         answer = encode_answer(answer_of(ordered, self._fusion), parsed.accept)
         now = time.perf_counter()
         parsed.times.append(now)
-        champion = assigned.champion
+        serving = assigned.serving
         served = ServedRequest(
             parsed.request_id,
             parsed.request.user_id,
             read.session_id,
             parsed.event_ts.timestamp(),
             assigned.arm,
-            policy=champion.policy.sha256 if champion is not None and assigned.arm != arms.STATIC else "",
-            failed=decision.fallback in log.POLICY_FAILURES,
+            policy=serving.policy.sha256 if serving is not None and assigned.arm != arms.STATIC else "",
+            failed=decision.fallback in POLICY_FAILURES,
             slow=now - parsed.times[0] > self._slow,
-            bounded=int(np.count_nonzero(np.abs(decision.action) > _AT_BOUND)),
+            bounded=int(np.count_nonzero(np.abs(decision.action) > AT_BOUND)),
             entries=len(decision.action),
         )
         shadowed = self._shadowed(ordered, day)
@@ -348,13 +347,13 @@ class Pipeline:
         )
 
 
-def decision_line(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
+def line_of(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
     """The request as it is logged: a line without its newline."""
     assigned, decision = ordered.assigned, ordered.decision
     read = assigned.read
     parsed = read.parsed
     return encode(
-        log.decision_line(
+        decision_line(
             request_id=parsed.request_id,
             session_id=read.session_id,
             user_id=parsed.request.user_id,

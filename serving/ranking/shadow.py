@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
-from serving.log.decisions import DayFiles, LogError
+from serving.log.day_files import DayFiles, LogError
 from serving.ranking import ranker
 from serving.running.batches import ThreadBatches
 from training.contract.errors import PolicyError

@@ -314,7 +314,7 @@ def where_the_time_goes(url: str, run: Callable[[], object]) -> dict[str, float]
 def parts(settings: Settings) -> dict[str, float]:
     """CPU ms of each part of one request by itself, in this process on one thread: the least of many."""
     from serving.http.parser import Parser
-    from serving.log.decisions import DayFiles
+    from serving.log.day_files import DayFiles
     from serving.log.index.request_index import RequestIndex, ServedRequest
     from serving.policy.compiled import compiled
     from serving.ranking import ranker

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.log.decisions import cut_torn_tails
+from serving.log.day_files import cut_torn_tails
 from serving.ranking import arms
 from serving.release.client import Client, ServiceError
 from tests.benchmarks.load import Plan

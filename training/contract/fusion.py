@@ -11,6 +11,7 @@ from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import DataError
 
 Form = Literal["log_sum", "sum"]
+AT_BOUND = 0.99  # an action's entry beyond it, to either side, counts as lying on a bound of its weight
 _Array = TypeVar("_Array", bound=np.ndarray)
 
 

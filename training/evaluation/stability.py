@@ -4,15 +4,15 @@ import numpy as np
 import torch
 
 from training.contract.errors import DataError
+from training.contract.fusion import AT_BOUND
 
-BOUND = 0.99  # |a| above this counts as lying on a bound
 QUANTILES = (5, 25, 50, 75, 95)
 _REFERENCE = 10_000  # logged actions that a distance is measured against, at most
 
 
 def bound_share(actions: np.ndarray) -> float:
     """Share of the entries of actions [n, k] that lie on a bound of their interval."""
-    return float((np.abs(actions) > BOUND).mean())
+    return float((np.abs(actions) > AT_BOUND).mean())
 
 
 def action_quantiles(actions: np.ndarray, heads: list[str]) -> dict[str, list[float]]:

@@ -1,12 +1,14 @@
 """BatchRL-MTF (Zhang et al., KDD 2022, arXiv 2208.04560): batch-constrained Q-learning of fusion weights.
 
-Letters are the paper's: s state, a action, r reward, G generator (E encoder, D decoder), P_ω
-perturbation net, Q_1 and Q_2 critics, Q'_j and P'_ω their targets, n candidates, ρ the bound of the
-perturbation, η and L rate and interval of the target update. What the paper leaves open follows the
-BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
+Letters are the paper's: s state, a action, r reward, s' the next state, z the generator's latent, G generator
+(E encoder, D decoder), â an action of G, P_ω perturbation net and ξ what it adds, Q_1 and Q_2 critics, Q'_j
+and P'_ω their targets, y a critic's target, n candidates, ρ the bound of the perturbation, η and L rate and
+interval of the target update. In shapes B is the batch, d the state's and k the action's width. What the
+paper leaves open follows the BCQ reference and is a setting. Rewards are used raw, as eq. (2) gives them.
 
 :meth:`BatchRLMTF.step` is the algorithm. :mod:`training.policies.fast` holds a second form of the same step,
-compiled, which takes its place where it can run.
+compiled. It takes the page's place where it can run, unless ``learner.batchrl_mtf.precision`` is float32: a
+change of the step is made in both, and tests hold one to the other.
 """
 
 from collections.abc import Mapping
@@ -111,10 +113,10 @@ class BatchRLMTF(Learner):
         """One gradient step of each net, in the paper's order; see :attr:`curves` for what is returned."""
         if self.fast is not None:
             return self.fast.step()
-        batch = self.batch()  # M
+        batch = self.batch()
         reconstruction, kl = self.imitate(batch)  # G, eq. (3)
         y = self.target(batch)  # eq. (7)
-        perturbation_q = self.perturb(batch)  # P_ω, eq. (5), of Q_1 as it was
+        perturbation_q = self.perturb(batch)  # P_ω, eq. (5), of Q_1 before its own step
         critic_loss, q = self.criticise(batch, y)  # Q_1 and Q_2, eq. (6)
         self.step_count += 1
         if self.step_count % self.settings.target_interval == 0:  # every L steps
@@ -123,7 +125,10 @@ class BatchRLMTF(Learner):
         return torch.stack([reconstruction, kl, perturbation_q, critic_loss, q, y.mean()]).detach()
 
     def imitate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction, KL."""
+        """Eq. (3): maximise E[log D(a | s, z)] − KL(E(z | s, a) ‖ N(0, I)). Reconstruction, KL.
+
+        As the BCQ reference has it: of a Gaussian D the squared error is left, and both are means of entries.
+        """
         if self.frozen(self.step_count):
             return torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         mean, log_std = self.generator.encode(batch.s, batch.a)
@@ -147,14 +152,16 @@ class BatchRLMTF(Learner):
         )
 
     def candidates(self, batch: Batch, on: Tensor) -> Tensor:
-        """â_1 … â_n ~ G(s') of the rows ``on`` [M] of a batch: [M, n, k]."""
+        """â_1 … â_n ~ G(s') of those m rows of a batch whose session goes on, ``on`` [m]: [m, n, k]."""
         if self.frozen(self.step_count):
             if self._pool is None:
                 self._pool = self.pool(torch.float32)
             return self._pool[batch.rows[on]]
         n, clip = self.settings.batchrl_mtf.candidates, self.settings.batchrl_mtf.latent_clip
         shape = len(batch.rows), n, self.latent
-        z = self.draws.normal(self.step_count, OF_CANDIDATES, *shape, clip=clip)[: len(on)]
+        z = self.draws.normal(self.step_count, OF_CANDIDATES, *shape, clip=clip)[
+            : len(on)
+        ]  # as both forms draw
         return self.generator.decode(batch.next_s[on], z)
 
     def perturb(self, batch: Batch) -> Tensor:
@@ -175,7 +182,7 @@ class BatchRLMTF(Learner):
         return loss, q.mean()
 
     def frozen(self, step: int) -> bool:
-        """Whether the generator is not trained in this step, and each s' keeps its candidates."""
+        """Whether the generator is no longer trained in this step; each s' then keeps its candidates."""
         after = self.settings.batchrl_mtf.freeze_generator_after
         return after is not None and step >= after
 

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from serving.http.schema import MAXIMUM_ID_LENGTH, MAXIMUM_MS
-from serving.log.decisions import DayFiles, encode
+from serving.log.day_files import DayFiles, encode
 from serving.log.times import timestamp
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.log import ARMS, DECISION, DECISION_LINE, FALLBACKS, decision_line, feedback_line

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serving.log.decisions import LogError
+from serving.log.day_files import LogError
 from serving.running.batches import LoopBatches, ThreadBatches, ThreadThenLoopBatches, settle
 
 

@@ -1,4 +1,4 @@
-"""Durable append-only JSON lines: ``<local day>.<worker>.<sequence>.jsonl`` below one folder.
+"""How does a line become durable? Appended to ``<local day>.<worker>.<sequence>.jsonl`` below one folder.
 
 Every process writes files of its own, locked while it lives, so that no two writers share a file and
 a file whose writer died can be told. A line counts when its newline is on disk: a last line without

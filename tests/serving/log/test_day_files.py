@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.log.decisions import DayFiles, cut_torn_tails
+from serving.log.day_files import DayFiles, cut_torn_tails
 
 DAY = "2026-01-05"
 
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_no_empty_files(tmp_path):
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from serving.log.decisions import DayFiles, LogError
+from serving.log.day_files import DayFiles, LogError
 from serving.running.batches import ThreadBatches
 
 async def main():
