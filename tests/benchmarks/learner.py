@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.benchmarks.publish import table
 from training.contract.policy import make_actor
 from training.contract.settings import LearnerSettings
 from training.policies.batchrl_mtf import BatchRLMTF
@@ -269,3 +270,41 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "training": training,
         "inference": acting,
     }
+
+
+def tables(results: dict[str, Any]) -> str:
+    """A step of each side, then acting."""
+    training = results["training"]
+    sides: list[tuple[str, str]] = [
+        (instructions, side)
+        for instructions in INSTRUCTIONS
+        for side in next(iter(training.values()))[instructions]["median"]
+    ]
+    steps = table(
+        ("ms a step (times as fast as d3rlpy beside it; least to most of the turns)", *training),
+        [
+            [
+                f"{side.removesuffix('_ms')}{'' if instructions == 'all' else ', ' + instructions}",
+                *(_of_side(one[instructions], side) for one in training.values()),
+            ]
+            for instructions, side in sides
+        ],
+    )
+    acting = table(
+        ("states", "exported policy, ms", "PyTorch, ms"),
+        ([one["states"], one["exported_ms"], one["torch_ms"]] for one in results["inference"]),
+    )
+    turns = len(next(iter(training.values()))["all"]["turns"])
+    about = (
+        f"State {results['state']}, action {results['action']}, batch {results['batch']}, n = "
+        f"{results['candidates']}, sampling included, {results['threads']} threads. Medians of {turns} turns."
+    )
+    return f"{about}\n\n{steps}\n\nActing with the default's candidates:\n\n{acting}"
+
+
+def _of_side(compared: dict[str, Any], side: str) -> str:
+    if side == "d3rlpy_ms":
+        return f"{compared['median'][side]:.1f}"
+    ratios = sorted(turn["ratio"][side] for turn in compared["turns"])
+    own = compared["median"][side]
+    return f"{own['ms_a_step']:.1f} ({own['ratio']:.1f}; {ratios[0]:.1f} to {ratios[-1]:.1f})"
