@@ -1,4 +1,4 @@
-"""What is a user's state while he is served? Read from Feast's online store, moved by his feedback.
+"""What is a user's state while they are served? Read from Feast's online store, moved by their feedback.
 
 One ``OnlineState`` a process; its methods may be called from several threads. It reads the
 configuration and the registry that ``training.features.apply`` wrote, once, when they appear.

@@ -96,6 +96,7 @@ def delete(settings: Settings, days: Collection[date]) -> None:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return
+    # MLflow's store has no types
     store: Any = SqlAlchemyStore(databases.mlflow(settings), ARTIFACTS)  # type: ignore[no-untyped-call]
     models = client.search_registered_models(f"name = '{MODEL}'")
     named = {str(version) for model in models for version in model.aliases.values()}

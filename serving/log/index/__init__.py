@@ -1,1 +1,1 @@
-"""What do the workers know together of the last two days? One SQLite file, a concern a module."""
+"""What do the workers know together of the last ``LATE_DAYS``? One SQLite file, a concern a module."""
