@@ -121,17 +121,18 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
         return window
     if stage == "train":
         return {**window, **judged_against} if settings.learner.warm_start else window
-    trained = (read_record(settings.layout, day, "train") or {}).get("sha256", "none")
+    pool = (read_record(settings.layout, day, "train") or {}).get("pool", {})
     if stage == "evaluate":
-        return {**window, **judged_against, "challenger": trained}
+        return {**window, **judged_against, **{name: one["sha256"] for name, one in pool.items()}}
+    challenger = (read_record(settings.layout, day, "evaluate") or {}).get("sha256", "none")
     before = {
         f"inputs of {earlier}": _digest((read_record(settings.layout, day, earlier) or {}).get("inputs"))
         for earlier in _before(stage)
     }
     rolled_back = any(
-        e["action"] == "rollback" and e["from"] == trained for e in history.read(settings.layout)
+        e["action"] == "rollback" and e["from"] == challenger for e in history.read(settings.layout)
     )
-    return {**judged_against, **before, "challenger": trained, "rolled back": str(rolled_back)}
+    return {**judged_against, **before, "challenger": challenger, "rolled back": str(rolled_back)}
 
 
 def _before(stage: str) -> list[str]:
@@ -163,10 +164,11 @@ def _missing_output(settings: Settings, day: date, stage: str, record: dict[str,
         end = settings.day_start(day + timedelta(days=1)).isoformat()
         if not layout.materialised.exists() or read_json(layout.materialised)["until"] < end:
             return "the online store is not up to the day's end"
-    if stage == "train":
-        path = layout.root / record["policy"]
-        if not path.exists() or _content(path) != record["sha256"]:
-            return f"the policy file {record['policy']} is gone or another"
+    files = record.get("pool", {}).values() if stage == "train" else [record] if stage == "evaluate" else []
+    for made in files:
+        path = layout.root / made["policy"]
+        if not path.exists() or _content(path) != made["sha256"]:
+            return f"the policy file {made['policy']} is gone or another"
     return None
 
 

@@ -119,20 +119,35 @@ def train(settings: Settings, day: date) -> Record:
 
 
 def evaluate(settings: Settings, day: date) -> Record:
+    """Judge the pool; the best of it becomes the day's challenger, ``policy.safetensors`` of its model."""
     from training import evaluation, promotion
+    from training.contract.files import copy_atomic
     from training.contract.policy import constant_policy, load_policy
 
     layout = settings.layout
-    candidates = {
-        "challenger": load_policy(layout.model(day) / "policy.safetensors"),
+    trained = read_record(layout, day, "train")
+    if trained is None:
+        raise DataError(f"no policies of {day}: run `mtf day --date {day}` first")
+    pool = {
+        name: load_policy(layout.root / one["policy"], one["sha256"]) for name, one in trained["pool"].items()
+    }
+    rivals = {
         "static": constant_policy(
             settings.state_spec, settings.fusion, settings.fusion.static_action, "static"
         ),
     }
     champion = promotion.champion_policy(settings, before=day)
     if champion.version != "static":
-        candidates["champion"] = champion
-    return evaluation.evaluate(settings, day, candidates)
+        rivals["champion"] = champion
+    record = evaluation.evaluate(settings, day, pool | rivals, list(pool))
+    chosen = trained["pool"][record["chosen"]]
+    path = layout.model(day) / "policy.safetensors"
+    copy_atomic(layout.root / chosen["policy"], path)
+    return record | {
+        "policy": path.relative_to(layout.root).as_posix(),
+        "sha256": chosen["sha256"],
+        "version": chosen["version"],
+    }
 
 
 def gate(settings: Settings, day: date) -> Record:

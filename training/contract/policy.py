@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -171,6 +172,27 @@ class ConstantActor:
 
 
 @dataclass(frozen=True)
+class MenuActor:
+    """Of J actions the one with the largest b_j + w_j · (s − s̄): a linear choice from a short menu.
+
+    Tensors ``actions`` [J, k], ``bias`` [J], ``weights`` [J, d] and ``mean`` [d]; the first action is what
+    the others are held against (:mod:`training.policies.return_regression`).
+    """
+
+    tensors: Mapping[str, Float32Array]
+
+    def __call__(self, states: Float32Array) -> Float32Array:
+        chosen: Float32Array = self.tensors["actions"][self.choices(states)]
+        return chosen
+
+    def choices(self, states: Float32Array) -> NDArray[np.intp]:
+        """Which of the menu each state of [n, d] gets, int[n]."""
+        t = self.tensors
+        chosen: NDArray[np.intp] = (t["bias"] + (states - t["mean"]) @ t["weights"].T).argmax(axis=1)
+        return chosen
+
+
+@dataclass(frozen=True)
 class DeterministicActor:
     """π(s) = tanh(MLP(s)): one network ``actor``, and the standardisation of :class:`BatchRLMTFActor`."""
 
@@ -245,6 +267,9 @@ def make_actor(kind: str, tensors: Mapping[str, Float32Array], options: Mapping[
     try:
         if kind == "constant":
             return ConstantActor(tensors["action"])
+        if kind == "menu":
+            needed = ("actions", "bias", "weights", "mean")
+            return MenuActor({name: tensors[name] for name in needed})
         clip = float(options.get("state_clip", float("inf")))
         if kind == "deterministic":
             return DeterministicActor(dict(tensors), clip)

@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
+from training.contract.policy import Policy
 from training.contract.settings import Settings
-from training.evaluation import conservative_ope, fqe, importance
-from training.evaluation.acting import Actions, logged
-from training.evaluation.intervals import Estimates
+from training.evaluation import conservative_ope, fqe, importance, lstd_q, session_returns
+from training.evaluation.acting import Actions, act, logged
+from training.evaluation.intervals import Estimates, renamed
+from training.evaluation.session_returns import SessionReturns
 from training.trajectories import Transitions
 
 WEIGHTED = ("pdis", "dr")  # those that weigh logged sessions by their densities
+_STATES = 4_000  # of the log, that session_return has policies act on
 LOGGED = "__logged__"  # the logging policy among the fitted ones, for calibration
 
 
@@ -28,9 +34,28 @@ class Judgement:
     warnings: Mapping[str, Mapping[str, list[str]]]
     unavailable: str | None
 
+    def renamed(self, names: Mapping[str, str]) -> "Judgement":
+        """The same, the policies of ``names`` called otherwise."""
+        return Judgement(
+            {
+                estimator: Estimates(renamed(e.values, names), renamed(e.replicates, names), e.confidence)
+                for estimator, e in self.estimates.items()
+            },
+            renamed(self.overlap, names),
+            {estimator: renamed(own, names) for estimator, own in self.warnings.items()},
+            self.unavailable,
+        )
 
-def estimate(data: Transitions, policies: Mapping[str, Actions], settings: Settings, seed: int) -> Judgement:
-    """The discounted session return of each policy, by each of ``evaluation.estimators``.
+
+def estimate(
+    data: Transitions,
+    policies: Mapping[str, Actions],
+    settings: Settings,
+    seed: int,
+    closed: Mapping[str, Estimates] | None = None,
+) -> Judgement:
+    """The session return of each policy, by each of ``evaluation.estimators``; those in closed form, which
+    read the whole log, are given (:func:`closed_forms`).
 
     ``data`` must hold initial states. Deterministic in ``seed`` and the number of threads.
     """
@@ -50,7 +75,7 @@ def estimate(data: Transitions, policies: Mapping[str, Actions], settings: Setti
             for name, actions in policies.items()
         }
 
-    found: dict[str, Estimates] = {}
+    found: dict[str, Estimates] = dict(closed or {})
     if "conservative_ope" in how.estimators:
         found["conservative_ope"] = conservative_ope.estimate(data, fitted_policies, how, gamma, seed)
     if {"fqe", "dr"} & set(how.estimators):
@@ -72,6 +97,35 @@ def estimate(data: Transitions, policies: Mapping[str, Actions], settings: Setti
         for name in found
     }
     return Judgement(found, overlap, warnings, unavailable)
+
+
+def closed_forms(
+    every: Transitions, policies: Mapping[str, Policy], settings: Settings, seed: int
+) -> tuple[dict[str, Estimates], SessionReturns | None]:
+    """Those of ``session_return`` and ``lstd_q`` that the settings name, on the log of all arms.
+
+    ``session_return`` reads all of it; policies act on the last sessions, of ``evaluation.transitions`` rows
+    about.
+    """
+    how, found, session = settings.evaluation, {}, None
+    sessions = every.sessions.numpy()
+    recent = every.take(torch.from_numpy(_last_sessions(sessions, how.transitions)))
+    if "session_return" in how.estimators:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.permutation(len(recent))[:_STATES])
+        at = recent.take(torch.from_numpy(rows))
+        session = session_returns.estimate(every, at, act(at, policies), settings.fusion, how, seed)
+        found["session_return"] = session.estimates
+    if "lstd_q" in how.estimators:
+        found["lstd_q"] = lstd_q.estimate(recent, act(recent, policies), settings.fusion, how, seed)
+    return found, session
+
+
+def _last_sessions(sessions: np.ndarray, rows: int) -> np.ndarray:
+    """int64[n], ascending: rows of the fewest last sessions that hold ``rows``, or all."""
+    counts = np.bincount(sessions)
+    last = len(counts) - int(np.searchsorted(np.cumsum(counts[::-1]), rows)) - 1
+    return np.flatnonzero(sessions >= max(last, 0))
 
 
 def _weighted_warnings(estimator: str, overlap: Mapping[str, Any], least: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 Interval = dict[str, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Estimates:
         quantile = student_t.ppf(0.5 + self.confidence / 2.0, len(replicates) - 1)
         half = float(quantile * np.sqrt(np.square(replicates - value).mean()))
         return {"lower": value - half, "value": value, "upper": value + half}
+
+
+def renamed(values: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """A mapping with some keys called otherwise, in the same order."""
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def mean_interval(values: np.ndarray, confidence: float) -> Interval:

@@ -1,7 +1,7 @@
 """Judge policies on the test split: estimates, paired differences, calibration, stability."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from itertools import permutations
 from typing import Any
@@ -14,26 +14,44 @@ from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation import acting, stability
-from training.evaluation.estimators import LOGGED, WEIGHTED, estimate
-from training.evaluation.intervals import Interval, mean_interval
+from training.evaluation.estimators import LOGGED, WEIGHTED, closed_forms, estimate
+from training.evaluation.intervals import Interval, mean_interval, renamed
+from training.evaluation.pool import choose
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
 
-def evaluate(settings: Settings, day: date, policies: Mapping[str, Policy]) -> dict[str, Any]:
-    """Judge the named policies on the last sessions of the window that ends with ``day``: :func:`assess`."""
-    data = trajectories.load(settings, day)
+def evaluate(
+    settings: Settings, day: date, policies: Mapping[str, Policy], pool: Collection[str] = ()
+) -> dict[str, Any]:
+    """Judge the named policies on the window that ends with ``day``: :func:`assess`."""
+    data = trajectories.load(settings, day, every=True)
     seed = int.from_bytes(hashlib.sha256(f"judge/{settings.seed}/{day}".encode()).digest()[:6], "big")
-    return assess(settings, data.train, data.test, policies, seed)
+    return assess(settings, data.train, data.test, policies, seed, every=data.every, pool=pool)
 
 
 def assess(
-    settings: Settings, train: Transitions, test: Transitions, policies: Mapping[str, Policy], seed: int
+    settings: Settings,
+    train: Transitions,
+    test: Transitions,
+    policies: Mapping[str, Policy],
+    seed: int,
+    *,
+    every: Transitions | None = None,
+    pool: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Judge policies on the transitions of ``test``; those of ``train`` only say which actions are known.
+    """Judge policies: by fits on the transitions of ``test``, in closed form on ``every`` (the log of all
+    arms; ``test`` where there is none); those of ``train`` only say which actions are known.
+
+    Of the policies named in ``pool`` the best goes on, see :func:`training.evaluation.pool.choose`: it is
+    called ``challenger`` in the record, the others keep their names. ``static`` must be there, then.
 
     Returns the record:
 
+    - ``chosen`` and ``pool`` (with ``pool`` given): the challenger's name among the pool, and of each member
+      its difference to static weights, in intervals that hold for all of them at once;
+    - ``trusted``: whether the session estimator explains what every arm is known to have returned, and
+      ``arms`` how well; null and empty where it was not asked for;
     - ``estimates``: per policy ``lower``, ``value``, ``upper`` (discounted return of a session, by
       ``gate.estimator``), ``alarm`` and its ``alarm_reasons`` (the value is not to be trusted),
       ``bound_share``, ``action_quantiles`` per head, ``mean_distance_to_logged``;
@@ -59,7 +77,14 @@ def assess(
         )
     acts = acting.act(test, policies)
     with reproducible(settings.learner.threads):
-        judgement = estimate(test, acts, settings, seed)
+        closed, session = closed_forms(test if every is None else every, policies, settings, seed)
+        judgement = estimate(test, acts, settings, seed, closed)
+    picked = None
+    if pool and settings.gate.estimator in judgement.estimates:
+        picked = choose(judgement.estimates[settings.gate.estimator], pool)
+        names = {picked["chosen"]: "challenger"}
+        policies, acts = renamed(policies, names), renamed(acts, names)
+        judgement = judgement.renamed(names)
     chosen = judgement.estimates.get(settings.gate.estimator)
     if chosen is None:
         raise DataError(f"gate.estimator {settings.gate.estimator} cannot be had: {judgement.unavailable}")
@@ -111,6 +136,10 @@ def assess(
     }
     fitted = settings.gate.estimator if settings.gate.estimator in calibrations else "conservative_ope"
     return {
+        **(picked or {}),
+        "trusted": None if session is None else session.trusted,
+        "arms": {} if session is None else dict(session.arms),
+        "misfit": None if session is None else session.misfit,
         "estimates": records,
         "differences": differences[settings.gate.estimator],
         "estimators": estimators,

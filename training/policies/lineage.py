@@ -46,12 +46,12 @@ def describe(
     day: date,
     seed: int,
     data: Trajectories,
-    warm_start: dict[str, str] | None,
-    arithmetic: str,
+    arithmetic: dict[str, str],
 ) -> dict[str, Any]:
-    """The lineage that goes into the policy file, the record and the registry.
+    """The lineage that the day's policies share; ``algorithm`` and ``warm_start`` are each one's own.
 
-    ``arithmetic``: what the learner's products are in (:meth:`training.policies.learner.Learner.arithmetic`).
+    ``arithmetic``: by algorithm, what a learner's products are in
+    (:meth:`training.policies.learner.Learner.arithmetic`).
     """
     return {
         "day": day.isoformat(),
@@ -63,9 +63,7 @@ def describe(
         "warnings": list(data.warnings),
         "state_spec": data.state_spec,
         "settings_sha256": settings_hash(settings),
-        "algorithm": settings.learner.algorithm,
         "seed": seed,
-        "warm_start": warm_start,
         "code": code_version(),
         "code_sha256": code_sha256(),
         "torch": torch.__version__,
@@ -77,6 +75,7 @@ def describe(
 def fingerprint(lineage: dict[str, Any]) -> str:
     """Key of a training run: what its result depends on, and nothing else of the lineage."""
     keys = (
+        "algorithm",
         "day",
         "data_sha256",
         "settings_sha256",
@@ -88,3 +87,8 @@ def fingerprint(lineage: dict[str, Any]) -> str:
         "precision",
     )
     return json_sha256([lineage[key] for key in keys])
+
+
+def version(lineage: dict[str, Any]) -> str:
+    """What a policy is called: its day, and eight digits of its fingerprint."""
+    return f"{lineage['day']}-{fingerprint(lineage)[:8]}"

@@ -1,7 +1,7 @@
-"""The daily retrain: load, train, checkpoint, export. The same for every algorithm."""
+"""The daily retrain: a pool of challengers, trained, checkpointed and exported the same way."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from functools import reduce
@@ -22,12 +22,14 @@ from training.policies import (
     cql_sac,
     iql,
     lineage,
+    return_regression,
     supervised,
     td3,
     unified_rl,
     xmtf,
 )
 from training.policies.learner import Learner
+from training.trajectories import Transitions
 
 ALGORITHMS: dict[str, type[Learner]] = {
     learner.kind: learner
@@ -46,96 +48,142 @@ ALGORITHMS: dict[str, type[Learner]] = {
 }
 _POINTS = 100  # of a training curve
 
-Progress = Callable[[int, int, dict[str, float]], None]
+# (algorithm, step, steps, metrics)
+Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def train(settings: Settings, day: date, progress: Progress | None = None) -> dict[str, Any]:
-    """Train the challenger of ``day`` and write it below ``layout.model(day)``.
+    """Train the pool of ``day``: a policy of each of ``learner.algorithms``, below ``layout.model(day)``.
 
-    Files: ``policy.safetensors`` (for serving), ``learner.safetensors`` (the whole learner, from which
-    a warm start goes on), ``curves.json``, and ``checkpoint.safetensors`` while it runs. A run that
-    was killed goes on from its last checkpoint and ends with the same bits; one that had ended, with
-    nothing changed since, is exported again from its learner. ``progress(step, steps, metrics)`` is
-    called about a hundred times.
+    Files, in a folder of each algorithm: ``policy.safetensors`` (for serving) and, of those that learn by
+    gradients, ``learner.safetensors`` (the whole learner, from which a warm start goes on), ``curves.json``,
+    and ``checkpoint.safetensors`` while it runs. A run that was killed goes on from its last checkpoint and
+    ends with the same bits; one that had ended, with nothing changed since, is exported again from its
+    learner. ``progress(algorithm, step, steps, metrics)`` is called about a hundred times for each.
 
-    Returns the record: ``steps``, ``transitions``, ``policy`` (path relative to the data folder),
-    ``sha256``, ``version``, ``curves``, ``warnings``, ``lineage``. Raises
+    Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy`` (its
+    path relative to the data folder), ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``. Raises
     :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
     :class:`MtfError` when training diverges.
     """
-    layout, learner_settings = settings.layout, settings.learner
-    folder, steps = layout.model(day), learner_settings.steps
-    algorithm = ALGORITHMS[learner_settings.algorithm]
-    data = trajectories.load(settings, day, algorithm.needs)
+    algorithms = settings.learner.algorithms
+    closed = [name for name in algorithms if name in return_regression.ALGORITHMS]
+    needs = sorted({need for name in algorithms if name in ALGORITHMS for need in ALGORITHMS[name].needs})
+    data = trajectories.load(settings, day, needs, every=bool(closed))
     seed = _seed(settings.seed, day)
-    with reproducible(learner_settings.threads):
-        warnings = list(data.warnings)
-        weights, warm_start = None, None
-        if learner_settings.warm_start:
-            weights, warm_start, warning = _champion_weights(settings, day)
-            warnings += [warning] if warning else []
-        about = lineage.describe(
-            settings, day, seed, data, warm_start, algorithm.arithmetic(learner_settings)
-        )
-        fingerprint = lineage.fingerprint(about)
-        version = f"{day.isoformat()}-{fingerprint[:8]}"
-
-        learner = algorithm(learner_settings, data.train, seed, settings.fusion)
-        names = learner.curves
-        curves: dict[str, list[float]] = {name: [] for name in ("step", *names)}
-        window = torch.zeros(len(names), device=learner.device)  # sums since the last point of the curves
-        if weights is not None:
-            learner.load_weights(weights)
-        for path in (folder / "learner.safetensors", folder / "checkpoint.safetensors"):
-            saved = checkpoint.read(path)
-            if saved is not None and saved[1]["fingerprint"] == fingerprint:
-                learner.load_state(saved[0])
-                window, curves = saved[0]["window"].to(learner.device), saved[1]["curves"]
-                break
-
-        def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            return learner.state() | {"window": window}, {
-                "fingerprint": fingerprint,
-                "kind": learner.kind,
-                "networks": _networks(settings),
-                "version": version,
-                "curves": curves,
-            }
-
-        every = max(1, steps // _POINTS)
-        while learner.step_count < steps:
-            window = window + learner.step()
-            done = learner.step_count
-            if done % every == 0 or done == steps:
-                since = done - (curves["step"][-1] if curves["step"] else 0)
-                point = dict(zip(names, (window / since).tolist(), strict=True))
-                _refuse_divergence(point, done)
-                for name, value in ({"step": done} | point).items():
-                    curves[name].append(value)
-                window = torch.zeros_like(window)
+    warnings = list(data.warnings)
+    pool: dict[str, Any] = {}
+    with reproducible(settings.learner.threads):
+        arithmetic: dict[str, str] = {
+            name: ALGORITHMS[name].arithmetic(settings.learner) for name in algorithms if name not in closed
+        }
+        about = lineage.describe(settings, day, seed, data, arithmetic)
+        if closed:
+            assert data.every is not None  # asked for
+            proposals = return_regression.propose(
+                settings.fusion, settings.learner.return_regression, data.every, seed
+            )
+            for name in closed:
                 if progress is not None:
-                    progress(done, steps, point)
-            if done % learner_settings.checkpoint_every == 0 and done < steps:
-                checkpoint.save(folder / "checkpoint.safetensors", *state())
-
-        checkpoint.save(folder / "learner.safetensors", *state())
-        tensors, options = learner.export()
-    header = PolicyHeader(
-        learner.actor, version, settings.state_spec, settings.fusion, options, about | {"steps": steps}
-    )
-    path = folder / "policy.safetensors"
-    digest = save_policy(path, header, tensors)
-    write_json_atomic(folder / "curves.json", curves)
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+                    progress(name, 1, 1, {})
+                one = proposals[name]
+                about_it = about | {"algorithm": name, "warm_start": None}
+                pool[name] = _save(settings, day, about_it, one.kind, one.tensors, one.options)
+                pool[name] |= {"steps": 0, "curves": {}, "summary": one.summary}
+        for name in algorithms:
+            if name not in closed:
+                pool[name], warning = _learn(settings, day, name, data.train, about, seed, progress)
+                warnings += [warning] if warning else []
     return {
-        "steps": steps,
         "transitions": len(data.train),
-        "policy": path.relative_to(layout.root).as_posix(),
-        "sha256": digest,
-        "version": version,
-        "curves": curves,
+        "pool": {name: pool[name] for name in algorithms},
         "warnings": warnings,
         "lineage": about,
+    }
+
+
+def _learn(
+    settings: Settings,
+    day: date,
+    name: str,
+    data: Transitions,
+    about: dict[str, Any],
+    seed: int,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], str | None]:
+    """Train one algorithm by gradients; its entry of the pool, and a warning."""
+    how, algorithm, folder = settings.learner, ALGORITHMS[name], settings.layout.model(day) / name
+    steps = how.steps
+    weights, warm_start, warning = None, None, None
+    if how.warm_start:
+        weights, warm_start, warning = _champion_weights(settings, day, name)
+    about = about | {"algorithm": name, "warm_start": warm_start}
+    fingerprint = lineage.fingerprint(about)
+    version = lineage.version(about)
+
+    learner = algorithm(how, data, seed, settings.fusion)
+    names = learner.curves
+    curves: dict[str, list[float]] = {point: [] for point in ("step", *names)}
+    window = torch.zeros(len(names), device=learner.device)  # sums since the last point of the curves
+    if weights is not None:
+        learner.load_weights(weights)
+    for path in (folder / "learner.safetensors", folder / "checkpoint.safetensors"):
+        saved = checkpoint.read(path)
+        if saved is not None and saved[1]["fingerprint"] == fingerprint:
+            learner.load_state(saved[0])
+            window, curves = saved[0]["window"].to(learner.device), saved[1]["curves"]
+            break
+
+    def state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return learner.state() | {"window": window}, {
+            "fingerprint": fingerprint,
+            "kind": learner.kind,
+            "networks": _networks(settings, name),
+            "version": version,
+            "curves": curves,
+        }
+
+    every = max(1, steps // _POINTS)
+    while learner.step_count < steps:
+        window = window + learner.step()
+        done = learner.step_count
+        if done % every == 0 or done == steps:
+            since = done - (curves["step"][-1] if curves["step"] else 0)
+            point = dict(zip(names, (window / since).tolist(), strict=True))
+            _refuse_divergence(name, point, done)
+            for column, value in ({"step": done} | point).items():
+                curves[column].append(value)
+            window = torch.zeros_like(window)
+            if progress is not None:
+                progress(name, done, steps, point)
+        if done % how.checkpoint_every == 0 and done < steps:
+            checkpoint.save(folder / "checkpoint.safetensors", *state())
+
+    checkpoint.save(folder / "learner.safetensors", *state())
+    tensors, options = learner.export()
+    entry = _save(settings, day, about, learner.actor, tensors, options)
+    write_json_atomic(folder / "curves.json", curves)
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return entry | {"steps": steps, "curves": curves, "summary": {}}, warning
+
+
+def _save(
+    settings: Settings,
+    day: date,
+    about: dict[str, Any],
+    kind: str,
+    tensors: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a policy of the pool; its path relative to the data folder, hash and version."""
+    version = lineage.version(about)
+    header = PolicyHeader(kind, version, settings.state_spec, settings.fusion, options, about)
+    path = settings.layout.model(day) / about["algorithm"] / "policy.safetensors"
+    digest = save_policy(path, header, tensors)
+    return {
+        "policy": path.relative_to(settings.layout.root).as_posix(),
+        "sha256": digest,
+        "version": version,
     }
 
 
@@ -144,13 +192,13 @@ def _seed(seed: int, day: date) -> int:
     return int.from_bytes(hashlib.sha256(f"learner/{seed}/{day.isoformat()}".encode()).digest()[:6], "big")
 
 
-def _networks(settings: Settings) -> dict[str, Any]:
+def _networks(settings: Settings, algorithm: str) -> dict[str, Any]:
     """What has to be equal for one learner's weights to fit another."""
     learner = settings.learner
     values = learner.model_dump(mode="json")
-    widths = ("critic_hidden", "actor_hidden", *ALGORITHMS[learner.algorithm].sizes)
+    widths = ("critic_hidden", "actor_hidden", *ALGORITHMS[algorithm].sizes)
     return {
-        "kind": learner.algorithm,
+        "kind": algorithm,
         "state_spec": settings.state_spec.version,
         "heads": [head.name for head in settings.heads],
         **{name: reduce(dict.__getitem__, name.split("."), values) for name in widths},
@@ -179,17 +227,17 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _refuse_divergence(point: dict[str, float], step: int) -> None:
+def _refuse_divergence(algorithm: str, point: dict[str, float], step: int) -> None:
     bad = [name for name, value in point.items() if not torch.isfinite(torch.tensor(value))]
     if bad:
         raise MtfError(
-            f"training diverged: {bad[0]} is not a number at step {step}. Lower learner.critic_lr and the "
-            f"other learning rates, and look at the rewards of the training data."
+            f"training of {algorithm} diverged: {bad[0]} is not a number at step {step}. Lower "
+            "learner.critic_lr and the other learning rates, and look at the rewards of the training data."
         )
 
 
 def _champion_weights(
-    settings: Settings, day: date
+    settings: Settings, day: date, algorithm: str
 ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str] | None, str | None]:
     """Learner state of the champion from before ``day``, its description, or why there is none.
 
@@ -201,12 +249,12 @@ def _champion_weights(
         pointer = ChampionPointer(**pointer.previous) if pointer.previous else None
     if pointer is None:
         return None, None, "warm start: no champion from before this day; started fresh"
-    path = (settings.layout.root / pointer.policy).parent / "learner.safetensors"
+    path = settings.layout.model(date.fromisoformat(pointer.day)) / algorithm / "learner.safetensors"
     saved = checkpoint.read(path)
     if saved is None or saved[1]["version"] != pointer.version:
         return None, None, f"warm start: {path} does not hold the champion {pointer.version}; started fresh"
     tensors, about = saved
-    wanted, networks = _networks(settings), about["networks"]
+    wanted, networks = _networks(settings, algorithm), about["networks"]
     # BatchRL-MTF's had no section of the settings in files of an older version
     there = {name: networks.get(name, networks.get(name.removeprefix("batchrl_mtf."))) for name in wanted}
     differing = [name for name, value in wanted.items() if there[name] != value]

@@ -75,9 +75,9 @@ def refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
         raise DataError(f"{path} lacks the column {missing} of {MART}")
     if missing:
         raise DataError(
-            f"{path} lacks the column {missing} of {MART}, which learner.algorithm "
-            f"{settings.learner.algorithm} learns from: it was written by an older version; transform "
-            "that day again"
+            f"{path} lacks the column {missing} of {MART}, which one of learner.algorithms "
+            f"({', '.join(settings.learner.algorithms)}) learns from: it was written by an older version; "
+            "transform that day again"
         )
 
 

@@ -79,7 +79,7 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Both splits, what they were made from, and how many rows were left out and why.
+    """The splits, what they were made from, and how many rows were left out and why.
 
     ``partitions`` is ``{day: {"rows", "sha256"}}`` (of the content, not of the file's bytes);
     ``left_out`` counts rows by reason; ``warnings`` are sentences for the person who reads the report.
@@ -87,15 +87,16 @@ class Trajectories:
 
     train: Transitions
     test: Transitions
+    every: Transitions | None  # all usable rows of all arms, where they were asked for
     state_spec: str
     partitions: dict[str, dict[str, int | str]]
     left_out: dict[str, int]
     warnings: tuple[str, ...]
 
     def sha256(self) -> str:
-        """Of what a learner sees: both splits' tensors."""
+        """Of what a learner sees: the splits' tensors."""
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.test, self.every)):
             for f in fields(split):
                 column = getattr(split, f.name)
                 # an array is a buffer to type checkers from Python 3.12 on

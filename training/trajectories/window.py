@@ -19,10 +19,11 @@ from training.trajectories.split import last_sessions, mixed_exploration
 from training.trajectories.transitions import Trajectories
 
 
-def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajectories:
+def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: bool = False) -> Trajectories:
     """Read the window of ``learner.window_days`` days that ends with ``day``.
 
-    ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too.
+    ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too;
+    ``every`` asks for all usable rows of all arms beside the splits, without the replay's limit.
     Rows of another state specification are left out, and so are truncated ones (nothing is known of
     their s'). Raises :class:`DataError` when the day has no export, when nothing usable is left, or
     naming file and request of a row whose state or action does not fit the settings; :class:`MtfError` when
@@ -85,6 +86,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
     page = largest_page(paths.values(), version) if "item_rewards" in columns else 0
     kinds = row_kinds(settings, columns, page)
     kept = [rows[-capacity:] for rows in (train, test)]
+    kept += [np.arange(len(usable))] if every else []
     size = sum(map(len, kept)) * sum(row_bytes(shape, kind) for shape, kind in kinds.values())
     storage = Storage(settings.layout.root if size > settings.learner.map_above_bytes else None)
     splits = [SplitColumns(usable[rows], sessions[rows], arms[rows], keys, kinds, storage) for rows in kept]
@@ -103,6 +105,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = ()) -> Trajecto
     return Trajectories(
         train=splits[0].transitions(),
         test=splits[1].transitions(),
+        every=splits[2].transitions() if every else None,
         state_spec=version,
         partitions=partitions,
         left_out=left_out,

@@ -7,6 +7,8 @@ from pydantic import Field
 from training.contract.settings.section import Positive, Section
 
 Algorithm = Literal[
+    "constant",
+    "return_regression",
     "batchrl_mtf",
     "unified_rl",
     "xmtf",
@@ -18,6 +20,24 @@ Algorithm = Literal[
     "bandit",
     "supervised",
 ]
+
+
+class ReturnRegressionSettings(Section):
+    gamma: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="discount of the return-to-go; 1 is what a report means by return (ours)",
+    )
+    caution: float = Field(
+        1.0, ge=0.0, description="κ: posterior deviations that a gain over static must be worth (ours)"
+    )
+    menu: int = Field(32, ge=1, description="J: weight vectors that a state's is chosen from, at most (ours)")
+    menu_candidates: int = Field(1_500, ge=1, description="tried for the menu, around the constant (ours)")
+    menu_reach: float = Field(
+        0.7, gt=0.1, le=2.0, description="largest deviation that these are drawn with (ours)"
+    )
+    menu_caution: float = Field(0.5, ge=0.0, description="κ' of a gain over the constant (ours)")
 
 
 class BatchRLMTFSettings(Section):

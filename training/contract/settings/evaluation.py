@@ -6,7 +6,7 @@ from pydantic import Field
 
 from training.contract.settings.section import Positive, Section
 
-Estimator = Literal["conservative_ope", "fqe", "pdis", "dr"]
+Estimator = Literal["session_return", "lstd_q", "fqe", "conservative_ope", "pdis", "dr"]
 
 
 class EvaluationSettings(Section):
@@ -20,9 +20,24 @@ class EvaluationSettings(Section):
     hidden: tuple[int, ...] = Field((256, 256), description="widths of Q (ours)")
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the interval (ours)")
     estimators: tuple[Estimator, ...] = Field(
-        ("conservative_ope", "fqe", "pdis", "dr"),
+        ("session_return", "lstd_q", "fqe", "conservative_ope"),
         min_length=1,
-        description="the paper's, fitted Q, importance sampling by decisions, doubly robust (ours)",
+        description="session returns and LSTD-Q in closed form, fitted Q, the paper's; pdis and dr weigh "
+        "logged decisions (ours)",
+    )
+    gamma: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="discount of session_return and lstd_q; 1 is what a report means by return. The others "
+        "have learner.gamma (ours)",
+    )
+    lstd_q_penalty: Positive = Field(1e4, description="of standardised features of the action (ours)")
+    transitions: int = Field(
+        50_000, ge=1_000, description="newest of all arms that lstd_q reads and policies act on (ours)"
+    )
+    min_arm_sessions: int = Field(
+        100, ge=2, description="of an arm, for its known return to test session_return (ours)"
     )
     target_rate: float = Field(0.05, gt=0.0, le=1.0, description="of FQE's target networks, a step (ours)")
     bandwidth: Positive | None = Field(

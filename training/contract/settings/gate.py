@@ -9,9 +9,7 @@ from training.contract.settings.section import Positive, Section, Share
 
 
 class GateSettings(Section):
-    estimator: Estimator = Field(
-        "fqe", description="whose intervals are compared; the paper's is far noisier on small logs (ours)"
-    )
+    estimator: Estimator = Field("session_return", description="whose intervals are compared (ours)")
     compare: Literal["difference", "lower", "value"] = Field(
         "difference",
         description="the lower bound of the paired difference to the champion must reach minus the "

@@ -9,6 +9,7 @@ from training.contract.settings.algorithms import (
     BatchRLMTFSettings,
     CQLSACSettings,
     IQLSettings,
+    ReturnRegressionSettings,
     TD3BCSettings,
     TD3Settings,
     UnifiedRLSettings,
@@ -19,7 +20,11 @@ from training.contract.settings.section import Positive, Section
 
 
 class LearnerSettings(Section):
-    algorithm: Algorithm = "batchrl_mtf"
+    algorithms: tuple[Algorithm, ...] = Field(
+        ("constant", "return_regression", "batchrl_mtf"),
+        min_length=1,
+        description="trained every night; the judge says which of them is the day's challenger (ours)",
+    )
     window_days: int = Field(3, ge=1, description="trajectories of the last days (paper)")
     steps: int = Field(300_000, ge=1, description="gradient steps of a retrain (paper)")
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
@@ -54,6 +59,9 @@ class LearnerSettings(Section):
         "auto", description="auto is CUDA where there is one (ours)"
     )
     threads: int = Field(0, ge=0, description="PyTorch threads; 0 takes PyTorch's default (ours)")
+    return_regression: ReturnRegressionSettings = Field(
+        ReturnRegressionSettings(), description="of constant and return_regression"
+    )
     batchrl_mtf: BatchRLMTFSettings = Field(
         BatchRLMTFSettings(), description="of batchrl_mtf, bandit and xmtf"
     )

@@ -1,0 +1,39 @@
+"""Of a night's policies the one that goes on: the best by lower bounds that hold for all at once."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.intervals import Estimates
+
+RIVAL = "static"
+
+
+def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
+    """The member of ``pool`` whose difference to static weights has the highest simultaneous lower bound.
+
+    The bounds are d_i − q · sd_i, with q the quantile of max_i |d*_i − d_i| / sd_i over the replicates: with
+    the stated confidence all hold together, so the best of many is not the luckiest of many. Returns
+    ``chosen``, and ``pool``, each member's interval.
+    """
+    names = list(pool)
+    value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
+    drawn = np.stack([estimates.replicates[name] - estimates.replicates[RIVAL] for name in names])
+    deviation = np.sqrt(np.square(drawn - value[:, None]).mean(axis=1))
+    scaled = np.divide(
+        np.abs(drawn - value[:, None]),
+        deviation[:, None],
+        out=np.zeros_like(drawn),
+        where=deviation[:, None] > 0.0,
+    )
+    quantile = float(np.quantile(scaled.max(axis=0), estimates.confidence))
+    half = quantile * deviation
+    best = int(np.argmax(value - half))
+    return {
+        "chosen": names[best],
+        "pool": {
+            name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
+            for name, v, h in zip(names, value, half, strict=True)
+        },
+    }

@@ -1,0 +1,12 @@
+"""What does holding a weight vector over a session bring? A model of session returns, in closed form.
+
+The regression that proposes policies (:mod:`training.policies.return_regression`) and the judge's session
+estimator (:mod:`training.evaluation.session_returns`) read the same model: sufficient statistics of the log
+(:mod:`training.returns.statistics`), and the posterior that they give (:mod:`training.returns.model`).
+"""
+
+from training.returns.features import Features
+from training.returns.model import ReturnModel, fit
+from training.returns.statistics import Statistics, of_transitions
+
+__all__ = ["Features", "ReturnModel", "Statistics", "fit", "of_transitions"]

@@ -1,0 +1,208 @@
+"""The posterior of session returns given the statistics, with the penalties that the evidence asks for.
+
+y = zᵀθ + ε,  ε ~ N(0, σ²),  θ_j ~ N(0, τ_g²) for the features j of a group g: Bayesian linear regression
+whose variances σ² and τ_g² maximise the marginal likelihood (MacKay, "Bayesian interpolation", 1992, the
+fixed point of γ_g = p_g − tr Σ_g / τ_g²). A group that the log says nothing of goes to τ_g = 0 by itself: a
+small log keeps the constant, a large one learns what each entry of the state has to do with the weights,
+which has a group of its own (automatic relevance determination).
+
+Rows of one user are not independent. The design effect, the variance of the score over clusters of users
+against what independent rows would have, divides all statistics: the posterior is as wide as the users allow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from training.contract.arrays import Float64Array
+from training.contract.errors import DataError
+from training.returns.features import Features
+from training.returns.statistics import Statistics
+
+_ROUNDS = 60
+_TOLERANCE = 1e-3  # of the variances' relative change, where the fixed point is called reached
+_LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
+_FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
+
+
+@dataclass(frozen=True)
+class ReturnModel:
+    """Posterior N(``theta``, ``covariance``) of the standardised features' effects on a session's return.
+
+    ``level`` is the mean return of the rows, ``centre`` and ``scale`` standardise a row of
+    :meth:`Features.rows`; ``variances`` are τ² by group, ``noise`` is σ², both per row; ``design_effect``
+    has been taken into the covariance. ``explained`` is the share of the returns' variance (R²).
+    """
+
+    features: Features
+    theta: Float64Array
+    covariance: Float64Array
+    level: float
+    centre: Float64Array
+    scale: Float64Array
+    variances: Mapping[str, float]
+    noise: float
+    design_effect: float
+    rows: float
+    explained: float
+
+    def functional(
+        self, states: np.ndarray, actions: np.ndarray, weights: np.ndarray | None = None
+    ) -> Float64Array:
+        """float64[p], the mean of the standardised features over pairs of states [n, d] and actions [n, k]:
+        its product with θ is the policy's mean return, less :attr:`level`. ``weights`` [n], else equal."""
+        total, mass = np.zeros(len(self.theta)), 0.0
+        for part in np.array_split(np.arange(len(states)), max(1, -(-len(states) // 4_096))):
+            z = self.standardised(self.features.rows(states[part], actions[part]))
+            share = np.ones(len(part)) if weights is None else weights[part]
+            total += share @ z
+            mass += share.sum()
+        return total / mass
+
+    def standardised(self, rows: Float64Array) -> Float64Array:
+        """Rows of :meth:`Features.rows` as the posterior takes them: float64[n, p]."""
+        z = rows[:, 1:].copy()
+        groups, features = self.features.groups, self.features
+        state = rows[:, groups["state"]] - self.centre[: features.d]
+        linear = rows[:, groups["linear"]] - self.centre[features.d : features.d + features.k]
+        z[:, groups["interaction"].start - 1 :] = (state[:, :, None] * linear[:, None, :]).reshape(len(z), -1)
+        standard: Float64Array = (z - self.centre) * self.scale
+        return standard
+
+    def effects(self, functionals: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Means float64[m] and covariance float64[m, m] of functionals float64[m, p]."""
+        return functionals @ self.theta, functionals @ self.covariance @ functionals.T
+
+
+def fit(features: Features, statistics: Statistics) -> ReturnModel:
+    """The model of the statistics. Raises :class:`DataError` for fewer than 50 rows."""
+    if statistics.rows.sum() < 50:
+        raise DataError(f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns")
+    centred = _Centred(features, statistics)
+    posterior = _evidence(features, centred, 1.0)
+    effect = _design_effect(features, centred, posterior)
+    return replace(_evidence(features, centred, effect), design_effect=effect)
+
+
+class _Centred:
+    """The statistics of standardised features and centred returns, in total and by cluster."""
+
+    def __init__(self, features: Features, statistics: Statistics) -> None:
+        rows = statistics.rows.sum()
+        total, self.level = statistics.zz.sum(axis=0), float(statistics.zy.sum(axis=0)[0] / rows)
+        mean = total[0] / rows
+        groups, d, k = features.groups, features.d, features.k
+        # (s − m) ⊗ (x − μ) = s ⊗ x − m ⊗ x − s ⊗ μ + m ⊗ μ: a linear map of the row
+        change = np.eye(features.width)
+        m, mu, at = mean[groups["state"]], mean[groups["linear"]], groups["interaction"].start
+        for i in range(d):
+            for j in range(k):
+                row = at + i * k + j
+                change[row, groups["linear"].start + j] -= m[i]
+                change[row, groups["state"].start + i] -= mu[j]
+                change[row, 0] += m[i] * mu[j]
+        total = change @ total @ change.T
+        mean = total[0] / rows
+        spread = np.sqrt(np.maximum(np.diag(total) / rows - mean**2, 0.0))[1:]
+        self.centre = mean[1:]
+        # an entry that is the same in all rows says nothing
+        self.scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 1e-4)
+        change = change[1:].copy()
+        change[:, 0] -= self.centre
+        change *= self.scale[:, None]
+        self.rows, self.by_cluster = rows, statistics.rows
+        self.change = change
+        self.a = change @ statistics.zz.sum(axis=0) @ change.T
+        zy = statistics.zy - self.level * statistics.zz[:, 0, :]
+        self.b_of = zy @ change.T  # Σ z (y − level), [clusters, p]
+        self.b = self.b_of.sum(axis=0)
+        self.zz_of = statistics.zz
+        self.yy = float(
+            (statistics.yy - 2.0 * self.level * statistics.zy[:, 0] + self.level**2 * statistics.rows).sum()
+        )
+
+    def scores(self, theta: Float64Array) -> Float64Array:
+        """Σ z (y − zᵀθ) of each cluster, [clusters, p]."""
+        back = self.change.T @ theta
+        fitted = (self.zz_of @ back) @ self.change.T
+        scores: Float64Array = self.b_of - fitted
+        return scores
+
+
+def _members(features: Features, scale: Float64Array) -> dict[str, np.ndarray]:
+    """Places of each group's features among the standardised ones, without those that never vary."""
+    places = {name: np.arange(part.start, part.stop) - 1 for name, part in features.groups.items()}
+    interactions = places.pop("interaction").reshape(features.d, features.k)
+    places |= {f"interaction {entry}": own for entry, own in enumerate(interactions)}
+    varying = {name: own[scale[own] > 0.0] for name, own in places.items()}
+    return {name: own for name, own in varying.items() if len(own)}
+
+
+def _evidence(features: Features, centred: _Centred, design_effect: float) -> ReturnModel:
+    """The fixed point of the marginal likelihood; see the module."""
+    a, b, yy, n = (
+        centred.a / design_effect,
+        centred.b / design_effect,
+        centred.yy / design_effect,
+        centred.rows / design_effect,
+    )
+    members = _members(features, centred.scale)
+    used = np.concatenate(list(members.values()))
+    place = np.full(len(a), -1)
+    place[used] = np.arange(len(used))
+    own = {name: place[at] for name, at in members.items()}
+    a, b = a[np.ix_(used, used)], b[used]
+    noise = yy / n
+    variances = {name: 0.01 * noise for name in own}
+    variances["state"] = _FREE * noise
+    for _ in range(_ROUNDS):
+        penalty = np.empty(len(used))
+        for name, at in own.items():
+            penalty[at] = noise / variances[name]
+        inverse = np.linalg.inv(a + np.diag(penalty))
+        theta = inverse @ b
+        known, changed = 0.0, 0.0
+        for name, at in own.items():
+            determined = len(at) - float(np.diag(inverse)[at].sum()) * penalty[at[0]]
+            known += determined
+            if name == "state":
+                continue
+            new = float(np.clip(theta[at] @ theta[at] / max(determined, 1e-6), _LEAST * noise, _MOST * noise))
+            if new > 1e-4 * noise or variances[name] > 1e-4 * noise:  # else it is out, whatever it is
+                changed = max(changed, abs(np.log(new / variances[name])))
+            variances[name] = new
+        left = yy - 2.0 * theta @ b + theta @ a @ theta
+        noise = left / max(n - known, 1.0)
+        variances["state"] = _FREE * noise
+        if changed < _TOLERANCE:
+            break
+    full_theta, covariance = np.zeros(len(centred.b)), np.zeros((len(centred.b),) * 2)
+    full_theta[used] = theta
+    covariance[np.ix_(used, used)] = inverse * noise
+    return ReturnModel(
+        features=features,
+        theta=full_theta,
+        covariance=covariance,
+        level=centred.level,
+        centre=centred.centre,
+        scale=centred.scale,
+        variances=variances,
+        noise=float(noise),
+        design_effect=design_effect,
+        rows=float(centred.rows),
+        explained=float(1.0 - left / yy),
+    )
+
+
+def _design_effect(features: Features, centred: _Centred, posterior: ReturnModel) -> float:
+    """Variance of the clusters' scores against that of independent rows, over the actions' features; ≥ 1."""
+    scores = centred.scores(posterior.theta)
+    clusters = int((centred.by_cluster > 0).sum())
+    if clusters < 2:
+        return 1.0
+    at = np.arange(features.action.start - 1, features.action.stop - 1)
+    at = at[centred.scale[at] > 0.0]
+    between = np.square(scores[:, at] - scores[:, at].mean(axis=0)).sum(axis=0) * clusters / (clusters - 1)
+    independent = posterior.noise * np.diag(centred.a)[at]
+    return max(1.0, float((between / independent).mean()))
