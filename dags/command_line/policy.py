@@ -66,6 +66,25 @@ def rollback(
     console.print(f"champion: {record['version']} (was {record['from_version']})")
 
 
+def canary(
+    go_on: Annotated[bool, typer.Option("--go-on", help="lift what holds it")] = False,
+    reason: Annotated[str, typer.Option(help="kept in the history")] = "asked for by hand",
+) -> None:
+    """Show what is tried, what it brought so far and what holds it; or let it go on.
+
+    What is lifted does not hold this canary again. `mtf rollback` takes the policy out instead.
+    """
+    from training.contract import history, rollout
+    from training.operations.report import trying
+
+    settings = load_settings()
+    if go_on:
+        with history.changing(settings.layout):
+            console.print(f"{rollout.lift_pause(settings, reason)} holds the canary no longer")
+    for sentence in trying.told(settings) or ["Nothing is tried."]:
+        console.print(sentence, markup=False, highlight=False)
+
+
 ArmShare = Annotated[float | None, typer.Option(min=0.0, max=1.0)]
 
 
