@@ -149,9 +149,10 @@ class Tallies:
         self._connection.execute("INSERT OR REPLACE INTO strata VALUES (?, ?)", (now, shares))
         return now
 
-    def add(self, comparisons: Iterable[Comparison], idle_since: float, now: float) -> None:
+    def add(self, comparisons: Iterable[Comparison], idle_since: float, now: float) -> int:
         """Add the sessions that saw nothing since ``idle_since``, the longest idle first, AT_ONCE at most.
 
+        Returns how many: what is left is of the next call.
         A comparison that began in the future, of a clock that was set back since, begins now.
         """
         with self._connection as connection:
@@ -164,10 +165,11 @@ class Tallies:
                 ]
                 connection.executemany("INSERT INTO sides VALUES (?, ?, ?, ?)", rows)
             connection.execute("DELETE FROM resting")
-            connection.execute(_REST, (idle_since,))
+            added = connection.execute(_REST, (idle_since,)).rowcount
             connection.execute(_TALLY)
             connection.execute(_REMEMBER)
             connection.execute(_TOLD)
+        return added
 
     def cells(self, name: str) -> list[Cell]:
         return [Cell(*row) for row in self._connection.execute(_CELLS, (name,))]
