@@ -266,13 +266,15 @@ BARS = {
 
 def tables(results: dict[str, Any]) -> str:
     world = results["world"]
+    (first, until), (last, _) = STEPS
     text = prose(
         f"{world['users']:,} users of the simulated world, {world['sessions of each policy']:,} sessions "
-        f"under each policy; the champion is static weights, {world['session return of the champion']:.2f} "
-        f"a session (deviation {world['its deviation']:.1f}). A canary has {MOST:,} sessions of both sides at "
-        f"most, of half of the users drawn anew; the challenger's share of them is {STEPS[0][0]:.0%} for {STEPS[0][1]:,} "
-        f"sessions and then {STEPS[1][0]:.0%}; one looks after every {LOOK} or so. Intervals are of 95 % "
-        "(Clopper & Pearson); *held*: canaries that a signal held at some look."
+        f"under each policy; the champion is static weights, "
+        f"{world['session return of the champion']:.2f} a session (deviation {world['its deviation']:.1f}). "
+        f"A canary has {MOST:,} sessions of both sides at most, of half of the users drawn anew; the "
+        f"challenger's share of them is {first:.0%} for {until:,} sessions and then {last:.0%}; one looks "
+        f"after every {LOOK} or so. Intervals are of 95 % (Clopper & Pearson); *held*: canaries that a "
+        "signal held at some look."
     )
     columns = (
         "challenger",
