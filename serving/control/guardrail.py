@@ -41,7 +41,7 @@ from training.contract.shares import change_shares, read_shares
 
 _LEAST_CONTROL = 20  # requests of the static arm in the window, to compare slowness with
 _DAY_S = 86_400.0
-_QUICK_S = 0.1  # a longer look at the sessions rests 20 times as long before the next
+_QUICK_S = 0.1  # of processor time: a longer look at the sessions rests 20 times as long before the next
 _log = structlog.get_logger("mtf.serving.guardrail")
 
 
@@ -149,7 +149,7 @@ class Guardrail:
         canary: dict[str, Any] | None,
     ) -> float:
         """Count the sessions that rest by now, and read what they tell; returns the present stratum."""
-        now, started = self._clock(), time.monotonic()
+        now, started = self._clock(), time.thread_time()
         tallies = self._index.tallies
         stratum = tallies.shares(read_shares(self._settings).model_dump_json(), now)
         comparisons = []
@@ -166,12 +166,12 @@ class Guardrail:
         tallies.add(comparisons, now - self._idle_s, now)
         keys = {one.name: one.key for one in comparisons}
         told = {name: key for name, (key, _) in self._found.items()}
-        if keys != told or started >= self._rest_until:
+        if keys != told or time.monotonic() >= self._rest_until:
             error, tuned = 1.0 - self._rules.confidence, canaries.tuned_to(self._serving)
             self._found = {
                 one.name: (one.key, evidence(tallies, one.name, error, tuned)) for one in comparisons
             }
-            took = time.monotonic() - started
+            took = time.thread_time() - started
             self._rest_until = time.monotonic() + (20.0 * took if took > _QUICK_S else 0.0)
         for name, (_, found) in self._found.items():
             if found.reward is not None:

@@ -160,7 +160,8 @@ def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPoint
     yield _rule("trusted", passed, trusted, limits.evidence == "offline", told)
     for rival, name in (("static", "static weights"), ("constant", "the best constant of the log")):
         if rival not in estimates:
-            yield _rule(rival, rival != "static", None, None, f"the evaluation has no estimate of {name}")
+            told = f"the evaluation has no estimate of {name}"
+            yield _rule(rival, rival != "static", None, None, told)
         elif _same(challenger, estimates[rival]):
             yield _rule(rival, True, None, None, f"not applicable: the challenger is {name}")
         else:
