@@ -61,7 +61,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "train": _LEARNING,
     "evaluate": (*_LEARNING, "gate.estimator", "serving.noise_std"),
     "gate": (*_LEARNING, "gate", "serving", "store"),
-    "promote": ("learner", "postgres", "serving"),
+    "promote": ("learner", "postgres", "serving", "gate.evidence"),
 }
 
 
@@ -130,7 +130,7 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
         for earlier in _before(stage)
     }
     rolled_back = any(
-        e["action"] == "rollback" and e["from"] == challenger for e in history.read(settings.layout)
+        e["action"] in ("rollback", "end") and e["from"] == challenger for e in history.read(settings.layout)
     )
     return {**judged_against, **before, "challenger": challenger, "rolled back": str(rolled_back)}
 

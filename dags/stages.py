@@ -6,6 +6,7 @@ A run writes the stage's record, whether it succeeds, is skipped or fails, and d
 no longer hold. A day page is made again whenever a stage fails, and at the end.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -121,7 +122,7 @@ def train(settings: Settings, day: date) -> Record:
 def evaluate(settings: Settings, day: date) -> Record:
     """Judge the pool; the best of it becomes the day's challenger, ``policy.safetensors`` of its model."""
     from training import evaluation, promotion
-    from training.contract.files import copy_atomic
+    from training.contract.files import write_atomic
     from training.contract.policy import constant_policy, load_policy
 
     layout = settings.layout
@@ -142,7 +143,7 @@ def evaluate(settings: Settings, day: date) -> Record:
     record = evaluation.evaluate(settings, day, pool | rivals, list(pool))
     chosen = trained["pool"][record["chosen"]]
     path = layout.model(day) / "policy.safetensors"
-    copy_atomic(layout.root / chosen["policy"], path)
+    write_atomic(path, lambda temporary: shutil.copyfile(layout.root / chosen["policy"], temporary))
     return record | {
         "policy": path.relative_to(layout.root).as_posix(),
         "sha256": chosen["sha256"],

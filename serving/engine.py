@@ -23,7 +23,7 @@ from serving.running.following import Following
 from serving.state.features_age import FeaturesAge
 from serving.state.store import StateStore
 from training.contract.files import read_json
-from training.contract.reward import item_reward
+from training.contract.reward import is_negative, item_reward
 from training.contract.settings import Settings
 
 _PULSE_S = 1.0
@@ -44,6 +44,7 @@ class Engine:
             layout.serving / "requests.sqlite",
             settings.session.gap_minutes,
             reward=partial(item_reward, settings),
+            negative=partial(is_negative, settings),
         )
         self._decision_files = DayFiles(layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(layout.serving_log / "feedback", worker)
@@ -66,8 +67,8 @@ class Engine:
             self._champion,
             self._challenger,
             metrics.rolled_back,
-            metrics.reward_seen,
-            metrics.canary_step.set,
+            metrics.difference_seen,
+            metrics.canary_at,
         )
         self._watching = Following(serving.guardrail.check_seconds, [self._guardrail.check])
         self._watching.start()

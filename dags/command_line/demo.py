@@ -128,7 +128,8 @@ def _summarise_day(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "arms": traffic.get("arms"),
         "rows": {t: r["rows"] for t, r in get("land", {}).get("tables", {}).items()},
         "valid": {s: records[s]["success"] for s in records if s.startswith("validate_")},
-        "steps": get("train", {}).get("steps"),
+        "pool": get("evaluate", {}).get("pool"),
+        "challenger": get("evaluate", {}).get("chosen"),
         "estimates": {
             name: {key: estimate[key] for key in ("lower", "value", "upper")}
             for name, estimate in get("evaluate", {}).get("estimates", {}).items()

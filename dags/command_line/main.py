@@ -151,6 +151,7 @@ app.command()(policy.evaluate)
 app.command()(policy.promote)
 app.command()(policy.rollback)
 app.command()(policy.arms)
+app.command()(policy.canary)
 
 
 @app.command()

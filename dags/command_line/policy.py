@@ -26,10 +26,10 @@ def _run(stage: str, chosen: datetime | None) -> dict[str, Any]:
 
 
 def train(day: OptionalDay = None) -> None:
-    """Train a challenger on the last days' trajectories, up to the given day."""
+    """Train the pool of challengers on the last days' trajectories, up to the given day."""
     record = _run("train", day)
-    if "sha256" in record:
-        console.print(f"policy {record['version']}, sha256 {record['sha256']}, {record['steps']} steps")
+    for name, one in record.get("pool", {}).items():
+        console.print(f"{name}: policy {one['version']}, sha256 {one['sha256']}")
 
 
 def evaluate(day: OptionalDay = None) -> None:
@@ -37,6 +37,7 @@ def evaluate(day: OptionalDay = None) -> None:
     record = _run("evaluate", day)
     if "estimates" in record:
         console.print(_estimates(record))
+        console.print(f"challenger: {record['chosen']}, {record['version']}")
 
 
 def _estimates(record: dict[str, Any]) -> Table:
@@ -64,6 +65,25 @@ def rollback(
 
     record = promotion.rollback(load_settings(), reason=reason)
     console.print(f"champion: {record['version']} (was {record['from_version']})")
+
+
+def canary(
+    go_on: Annotated[bool, typer.Option("--go-on", help="lift what holds it")] = False,
+    reason: Annotated[str, typer.Option(help="kept in the history")] = "asked for by hand",
+) -> None:
+    """Show what is tried, what it brought so far and what holds it; or let it go on.
+
+    What is lifted does not hold this canary again. `mtf rollback` takes the policy out instead.
+    """
+    from training.contract import history, rollout
+    from training.operations.report import trying
+
+    settings = load_settings()
+    if go_on:
+        with history.changing(settings.layout):
+            console.print(f"{rollout.lift_pause(settings, reason)} holds the canary no longer")
+    for sentence in trying.told(settings) or ["Nothing is tried."]:
+        console.print(sentence, markup=False, highlight=False)
 
 
 ArmShare = Annotated[float | None, typer.Option(min=0.0, max=1.0)]

@@ -1,7 +1,5 @@
 """`mtf status`: whether the loop is in order, and what runs."""
 
-from datetime import UTC, datetime
-
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +16,6 @@ def status() -> None:
     """Whether today ran, what is served and since when, whether it is better than static weights and by how
     much, what is in quarantine, what drifts; what runs, the guardrail, and how the last days ended.
     """
-    from training.contract.pointer import read_champion
     from training.operations import report
 
     settings = load_settings()
@@ -30,8 +27,6 @@ def status() -> None:
     for answer in report.standing(settings):
         console.print(f"[bold]{answer.question}[/] [{colours[answer.state]}]{WORDS[answer.state]}[/]")
         console.print(f"  {answer.text}", markup=False, highlight=False)
-    if read_champion(settings.layout.challenger) is not None:
-        console.print(f"canary   {_canary(settings)}")
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:
@@ -42,15 +37,6 @@ def status() -> None:
     console.print(table)
 
 
-def _canary(settings: Settings) -> str:
-    if not settings.layout.canary.exists():
-        return "no canary yet"
-    canary = read_json(settings.layout.canary)
-    since = datetime.fromtimestamp(canary["since"], UTC).isoformat(timespec="seconds")
-    step = f"step {canary['step'] + 1} of {len(settings.serving.canary)}"
-    return f"{step}, share {canary['share']:g}, since {since}"
-
-
 def _show_guardrail(settings: Settings) -> None:
     if settings.layout.guardrail.exists():
         seen = read_json(settings.layout.guardrail)
@@ -58,5 +44,5 @@ def _show_guardrail(settings: Settings) -> None:
             console.print(
                 f"guardrail of {arm} {one['version']} at {seen['checked_ts']}: "
                 f"{one['verdict'] or 'nothing against it'} ({one['window']['requests']} requests, "
-                f"{one['reward']['sessions']} sessions)"
+                f"{one['evidence']['reason']})"
             )

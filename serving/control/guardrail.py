@@ -1,33 +1,34 @@
-"""Watches what serves: carries a canary on step by step, and takes a bad policy out by itself.
+"""Watches what serves: carries a canary on as its evidence allows, and takes a bad policy out by itself.
 
 One worker of the machine does it (whoever holds the lock file), from what all workers count. Every
 decision is written to the history with its reason.
 
 An arm is judged by its requests of the last ``window_seconds`` (shares of requests without a usable
-action, of slow requests beyond the static arm's, of action entries at a bound), and by its sessions
-since its policy began: it is taken out when the upper end of its mean session reward is below the lower
-end of static's. Both ends are of asymptotic confidence sequences (Waudby-Smith, Arbour, Sinha, Kennedy,
-Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences", 2021, arXiv 2103.06476,
-theorem 2.2), each at half of the error: they hold at every look at once, so looking often costs
-nothing, and two intervals that must not overlap are more careful than one of the difference.
+action, of slow requests beyond the static arm's, of action entries at a bound), and by its users' sessions
+since its policy began: the champion's against static weights', the challenger's against the champion's
+(:mod:`serving.control.evidence`). What becomes of a challenger is in :mod:`serving.control.canary`.
 
-A clock that was set back leaves times of the future behind. Requests of then are not of the window, a policy
-that began then is judged by the window alone, and a canary's step of then begins anew.
+A clock that was set back leaves times of the future behind. Requests of then are not of the window, a
+comparison that began then begins now, and a canary's step of then begins anew.
 """
 
 import fcntl
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import IO, Any
 
 import structlog
 
+from serving.control import canary as canaries
+from serving.control.canary import Tried
+from serving.control.evidence import Difference, Evidence, evidence
 from serving.log.index.counts import ArmCounts
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.returns import ArmReturns
+from serving.log.index.tallies import Comparison
 from serving.policy.champion import ChampionFollower
 from serving.ranking import arms
 from training.contract import history, rollout
@@ -36,80 +37,46 @@ from training.contract.files import read_json, write_json_atomic
 from training.contract.log import STATIC_VERSION
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.settings import GuardrailSettings, Settings
-from training.contract.shares import change_shares
+from training.contract.shares import change_shares, read_shares
 
 _LEAST_CONTROL = 20  # requests of the static arm in the window, to compare slowness with
+_DAY_S = 86_400.0
+_QUICK_S = 0.1  # of processor time: a longer look at the sessions rests 20 times as long before the next
 _log = structlog.get_logger("mtf.serving.guardrail")
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Mean session reward of an arm, with its confidence sequence at this many sessions."""
-
-    sessions: int
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """``rule`` is one of failed, slow, bound, reward."""
+    """``rule`` is one of failed, slow, bound, reward, refused."""
 
     rule: str
     reason: str
 
 
-def interval(returns: ArmReturns, error: float, tuned_to: int) -> Interval:
-    """Mean ± σ̂ √(2 (tρ² + 1) / (t²ρ²) · log(√(tρ² + 1) / α)), α = ``error``, after t sessions.
-
-    ρ makes it narrowest at ``tuned_to`` sessions. Without two sessions it is infinitely wide.
-    """
-    t = returns.sessions
-    if t < 2:
-        return Interval(t, returns.total, -math.inf, math.inf)
-    mean = returns.total / t
-    variance = max(0.0, (returns.squares - t * mean * mean) / (t - 1))
-    twice = -2.0 * math.log(error)
-    rho2 = (twice + math.log(twice + 1.0)) / tuned_to
-    scaled = t * rho2 + 1.0
-    half = math.sqrt(variance * 2.0 * scaled / (t * t * rho2) * math.log(math.sqrt(scaled) / error))
-    return Interval(t, mean, mean - half, mean + half)
-
-
-def judge(
-    settings: GuardrailSettings, arm: ArmCounts, static: ArmCounts, reward: Interval, control: Interval
-) -> Verdict | None:
-    """What speaks against an arm's policy; None when nothing does, or too little is known."""
-    if arm.requests >= settings.min_requests:
-        failed, slow = arm.failed / arm.requests, arm.slow / arm.requests
-        if failed > settings.max_failed_share:
-            return Verdict("failed", f"{failed:.1%} of {arm.requests} requests had no usable action in time")
-        # what slows every arm down is not the policy's doing: without a control nothing is said
-        usual = static.slow / static.requests if static.requests >= _LEAST_CONTROL else 1.0
-        if slow - usual > settings.max_slow_share:
-            return Verdict(
-                "slow",
-                f"{slow:.1%} of {arm.requests} requests took longer than {settings.slow_ms:g} ms, "
-                f"{usual:.1%} of the static arm's",
-            )
-        bound = arm.bounded / arm.entries if arm.entries else 0.0
-        if bound > settings.max_bound_share:
-            return Verdict("bound", f"{bound:.1%} of the action's entries are at a bound")
-    enough = min(reward.sessions, control.sessions) >= settings.min_sessions
-    if enough and reward.high < control.low:
+def judge(settings: GuardrailSettings, arm: ArmCounts, static: ArmCounts) -> Verdict | None:
+    """What an arm's requests say against its policy; None when nothing does, or too little is known."""
+    if arm.requests < settings.min_requests:
+        return None
+    failed, slow = arm.failed / arm.requests, arm.slow / arm.requests
+    if failed > settings.max_failed_share:
+        return Verdict("failed", f"{failed:.1%} of {arm.requests} requests had no usable action in time")
+    # what slows every arm down is not the policy's doing: without a control nothing is said
+    usual = static.slow / static.requests if static.requests >= _LEAST_CONTROL else 1.0
+    if slow - usual > settings.max_slow_share:
         return Verdict(
-            "reward",
-            f"mean session reward {reward.mean:.4g} ({reward.low:.4g} to {reward.high:.4g}, "
-            f"{reward.sessions} sessions) is below static's {control.mean:.4g} ({control.low:.4g} to "
-            f"{control.high:.4g}, {control.sessions} sessions)",
+            "slow",
+            f"{slow:.1%} of {arm.requests} requests took longer than {settings.slow_ms:g} ms, "
+            f"{usual:.1%} of the static arm's",
         )
+    bound = arm.bounded / arm.entries if arm.entries else 0.0
+    if bound > settings.max_bound_share:
+        return Verdict("bound", f"{bound:.1%} of the action's entries are at a bound")
     return None
 
 
 class Guardrail:
-    """``on_rollback`` is called with the arm and the rule that took its policy out, ``on_seen`` with
-    each judged arm's interval, ``on_step`` with the canary's step (0: none runs)."""
+    """``on_rollback`` is called with the arm and the rule that took its policy out, ``on_seen`` with each
+    judged arm's difference, ``on_step`` with the canary's step (0: none runs) and whether it is held."""
 
     def __init__(
         self,
@@ -118,11 +85,11 @@ class Guardrail:
         champion: ChampionFollower,
         challenger: ChampionFollower,
         on_rollback: Callable[[str, str], None] = lambda arm, rule: None,
-        on_seen: Callable[[str, Interval], None] = lambda arm, interval: None,
-        on_step: Callable[[int], None] = lambda step: None,
+        on_seen: Callable[[str, Difference], None] = lambda arm, difference: None,
+        on_step: Callable[[int, bool], None] = lambda step, held: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = settings
+        self._settings, self._serving = settings, settings.serving
         self._rules = settings.serving.guardrail
         self._index = index
         self._champion, self._challenger = champion, challenger
@@ -130,6 +97,8 @@ class Guardrail:
         self._clock = clock
         idle = self._rules.idle_minutes
         self._idle_s = 60.0 * (settings.session.gap_minutes if idle is None else idle)
+        self._found: dict[str, tuple[str, Evidence]] = {}  # by comparison: its key, and what it told last
+        self._rest_until = -math.inf  # of the monotonic clock
         self._lock: IO[str] | None = None
 
     def close(self) -> None:
@@ -143,28 +112,82 @@ class Guardrail:
         seen: dict[str, Any] = {"checked_ts": history.now(), "arms": {}}
         with history.changing(self._settings.layout):
             challenger = read_champion(self._settings.layout.challenger)
-            if challenger is not None:
-                self._try(challenger, seen)
+            champion = read_champion(self._settings.layout.champion)
+            canary = None if challenger is None else self._canary_of(challenger)
+            stratum = self._look(champion, challenger, canary)
+            if challenger is not None and canary is not None:
+                self._try(challenger, canary, champion, stratum, seen)
             champion = read_champion(self._settings.layout.champion)
             if champion is not None and champion.version != STATIC_VERSION:
-                began = datetime.fromisoformat(champion.promoted_ts).timestamp()
-                verdict = self._verdict(arms.CHAMPION, champion, began, seen)
+                verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
                 if verdict is not None:
                     target = rollout.step_back(
                         self._settings, f"guardrail, {verdict.rule}: {verdict.reason}", to_static=True
                     )
                     self._rolled_back(arms.CHAMPION, champion, verdict.rule, verdict.reason, target.version)
-        canary = _read_canary(self._settings)
-        seen["canary"] = canary
-        self._on_step(0 if canary is None else canary["step"] + 1)
+        seen["canary"] = left = read_canary(self._settings)
+        self._on_step(*((0, False) if left is None else (left["step"] + 1, left["paused"] is not None)))
         write_json_atomic(self._settings.layout.guardrail, seen)
 
-    def _try(self, challenger: ChampionPointer, seen: dict[str, Any]) -> None:
-        """The challenger's canary: out, on to the next step, or where it is."""
+    def _canary_of(self, challenger: ChampionPointer) -> dict[str, Any]:
+        canary = read_canary(self._settings)
+        if canary is not None and canary["sha256"] == challenger.sha256:
+            return canary
+        return {
+            "sha256": challenger.sha256,
+            "version": challenger.version,
+            "step": -1,
+            "began": _began(challenger) if self._settings.gate.evidence == "offline" else self._clock(),
+            "paused": None,
+            "lifted": [],
+        }
+
+    def _look(
+        self,
+        champion: ChampionPointer | None,
+        challenger: ChampionPointer | None,
+        canary: dict[str, Any] | None,
+    ) -> float:
+        """Count the sessions that rest by now, and read what they tell; returns the present stratum."""
+        now, started = self._clock(), time.thread_time()
+        tallies = self._index.tallies
+        stratum = tallies.shares(read_shares(self._settings).model_dump_json(), now)
+        comparisons = []
+        if champion is not None and champion.version != STATIC_VERSION:
+            key = f"{champion.sha256} {champion.promoted_ts}"
+            mine = [(arms.CHAMPION, champion.sha256)]
+            static = [(arms.STATIC, "")]
+            comparisons.append(Comparison(arms.CHAMPION, key, _began(champion), mine, static))
+        if challenger is not None and canary is not None:
+            control = _control(champion)
+            key = f"{challenger.sha256} {canary['began']} {control}"
+            mine = [(arms.CHALLENGER, challenger.sha256)]
+            comparisons.append(Comparison(arms.CHALLENGER, key, canary["began"], mine, control))
+        tallies.add(comparisons, now - self._idle_s, now)
+        keys = {one.name: one.key for one in comparisons}
+        told = {name: key for name, (key, _) in self._found.items()}
+        if keys != told or time.monotonic() >= self._rest_until:
+            error, tuned = 1.0 - self._rules.confidence, canaries.tuned_to(self._serving)
+            self._found = {
+                one.name: (one.key, evidence(tallies, one.name, error, tuned)) for one in comparisons
+            }
+            took = time.thread_time() - started
+            self._rest_until = time.monotonic() + (20.0 * took if took > _QUICK_S else 0.0)
+        for name, (_, found) in self._found.items():
+            if found.reward is not None:
+                self._on_seen(name, found.reward)
+        return stratum
+
+    def _try(
+        self,
+        challenger: ChampionPointer,
+        canary: dict[str, Any],
+        champion: ChampionPointer | None,
+        stratum: float,
+        seen: dict[str, Any],
+    ) -> None:
+        """The challenger's canary: out, promoted, ended, held, on to the next step, or where it is."""
         settings, now = self._settings, self._clock()
-        canary = _read_canary(settings)
-        if canary is None or canary["sha256"] != challenger.sha256:
-            canary = {"sha256": challenger.sha256, "version": challenger.version, "step": -1, "began": now}
         current = self._challenger.current
         loaded = current is not None and current.policy.sha256 == challenger.sha256
         refused = self._challenger.refused
@@ -177,31 +200,113 @@ class Guardrail:
             rollout.withdraw_challenger(settings, f"guardrail, {verdict.rule}: {verdict.reason}")
             self._rolled_back(arms.CHALLENGER, challenger, verdict.rule, verdict.reason, None)
             return
-        steps = settings.serving.canary
-        if not loaded or not steps:  # without steps a person decides: `mtf arms --challenger`
+        if (
+            not loaded or settings.gate.evidence == "offline"
+        ):  # then a person decides: `mtf arms --challenger`
             return
-        at = canary["step"]
-        if at >= 0 and canary["since"] > now:
-            write_json_atomic(settings.layout.canary, {**canary, "since": now})
-            return
-        if at >= 0:
-            counts = self._index.counts.between(canary["since"], now).get(
-                (arms.CHALLENGER, challenger.sha256), ArmCounts()
-            )
-            step = steps[min(at, len(steps) - 1)]
-            if now - canary["since"] < 60.0 * step.minutes or counts.requests < step.requests:
+        found = self._found[arms.CHALLENGER][1]
+        if canary["step"] >= 0:
+            if canary["since"] > now:
+                self._write(canary, since=now, began=min(canary["began"], now))
                 return
-        at += 1
-        if at >= len(steps):
-            rollout.complete_canary(settings, f"its canary of {len(steps)} steps found nothing against it")
-            _log.info("canary completed", version=challenger.version)
+            over = self._step_over(challenger, canary)
+            climbed = over and canary["step"] + 1 >= len(self._serving.canary)
+            share = self._share(champion) if found.newest[0] == stratum else None
+            tried = Tried((now - canary["began"]) / _DAY_S, climbed, share, canary["lifted"])
+            move = canaries.decide(self._serving, found, tried)
+            if move.what == "promote":
+                gain = _plain(found)
+                rollout.complete_canary(settings, f"canary: {move.reason}", {"by": "canary", **gain})
+                _log.info("canary completed", version=challenger.version, reason=move.reason)
+                return
+            if move.what == "end":
+                rollout.end_canary(settings, f"canary: {move.reason}")
+                _log.info("canary ended", version=challenger.version, reason=move.reason)
+                return
+            canary = self._held(challenger, canary, move if move.what == "pause" else None)
+            if move.what == "pause" or climbed or not over:
+                return
+        self._step(challenger, canary, champion)
+
+    def _step_over(self, challenger: ChampionPointer, canary: dict[str, Any]) -> bool:
+        """Whether the present step has had its minutes and requests."""
+        now = self._clock()
+        counts = self._index.counts.between(canary["since"], now).get(
+            (arms.CHALLENGER, challenger.sha256), ArmCounts()
+        )
+        step = self._serving.canary[min(canary["step"], len(self._serving.canary) - 1)]
+        return bool(now - canary["since"] >= 60.0 * step.minutes and counts.requests >= step.requests)
+
+    def _step(
+        self, challenger: ChampionPointer, canary: dict[str, Any], champion: ChampionPointer | None
+    ) -> None:
+        settings, steps, now = self._settings, self._serving.canary, self._clock()
+        at = canary["step"] + 1
+        if at >= len(steps):  # the settings have fewer steps than when it began
             return
+        plan = self._plan(champion, steps[-1].share)
         share = steps[at].share
         change_shares(
-            settings, {"challenger": share}, f"step {at + 1} of {len(steps)} of {challenger.version}'s canary"
+            settings,
+            {"challenger": share},
+            f"step {at + 1} of {len(steps)} of {challenger.version}'s canary; {plan['reason']}",
         )
-        write_json_atomic(settings.layout.canary, {**canary, "step": at, "share": share, "since": now})
-        _log.info("canary step", version=challenger.version, step=at + 1, share=share)
+        self._index.tallies.shares(read_shares(settings).model_dump_json(), now)
+        self._write(canary, step=at, share=share, since=now, plan=plan)
+        _log.info("canary step", version=challenger.version, step=at + 1, share=share, plan=plan["reason"])
+
+    def _plan(self, champion: ChampionPointer | None, share: float) -> dict[str, Any]:
+        now = self._clock()
+        recent = self._index.returns.of_sessions(now - _DAY_S, now)
+        control = [recent[key] for key in _control(champion) if key in recent]
+        first = min((one.first for one in recent.values()), default=now)
+        # an hour says little of a day, less says nothing
+        days = max(now - first, 3_600.0) / _DAY_S
+        before = ArmReturns(
+            sum(one.sessions for one in control),
+            sum(one.total for one in control),
+            sum(one.squares for one in control),
+        )
+        told = self._found.get(arms.CHALLENGER) or self._found.get(arms.CHAMPION)
+        found = None if told is None else told[1]
+        if found is not None and min(found.sessions) < self._rules.min_sessions:
+            found = None
+        return canaries.plan(
+            self._serving, found, before, sum(one.sessions for one in recent.values()) / days, share
+        )
+
+    def _held(
+        self, challenger: ChampionPointer, canary: dict[str, Any], pause: canaries.Move | None
+    ) -> dict[str, Any]:
+        """The canary with its pause, or without the one that is over; the history says either."""
+        before = canary["paused"]
+        if (None if pause is None else pause.rule) == (None if before is None else before["rule"]):
+            return canary
+        told = f"{before['rule']} holds it no longer" if pause is None else f"{pause.rule}: {pause.reason}"
+        history.append(
+            self._settings.layout,
+            {
+                "action": "resume" if pause is None else "pause",
+                "version": challenger.version,
+                "sha256": challenger.sha256,
+                "reason": f"canary, {told}",
+            },
+        )
+        _log.warning("canary held" if pause else "canary goes on", version=challenger.version, reason=told)
+        paused = None if pause is None else {"rule": pause.rule, "reason": pause.reason, "ts": history.now()}
+        return self._write(canary, paused=paused)
+
+    def _write(self, canary: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        changed = {**canary, **changes}
+        write_json_atomic(self._settings.layout.canary, changed)
+        return changed
+
+    def _share(self, champion: ChampionPointer | None) -> float | None:
+        """The challenger's share of the users of both sides, as the shares are."""
+        shares = read_shares(self._settings)
+        own = shares.challenger
+        control = sum(arms.share_of(shares, arm) for arm in {arm for arm, _ in _control(champion)})
+        return own / (own + control) if own > 0.0 and control > 0.0 else None
 
     def _verdict(
         self, arm: str, pointer: ChampionPointer, began: float, seen: dict[str, Any]
@@ -210,22 +315,16 @@ class Guardrail:
         window = now - rules.window_seconds
         began = window if began > now else began
         counts = self._index.counts.between(max(began, window), now)
-        returns = self._index.returns.of_sessions(began, now - self._idle_s)
-        error = (1.0 - rules.confidence) / 2.0
-        intervals = {
-            name: interval(returns.get(key, ArmReturns()), error, rules.min_sessions)
-            for name, key in ((arm, (arm, pointer.sha256)), (arms.STATIC, (arms.STATIC, "")))
-        }
         mine, control = (counts.get(key, ArmCounts()) for key in ((arm, pointer.sha256), (arms.STATIC, "")))
-        for name, one in intervals.items():
-            if one.sessions >= 2:
-                self._on_seen(name, one)
-        verdict = judge(rules, mine, control, intervals[arm], intervals[arms.STATIC])
+        found = self._found[arm][1]
+        verdict = judge(rules, mine, control)
+        rival = "static weights'" if arm == arms.CHAMPION else "the champion's"
+        if verdict is None and (worse := canaries.loss(rules, found, rival)) is not None:
+            verdict = Verdict("reward", worse)
         seen["arms"][arm] = {
             "version": pointer.version,
             "window": vars(mine),
-            "reward": _plain(intervals[arm]),
-            "static_reward": _plain(intervals[arms.STATIC]),
+            "evidence": {**_plain(found), "reason": canaries.tell(found)},
             "verdict": None if verdict is None else f"{verdict.rule}: {verdict.reason}",
         }
         return verdict
@@ -252,7 +351,19 @@ class Guardrail:
         return True
 
 
-def _read_canary(settings: Settings) -> dict[str, Any] | None:
+def _control(champion: ChampionPointer | None) -> list[tuple[str, str]]:
+    """What a challenger is held against: the champion, or everybody whom static weights serve."""
+    if champion is None:
+        return [(arms.CHAMPION, ""), (arms.STATIC, "")]
+    own = [(arms.CHAMPION, champion.sha256)]
+    return [*own, (arms.STATIC, "")] if champion.version == STATIC_VERSION else own
+
+
+def _began(pointer: ChampionPointer) -> float:
+    return datetime.fromisoformat(pointer.promoted_ts).timestamp()
+
+
+def read_canary(settings: Settings) -> dict[str, Any] | None:
     try:
         canary: dict[str, Any] = read_json(settings.layout.canary)
         return canary
@@ -262,8 +373,18 @@ def _read_canary(settings: Settings) -> dict[str, Any] | None:
         raise MtfError(f"{settings.layout.canary} is not JSON: {error}") from error
 
 
-def _plain(one: Interval) -> Mapping[str, float | int | None]:
+def _plain(found: Evidence) -> dict[str, Any]:
+    """For a record: the difference's value and sequence, and what it rests on."""
+    gain = found.reward
     return {
-        name: value if math.isfinite(value) else None  # JSON has no infinity
-        for name, value in vars(one).items()
+        **(
+            {"value": None, "lower": None, "upper": None, "sd": None}
+            if gain is None
+            else {"value": gain.value, "lower": gain.low, "upper": gain.high, "sd": gain.sd}
+        ),
+        "control_mean": found.control_mean,
+        "sessions": found.sessions[0],
+        "control_sessions": found.sessions[1],
+        "users": found.users,
+        "negative": None if found.negative is None else asdict(found.negative),
     }

@@ -24,7 +24,7 @@ from serving.control.gathered import Gathered, GatheredCounter
 from training.contract.fusion import AT_BOUND
 
 if TYPE_CHECKING:
-    from serving.control.guardrail import Interval
+    from serving.control.evidence import Difference
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -98,9 +98,13 @@ rollbacks = Counter("mtf_rollbacks", "Policies that the guardrail took out", ["r
 canary_step = Gauge(
     "mtf_canary_step", "Step of the challenger's canary; 0: none runs", multiprocess_mode="livemax"
 )
-session_reward = Gauge(
-    "mtf_session_reward",
-    "Mean session reward that the guardrail judges an arm by, and its confidence sequence",
+canary_held = Gauge(
+    "mtf_canary_held", "1 while a signal holds the challenger's canary", multiprocess_mode="livemax"
+)
+reward_difference = Gauge(
+    "mtf_session_return_difference",
+    "Mean session return less what it is held against (champion: static weights, challenger: the champion), "
+    "and its confidence sequence",
     ["arm", "bound"],
     multiprocess_mode="livemostrecent",
 )
@@ -136,9 +140,14 @@ def rolled_back(role: str, rule: str) -> None:
     rollbacks.labels(role, rule).inc()
 
 
-def reward_seen(arm: str, seen: "Interval") -> None:
-    for bound, value in (("mean", seen.mean), ("low", seen.low), ("high", seen.high)):
-        session_reward.labels(arm, bound).set(value)
+def difference_seen(arm: str, seen: "Difference") -> None:
+    for bound, value in (("value", seen.value), ("low", seen.low), ("high", seen.high)):
+        reward_difference.labels(arm, bound).set(value)
+
+
+def canary_at(step: int, held: bool) -> None:
+    canary_step.set(step)
+    canary_held.set(float(held))
 
 
 def write() -> None:

@@ -128,6 +128,13 @@ class Assignment:
         assert arm is not None
         return arm
 
+    def by_exception(self, user_id: int, arm: str) -> bool:
+        """Whether the user is with the champion only because their cohort is not explored on: the arm would
+        have more of that cohort than those that it is compared with."""
+        return (
+            bool(self._excluded) and arm == CHAMPION and draw(self._shares, self._salt, user_id) in EXPLORING
+        )
+
     def shadowed(self, user_id: int) -> bool:
         """Whether the challenger ranks this user's requests beside, drawn apart from the arms."""
         share = self._shares.shadow

@@ -292,6 +292,7 @@ class Pipeline:
             slow=now - parsed.times[0] > self._slow,
             bounded=int(np.count_nonzero(np.abs(decision.action) > AT_BOUND)),
             entries=len(decision.action),
+            aside=self._assignment.by_exception(parsed.request.user_id, assigned.arm),
         )
         shadowed = self._shadowed(ordered, day)
         return Encoded(day, line, served, decision, shadowed, answer, parsed.times)

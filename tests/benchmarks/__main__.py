@@ -6,7 +6,7 @@ it has ``tables(results)``, that is what its page shows.
 
 import argparse
 
-from tests.benchmarks import day, demo, faults, learner, materialise, publish, scale, stages, start
+from tests.benchmarks import canary, day, demo, faults, learner, materialise, publish, scale, stages, start
 
 BENCHMARKS = {
     "stages": (stages, "Rows a second through the stages of a day"),
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "scale": (scale, "Learning from large logs"),
     "faults": (faults, "Faults under load"),
     "start": (start, "dbt's start"),
+    "canary": (canary, "What a canary decides"),
     "day": (day, "A whole small day"),
     "demo": (demo, "The demo"),
 }

@@ -98,7 +98,7 @@ def test_settings_reach_the_stages_that_read_them(lake: Settings):
             if inputs.of_stage(other, FIRST, s) != inputs.of_stage(lake, FIRST, s)
         }
 
-    assert changed(gate={"tolerance": 0.5}) == {"gate"}
+    assert changed(gate={"delta": 0.5}) == {"gate"}
     assert changed(gate={"parity_sample": 7}) == {"parity", "gate"}
     assert changed(gate={"estimator": "pdis"}) == {"evaluate", "gate"}
     assert changed(learner={"steps": 7}) == {"train", "evaluate", "gate", "promote"}

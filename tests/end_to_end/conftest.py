@@ -38,7 +38,12 @@ def settings_of(folder: Path, port: int) -> dict:
         },
         "evaluation": {"steps": 100, "replicates": 2, "hidden": [32, 32], "lr": 0.001, "test_share": 0.2},
         "validation": {"min_transitions": 100},
-        "gate": {"max_latency_ms": 500.0, "max_bound_share": 1.0, "parity_sample": 200},
+        "gate": {
+            "evidence": "offline",
+            "max_latency_ms": 500.0,
+            "max_bound_share": 1.0,
+            "parity_sample": 200,
+        },
         "orchestration": {"retries": 0},
         "world": {"users": 500, "items": 500, "requests_per_day": 1200, "past_days": 1},
     }

@@ -56,7 +56,10 @@ def values(data: Path) -> dict[str, Any]:
         "validation": {"min_transitions": 50, "min_drift_rows": 1000, "max_volume_ratio": 4.0},
         # so few steps learn nothing: what is tested is that days run, not what they learn
         "gate": {
-            "tolerance": 10.0,
+            "evidence": "offline",
+            "gain": -10.0,
+            "delta": 10.0,
+            "delta_budget": 1000.0,
             "max_latency_ms": 2000.0,
             "max_bound_share": 1.0,
             "max_action_jump": 10.0,

@@ -457,7 +457,7 @@ def report(result: dict[str, Any], command: str) -> str:
 LocalExecutor; real service, dbt, Feast on Redis, gate and Bento. The program is the clock (it starts
 `mtf_ingest` with the day as partition key, as the cron does at night) and plants five faults; it mends,
 clears and reruns nothing. The days are small ({average} requests on average), the networks tiny, and the
-gate's tolerance wide: the right days stop is what is shown, not what is learnt."""
+gate asks for no gain: the right days stop is what is shown, not what is learnt."""
     came = f"""{count["promoted"]} days promoted on their night, {count["recovered"]} recovered by a later
 night, {count["stopped"]} stopped, {count["refused"]} refused by the gate. {verdict} The champion after the
 last day is `{result["champion"]}`. It took {result["wall_s"] / 60:.0f} minutes.{again}"""

@@ -24,3 +24,8 @@ def item_reward(settings: Settings, event: Mapping[str, Any]) -> float:
         + reward.play_time_weight * min(play / 1000.0, reward.play_time_cap_s)
         + (reward.integrity_weight * min(play / duration, 1.0) if duration else 0.0)
     )
+
+
+def is_negative(settings: Settings, event: Mapping[str, Any]) -> bool:
+    """Whether one item's feedback has a signal of negative weight."""
+    return any(signal.weight < 0.0 and bool(event.get(signal.column)) for signal in settings.signals)

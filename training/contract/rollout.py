@@ -5,11 +5,13 @@ of them call these functions inside :func:`training.contract.history.changing`. 
 last: what is killed half-way has changed nothing that serves, and can be done again.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from training.contract import history
 from training.contract.errors import MtfError
+from training.contract.files import read_json, write_json_atomic
 from training.contract.log import STATIC_VERSION
 from training.contract.pointer import ChampionPointer, read_champion, write_champion
 from training.contract.policy import PolicyHeader, load_policy, save_policy
@@ -37,11 +39,17 @@ def following(pointer: ChampionPointer, before: ChampionPointer | None) -> Champ
     return ChampionPointer(**{**asdict(pointer), "promoted_ts": history.now(), "previous": chain})
 
 
-def make_champion(settings: Settings, pointer: ChampionPointer, reason: str) -> None:
-    """Put a policy in front of all users that no other arm has."""
+def make_champion(
+    settings: Settings, pointer: ChampionPointer, reason: str, evidence: Mapping[str, Any]
+) -> None:
+    """Put a policy in front of all users that no other arm has.
+
+    ``evidence`` is kept with the event: ``by`` canary or offline, the ``lower``, ``value`` and ``upper`` of
+    the difference to the champion before, and the ``delta`` that was spent (:func:`delta_spent`).
+    """
     last = [e for e in history.read(settings.layout) if e["action"] in ("promote", "rollback")][-1:]
     if not last or (last[0]["action"], last[0]["sha256"]) != ("promote", pointer.sha256):
-        record(settings, "promote", pointer, previous(pointer), reason)
+        record(settings, "promote", pointer, previous(pointer), reason, evidence=dict(evidence))
     write_champion(settings.layout.champion, pointer)
 
 
@@ -54,26 +62,69 @@ def begin_canary(settings: Settings, pointer: ChampionPointer, reason: str) -> N
     write_champion(layout.challenger, pointer)
 
 
-def complete_canary(settings: Settings, reason: str) -> ChampionPointer:
-    """The challenger becomes the champion; returns its pointer."""
+def complete_canary(settings: Settings, reason: str, evidence: Mapping[str, Any]) -> ChampionPointer:
+    """The challenger becomes the champion, on this evidence of a gain; returns its pointer."""
     layout = settings.layout
     challenger = read_champion(layout.challenger)
     if challenger is None:
         raise MtfError("there is no challenger to promote")
     pointer = following(challenger, before_day(read_champion(layout.champion), challenger.day))
-    make_champion(settings, pointer, reason)
+    make_champion(settings, pointer, reason, evidence)
     _clear_challenger(settings, f"{pointer.version} is the champion")
     return pointer
 
 
 def withdraw_challenger(settings: Settings, reason: str) -> ChampionPointer:
     """Take the challenger out of service; no rerun of its day brings it back. Returns its pointer."""
+    return _take_out(settings, "rollback", reason)
+
+
+def end_canary(settings: Settings, reason: str) -> ChampionPointer:
+    """The canary showed no gain: the champion stays, and no rerun of the challenger's day begins it again."""
+    return _take_out(settings, "end", reason)
+
+
+def lift_pause(settings: Settings, reason: str) -> str:
+    """Let a canary go on in spite of what holds it; returns the rule, which holds it no more.
+
+    The service looks at the file, so call it as all of these. Raises :class:`MtfError` where nothing holds.
+    """
+    path = settings.layout.canary
+    canary = read_json(path) if path.exists() else {}
+    paused = canary.get("paused")
+    if paused is None or read_champion(settings.layout.challenger) is None:
+        raise MtfError("nothing holds a canary")
+    rule: str = paused["rule"]
+    event = {"action": "resume", "version": canary["version"], "sha256": canary["sha256"]}
+    history.append(settings.layout, {**event, "reason": f"{rule} was lifted: {reason}"})
+    write_json_atomic(path, {**canary, "paused": None, "lifted": [*canary["lifted"], rule]})
+    return rule
+
+
+def delta_spent(settings: Settings, champion: ChampionPointer | None) -> float:
+    """What promotions without a shown gain may have cost since the last one with, as a share of the value.
+
+    The sum of ``evidence.delta`` over the champion and its predecessors back to that one: what was rolled
+    back is not among them, and so has cost nothing for good.
+    """
+    events = {e["sha256"]: e for e in history.read(settings.layout) if e["action"] == "promote"}
+    spent = 0.0
+    while champion is not None:
+        delta = events.get(champion.sha256, {}).get("evidence", {}).get("delta", 0.0)
+        if delta <= 0.0:
+            break
+        spent += delta
+        champion = previous(champion)
+    return spent
+
+
+def _take_out(settings: Settings, action: str, reason: str) -> ChampionPointer:
     layout = settings.layout
     challenger = read_champion(layout.challenger)
     if challenger is None:
         raise MtfError("there is no challenger to take out")
     # the history first, as in step_back
-    record(settings, "rollback", read_champion(layout.champion), challenger, reason)
+    record(settings, action, read_champion(layout.champion), challenger, reason)
     _clear_challenger(settings, f"{challenger.version} was taken out: {reason}")
     return challenger
 
@@ -125,6 +176,7 @@ def record(
     now: ChampionPointer | None,
     was: ChampionPointer | None,
     reason: str,
+    **more: Any,
 ) -> None:
     event: dict[str, Any] = {
         "action": action,
@@ -134,6 +186,7 @@ def record(
         "model_version": None if now is None else now.model_version,
         "from": None if was is None else was.sha256,
         "reason": reason,
+        **more,
     }
     history.append(settings.layout, event)
 

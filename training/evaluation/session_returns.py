@@ -9,6 +9,7 @@ sessions has an error of its own, and what the residuals scatter beyond these er
 variance of every policy that was not an arm of the log as it is.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,8 @@ _DRAWS = 400  # of the posterior
 
 @dataclass(frozen=True)
 class SessionReturns:
-    """``estimates``; ``arms``: by arm its ``sessions``, what they ``observed``, what the model
-    ``predicted``, the ``error`` of that, and whether it is ``explained``; ``misfit`` is τ, in units of the return."""
+    """``estimates``; ``arms``: by arm its ``sessions``, what they ``observed``, what the model ``predicted``,
+    the ``error`` of that, and whether it is ``explained``; ``misfit`` is τ, in units of the return."""
 
     estimates: Estimates
     arms: Mapping[str, Mapping[str, Any]]
@@ -112,4 +113,4 @@ def _fit_of_arms(
             "error": error,
             "explained": bool(abs(residual) <= quantile * error),
         }
-    return found, float(np.sqrt(max(0.0, np.mean(excess)))) if excess else 0.0
+    return found, math.sqrt(max(0.0, sum(excess) / len(excess))) if excess else 0.0

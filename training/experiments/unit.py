@@ -15,6 +15,7 @@ from training.evaluation import assess
 from training.experiments import controls
 from training.experiments.ground import Ground, concatenated
 from training.experiments.table import Method
+from training.policies import return_regression
 from training.policies.learner import Learner
 from training.policies.networks import standardisation
 from training.policies.retrain import ALGORITHMS, reproducible
@@ -98,6 +99,9 @@ def learn(ground: Ground, method: Method, settings: Settings, progress: Progress
 
 def _learner(ground: Ground, method: Method, settings: Settings, progress: Progress) -> Learnt:
     how, seed = settings.learner, ground.seed
+    (algorithm,) = how.algorithms  # the table says so
+    if algorithm in return_regression.ALGORITHMS:
+        return _regression(ground, method, settings, algorithm)
     curve_bench, curve = ground.curve(), []
     marks = {
         how.steps * (i + 1) // ground.table.judge.checkpoints for i in range(ground.table.judge.checkpoints)
@@ -105,10 +109,11 @@ def _learner(ground: Ground, method: Method, settings: Settings, progress: Progr
     data: Transitions | None = None
     learner: Learner | None = None
     for part in range(method.rounds):
-        data = _log_of_round(ground, method, settings, part, data, learner)
+        so_far = None if learner is None else _of(learner, settings, method)
+        data = _log_of_round(ground, method, settings, part, data, so_far)
         train, _ = ground.split(data)
         train = _rewarded(train, settings, method, ground.table.reward_leaning)
-        before, learner = learner, ALGORITHMS[how.algorithm](how, train, 1_000 * part + seed, settings.fusion)
+        before, learner = learner, ALGORITHMS[algorithm](how, train, 1_000 * part + seed, settings.fusion)
         if before is not None:
             learner.load_weights(before.state())
             learner.step_count = before.step_count
@@ -116,7 +121,7 @@ def _learner(ground: Ground, method: Method, settings: Settings, progress: Progr
             losses = learner.step()
             done = learner.step_count
             if done % _REPORT == 0:
-                progress(done / how.steps, f"{how.algorithm} step {done} of {how.steps}")
+                progress(done / how.steps, f"{algorithm} step {done} of {how.steps}")
             if done in marks:
                 truth = _acting(_of(learner, settings, method)).evaluate(curve_bench)
                 point = dict(zip(learner.curves, losses.tolist(), strict=True))
@@ -125,22 +130,34 @@ def _learner(ground: Ground, method: Method, settings: Settings, progress: Progr
     return replace(_acting(_of(learner, settings, method)), curve=curve, transitions=len(learner.data))
 
 
+def _regression(ground: Ground, method: Method, settings: Settings, algorithm: str) -> Learnt:
+    """The closed forms: on the log, or in rounds, each after the first with noise around what was learnt."""
+    policy: Policy | None = None
+    data: Transitions | None = None
+    for part in range(method.rounds):
+        data = _log_of_round(ground, method, settings, part, data, policy)
+        how = settings.learner.return_regression
+        one = return_regression.propose(settings.fusion, how, data, 1_000 * part + ground.seed)[algorithm]
+        policy = _policy(settings, method.name, one.kind, dict(one.tensors), dict(one.options))
+    assert policy is not None and data is not None
+    return replace(_acting(policy), transitions=len(data))
+
+
 def _log_of_round(
     ground: Ground,
     method: Method,
     settings: Settings,
     part: int,
     data: Transitions | None,
-    learner: Learner | None,
+    policy: Policy | None,
 ) -> Transitions:
     """The fixed log; with rounds, the log so far and a further part around the policy learnt so far."""
     log = ground.table.logs[method.log]
     if method.rounds == 1:
         return ground.log(method.log)
     sessions = log.sessions // method.rounds
-    if learner is None or data is None:
+    if policy is None or data is None:
         return ground.collect(log, ground.static, sessions, part=1)
-    policy = _of(learner, settings, method)
     fresh = ground.collect(log, lambda states, requests: policy.act_in_parts(states), sessions, part + 1)
     return concatenated([data, fresh])
 

@@ -44,7 +44,8 @@ def champion_policy(settings: Settings, before: date | None = None) -> Policy:
 def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> dict[str, Any]:
     """Make the challenger of ``day`` the champion if the gate decided so; safe to run again.
 
-    With ``serving.canary`` the policy begins its canary instead, and the running service promotes it.
+    Where ``gate.evidence`` is canary the policy begins its canary instead, and the running service decides;
+    while another is in its canary, it is not tried.
 
     The record is ``{"promoted": bool, "version": str | None, "champion": {...} | None, "reason"}``:
     ``promoted`` says whether the day's challenger is the champion now, the rest what serves. A day
@@ -60,6 +61,11 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
     trying = read_champion(settings.layout.challenger)
     if trying is not None and trying.sha256 == challenger["sha256"]:
         return _outcome(False, champion, f"policy {trying.version} is the challenger: its canary decides")
+    if trying is not None and settings.gate.evidence == "canary" and settings.layout.canary.exists():
+        reason = (
+            f"policy {trying.version} is in its canary, and decides first: {challenger['version']} is not"
+        )
+        return _outcome(False, champion, f"{reason} tried")
     if champion is not None and champion.sha256 == challenger["sha256"]:
         return _outcome(True, champion, f"policy {champion.version} is the champion")
     if champion is not None and champion.day > day.isoformat():
@@ -84,14 +90,14 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
         previous,
     )
     reason = "; ".join(gate_record["reasons"])
-    if settings.serving.canary:
+    if settings.gate.evidence == "canary":
         with log.changing(settings.layout):
             rollout.begin_canary(settings, pointer, reason)
         return _outcome(False, champion, f"policy {pointer.version} is the challenger: its canary decides")
     # The pointer last: killed before it, the gate of a rerun still says "promote" and all is repeated.
     registry.set_alias(settings, registry.CHAMPION, model_version)
     with log.changing(settings.layout):
-        rollout.make_champion(settings, pointer, reason)
+        rollout.make_champion(settings, pointer, reason, gate_record["evidence"])
     return _outcome(True, pointer, f"policy {pointer.version} is the champion")
 
 

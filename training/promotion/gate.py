@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from training.contract.errors import PolicyError
+from training.contract.history import read as read_history
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import Policy, load_policy
 from training.contract.records import read_record
+from training.contract.rollout import delta_spent
 from training.contract.settings import Settings
-from training.promotion.champion import champion_before, history
+from training.promotion.champion import champion_before
 
 Rule = dict[str, Any]
 Smoke = Callable[[Path], Mapping[str, Any]]
@@ -45,7 +47,7 @@ LATENCY_BUDGET_S = 10.0
 def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[str, Any]:
     """Judge the challenger of ``day``; returns the gate's record.
 
-    ``{"decision": "promote" | "refuse" | "unchanged", "rules": [...], "reasons": [...],
+    ``{"decision": "promote" | "refuse" | "unchanged", "rules": [...], "reasons": [...], "evidence": {...},
     "challenger": {...} | None, "champion": {...} | None}``; a rule is ``{"rule", "passed",
     "observed", "threshold", "reason"}`` and a rule that does not apply passes and says so. The
     champion is the one from before ``day``, so that a rerun judges as the first run did;
@@ -60,21 +62,24 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
         for stage, record in found.items()
         if record is not None and not _unusable(stage, record)
     }
-    train = records.get("train")
+    challenger = records.get("evaluate")
     before = champion_before(settings, day)
     record: dict[str, Any] = {
-        "challenger": None if train is None else {"sha256": train["sha256"], "version": train["version"]},
+        "challenger": None
+        if challenger is None
+        else {"sha256": challenger["sha256"], "version": challenger["version"]},
         "champion": None if before is None else _named(before),
     }
     serving = read_champion(settings.layout.champion)
-    if train is not None and serving is not None and serving.sha256 == train["sha256"]:
-        reason = f"policy {train['version']} of {day} already is the champion"
+    if challenger is not None and serving is not None and serving.sha256 == challenger["sha256"]:
+        reason = f"policy {challenger['version']} of {day} already is the champion"
         return {
             **record,
             "champion": _named(serving),
             "decision": "unchanged",
             "rules": [],
             "reasons": [reason],
+            "evidence": {},
         }
 
     rules = [
@@ -86,22 +91,23 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
         _data_valid(stage, name, records[stage]) for stage, name in VALIDATIONS.items() if stage in records
     ]
     if "evaluate" in records:
-        rules += _judged(settings, records["evaluate"])
+        rules += _judged(settings, records["evaluate"], before)
     if "parity" in records:
         rules.append(_parity(settings, records["parity"]))
-    if train is not None:
-        rules += _file(settings, path, train)
-        rules.append(_not_rolled_back(settings, train))
+    if challenger is not None:
+        rules += _file(settings, path, challenger)
+        rules.append(_not_rolled_back(settings, challenger))
     if smoke is not None and all(rule["passed"] for rule in rules):
         rules.append(_smoke(smoke, path))
 
     failed = [rule["reason"] for rule in rules if not rule["passed"]]
-    won = f"policy {train['version']} passed all {len(rules)} rules" if train else ""
+    won = f"policy {challenger['version']} passed all {len(rules)} rules" if challenger else ""
     return {
         **record,
         "decision": "refuse" if failed else "promote",
         "rules": rules,
         "reasons": failed or [won],
+        "evidence": _evidence(settings, records["evaluate"]) if "evaluate" in records else {},
     }
 
 
@@ -141,30 +147,29 @@ def _data_valid(stage: str, name: str, record: Mapping[str, Any]) -> Rule:
     return _rule(stage, passed, passed, True, reason)
 
 
-def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
+def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPointer | None) -> Iterator[Rule]:
     """The rules on the offline estimate and on the actions, from the record of ``evaluate``."""
     limits = settings.gate
     estimates = record["estimates"]
     challenger = estimates["challenger"]
-    rival = "champion" if "champion" in estimates else "static"
-    name = "the champion" if rival == "champion" else "static weights (there is no champion)"
-    if limits.compare == "difference":
-        yield _no_worse("estimate", record, rival, name, limits.tolerance)
-    else:
-        lower, bar = challenger["lower"], estimates[rival][limits.compare]
-        passed = lower >= bar
-        yield _rule(
-            "estimate",
-            passed,
-            lower,
-            bar,
-            f"the challenger's lower bound {lower:.4g} {'reaches' if passed else 'is below'} "
-            f"the {limits.compare} {'bound ' if limits.compare == 'lower' else ''}{bar:.4g} of {name}",
-        )
-    if rival == "champion":  # many small losses to the last champion must not end below where it began
-        yield _no_worse("static", record, "static", "static weights", limits.tolerance)
-    else:
-        yield _rule("static", True, None, None, "not applicable: static weights are what it is held against")
+    trusted = bool(record.get("trusted", True))
+    passed = trusted or limits.evidence == "canary"
+    told = "no estimator is to be trusted on this log"
+    if trusted:
+        told = "the estimator that is read is to be trusted on this log"
+    elif passed:
+        told += ": it is asked for what is not clearly worse, and the canary decides"
+    yield _rule("trusted", passed, trusted, limits.evidence == "offline", told)
+    for rival, name in (("static", "static weights"), ("constant", "the best constant of the log")):
+        if rival not in estimates:
+            told = f"the evaluation has no estimate of {name}"
+            yield _rule(rival, rival != "static", None, None, told)
+        elif _same(challenger, estimates[rival]):
+            yield _rule(rival, True, None, None, f"not applicable: the challenger is {name}")
+        else:
+            bar = limits.gain * abs(estimates[rival]["value"])
+            yield _above(rival, record, name, bar, trusted)
+    yield _no_worse_than_champion(settings, record, before, trusted)
     alarm = bool(challenger["alarm"])
     yield _rule(
         "alarm",
@@ -186,7 +191,7 @@ def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
         f"{'at most' if passed else 'more than the'} {limits.max_bound_share:.1%} allowed",
     )
     jump = record.get("jump", {}).get("challenger vs champion")
-    if rival != "champion":
+    if "champion" not in estimates:
         yield _rule(
             "jump", True, None, limits.max_action_jump, "not applicable: there is no champion to jump from"
         )
@@ -206,21 +211,57 @@ def _judged(settings: Settings, record: Mapping[str, Any]) -> Iterator[Rule]:
         )
 
 
-def _no_worse(rule: str, record: Mapping[str, Any], rival: str, name: str, tolerance: float) -> Rule:
-    """The paired difference to a rival: its lower bound must not lie more than the tolerance below 0."""
-    found = record.get("differences", {}).get(f"challenger - {rival}")
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.get("version") is not None and one.get("version") == other.get("version")
+
+
+def _above(
+    rule: str, record: Mapping[str, Any], name: str, bar: float, trusted: bool, told: str = ""
+) -> Rule:
+    """The lower bound of the paired difference to a rival must lie above ``bar`` (at it, where that is below
+    0); without trust the upper one must not lie below 0. ``told`` says where the bar comes from."""
+    found = record.get("differences", {}).get(f"challenger - {rule}")
     if found is None:
         return _rule(rule, False, None, None, f"the evaluation recorded no difference to {name}")
-    bar = -tolerance * abs(record["estimates"][rival]["value"])
-    passed = found["lower"] >= bar
-    return _rule(
-        rule,
-        passed,
-        found["lower"],
-        bar,
-        f"the challenger's value differs from that of {name} by {found['value']:+.4g}, at least "
-        f"{found['lower']:+.4g}, {'not below' if passed else 'below'} the {bar:.4g} allowed",
-    )
+    if not trusted:
+        passed, observed = found["upper"] >= 0.0, found["upper"]
+        reason = f"at most {observed:+.4g}, {'not ' if passed else ''}clearly worse"
+        bar = 0.0
+    else:
+        observed = found["lower"]
+        passed = observed > bar if bar >= 0.0 else observed >= bar
+        reason = f"at least {observed:+.4g}, {'' if passed else 'not '}above {bar:.4g}{told}"
+    value = f"the challenger's value differs from that of {name} by {found['value']:+.4g}, "
+    return _rule(rule, passed, observed, bar, value + reason)
+
+
+def _no_worse_than_champion(
+    settings: Settings, record: Mapping[str, Any], before: ChampionPointer | None, trusted: bool
+) -> Rule:
+    """No more than ``delta`` below the champion, of what the promotions before have left of its budget."""
+    limits, champion = settings.gate, record["estimates"].get("champion")
+    if champion is None:
+        return _rule("champion", True, None, None, "not applicable: there is no champion")
+    spent = delta_spent(settings, before)
+    allowed = max(0.0, min(limits.delta, limits.delta_budget - spent))
+    told = f", {allowed:.2%} of its value ({spent:.2%} of {limits.delta_budget:.2%} was spent before)"
+    return _above("champion", record, "the champion", -allowed * abs(champion["value"]), trusted, told)
+
+
+def _evidence(settings: Settings, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a promotion by the gate alone rests on: the difference to the champion, or to static weights
+    where there is none, and ``delta``, how far below 0 it may lie as a share of the rival's value."""
+    rival = "champion" if "champion" in record["estimates"] else "static"
+    found = record.get("differences", {}).get(f"challenger - {rival}")
+    if found is None:
+        return {}
+    value = abs(record["estimates"][rival]["value"])
+    lost = max(0.0, -found["lower"])
+    return {
+        "by": "offline",
+        **{end: found[end] for end in ("lower", "value", "upper")},
+        "delta": lost / value if lost > 0.0 and value > 0.0 else 0.0,
+    }
 
 
 def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
@@ -246,18 +287,22 @@ def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
     return _rule("parity", passed, share, limit, reason)
 
 
-def _file(settings: Settings, path: Path, train: Mapping[str, Any]) -> Iterator[Rule]:
+def _file(settings: Settings, path: Path, judged: Mapping[str, Any]) -> Iterator[Rule]:
     """The rules on the exported file: whole, fitting the settings, small and fast enough."""
     limits = settings.gate
     try:
-        policy = load_policy(path, train["sha256"])
+        policy = load_policy(path, judged["sha256"])
         _fits(settings, policy)
         _bounded(policy)
     except PolicyError as error:
         yield _rule("loadable", False, None, None, f"the policy file cannot be served: {error}")
         return
     yield _rule(
-        "loadable", True, policy.sha256, train["sha256"], "the policy file loads and fits the state and heads"
+        "loadable",
+        True,
+        policy.sha256,
+        judged["sha256"],
+        "the policy file loads and fits the state and heads",
     )
     size = path.stat().st_size
     passed = size <= limits.max_policy_bytes
@@ -328,13 +373,15 @@ def latency_p99_ms(policy: Policy) -> float:
     return round(best, 4)
 
 
-def _not_rolled_back(settings: Settings, train: Mapping[str, Any]) -> Rule:
-    """A rerun of a day must not bring back what a person took out of service."""
-    withdrawn = [e for e in history(settings) if e["action"] == "rollback" and e["from"] == train["sha256"]]
+def _not_rolled_back(settings: Settings, judged: Mapping[str, Any]) -> Rule:
+    """A rerun of a day must not bring back what was taken out of service, or showed no gain."""
+    taken_out = [e for e in read_history(settings.layout) if e["action"] in ("rollback", "end")]
+    withdrawn = [e for e in taken_out if e["from"] == judged["sha256"]]
     if not withdrawn:
         return _rule("not rolled back", True, None, None, "this policy was never rolled back")
     event = withdrawn[-1]
-    reason = f"this policy was rolled back at {event['ts']}: {event['reason']}"
+    what = "was rolled back" if event["action"] == "rollback" else "ended its canary"
+    reason = f"this policy {what} at {event['ts']}: {event['reason']}"
     return _rule("not rolled back", False, event["ts"], None, reason)
 
 

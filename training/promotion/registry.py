@@ -38,8 +38,8 @@ def register(
     the alias ``challenger``.
     """
     client = _client(settings)
-    digest = train_record["sha256"]
-    run = _run(client, settings, day, train_record)
+    digest = evaluate_record["sha256"]
+    run = _run(client, settings, day, evaluate_record)
     if run.info.status != "FINISHED":
         client.log_batch(
             run.info.run_id,
@@ -62,7 +62,7 @@ def register(
             MODEL,
             f"{run.info.artifact_uri}/policy.safetensors",
             run_id=run.info.run_id,
-            tags={"sha256": digest, "policy": train_record["version"], "day": day.isoformat()},
+            tags={"sha256": digest, "policy": evaluate_record["version"], "day": day.isoformat()},
         ).version
     client.set_registered_model_alias(MODEL, CHALLENGER, version)
     return str(version)
@@ -118,20 +118,20 @@ def _client(settings: Settings) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _run(client: MlflowClient, settings: Settings, day: date, train_record: Mapping[str, Any]) -> Run:
+def _run(client: MlflowClient, settings: Settings, day: date, judged: Mapping[str, Any]) -> Run:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         experiment_id = client.create_experiment(EXPERIMENT, artifact_location=ARTIFACTS)
     else:
         experiment_id = experiment.experiment_id
-    digest = train_record["sha256"]
+    digest = judged["sha256"]
     found = client.search_runs(
         [experiment_id], f"tags.`mtf.day` = '{day}' and tags.`mtf.sha256` = '{digest}'", max_results=1
     )
     if found:
         return found[0]
-    tags = {"mtf.day": day.isoformat(), "mtf.sha256": digest, "mtf.policy": train_record["version"]}
-    return client.create_run(experiment_id, tags=tags, run_name=f"{day} {train_record['version']}")
+    tags = {"mtf.day": day.isoformat(), "mtf.sha256": digest, "mtf.policy": judged["version"]}
+    return client.create_run(experiment_id, tags=tags, run_name=f"{day} {judged['version']}")
 
 
 def _version(client: MlflowClient, digest: str) -> str | None:
@@ -144,7 +144,7 @@ def _metrics(
 ) -> Iterator[Metric]:
     """Curves by step and estimates. One timestamp a day: logged twice, they are the same rows."""
     stamp = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1e3)
-    curves = dict(train_record.get("curves", {}))
+    curves = dict(train_record["pool"][evaluate_record["chosen"]]["curves"])
     steps = curves.pop("step", None)
     for name, values in curves.items():
         for i, value in enumerate(values):

@@ -40,10 +40,14 @@ class Events:
     """:meth:`add` belongs to the feedback log's thread, :meth:`not_moved` to any."""
 
     def __init__(
-        self, path: Path, reward: Callable[[Mapping[str, int]], float], clock: Callable[[], float]
+        self,
+        path: Path,
+        reward: Callable[[Mapping[str, int]], float],
+        negative: Callable[[Mapping[str, int]], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._connection, self._lock = connect(path), threading.Lock()
-        self._reward, self._clock = reward, clock
+        self._reward, self._negative, self._clock = reward, negative, clock
 
     def add(self, batch: Sequence[RequestEvents]) -> list[KnownEvents]:
         """Record feedback, all or none; an item's later event replaces its earlier one.
@@ -59,15 +63,14 @@ class Events:
                     "SELECT item_id, event, moved FROM fed WHERE request_id = ?", (fed.request_id,)
                 ).fetchall()
                 stored = {item: (orjson.loads(event), moved) for item, event, moved in rows}
-                gained = sum(
-                    self._reward(event) - (self._reward(stored[item][0]) if item in stored else 0.0)
-                    for item, event in fed.events.items()
-                )
+                replaced = [stored[item][0] for item in fed.events if item in stored]
+                gained = sum(map(self._reward, fed.events.values())) - sum(map(self._reward, replaced))
+                negative = sum(map(self._negative, fed.events.values())) - sum(map(self._negative, replaced))
                 connection.executemany(
                     "INSERT OR REPLACE INTO fed VALUES (?, ?, ?, 1, ?)",
                     [(fed.request_id, item, orjson.dumps(e), now) for item, e in fed.events.items()],
                 )
-                add_reward(connection, fed.session_id, gained, now)
+                add_reward(connection, fed.session_id, gained, negative, now)
                 before = {item: event for item, (event, moved) in stored.items() if moved}
                 known.append(KnownEvents(list(before.values()), list({**before, **fed.events}.values())))
         return known

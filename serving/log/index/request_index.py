@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import orjson
 
-from serving.log.index import counts, events, requests, returns, sessions
+from serving.log.index import counts, events, requests, returns, sessions, tallies
 from serving.log.index.file import connect, prepare
 from training.contract.log import LATE_DAYS
 
 RETENTION_S = LATE_DAYS * 86_400.0
 _PURGE_SHARE = 0.005  # of the retention, between two purges
-_PARTS = (requests, sessions, counts, returns, events)
+_PARTS = (requests, sessions, counts, returns, tallies, events)
 _SERVED_PARTS = (requests, sessions, returns, counts)
 
 
@@ -27,7 +27,7 @@ class ServedRequest(NamedTuple):
 
     ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
     ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
-    ``entries`` were at a bound.
+    ``entries`` were at a bound. ``aside``: the user is in the arm by exception, and not as it was drawn.
     """
 
     request_id: str
@@ -40,6 +40,7 @@ class ServedRequest(NamedTuple):
     slow: bool = False
     bounded: int = 0
     entries: int = 0
+    aside: bool = False
 
 
 # One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up
@@ -59,7 +60,8 @@ _ADD = f"INSERT INTO served SELECT {_FIELDS}, ?2 FROM json_each(?1)"  # noqa: S6
 class RequestIndex:
     """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
 
-    ``reward`` gives the reward of one item's event; ``clock`` the epoch seconds that things are kept by.
+    ``reward`` gives the reward of one item's event, ``negative`` whether it has feedback of negative weight;
+    ``clock`` the epoch seconds that things are kept by.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class RequestIndex:
         gap_minutes: float,
         retention_s: float = RETENTION_S,
         reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
+        negative: Callable[[Mapping[str, int]], bool] = lambda event: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,8 @@ class RequestIndex:
         self.sessions = sessions.Sessions(path, gap_minutes)
         self.counts = counts.Counts(path)
         self.returns = returns.Returns(path)
-        self.events = events.Events(path, reward, clock)
+        self.tallies = tallies.Tallies(path)
+        self.events = events.Events(path, reward, negative, clock)
         self._clock, self._retention_s = clock, retention_s
         self._purged = 0.0
 
@@ -90,7 +94,8 @@ class RequestIndex:
             self._purge(now)
 
     def close(self) -> None:
-        for part in (self.requests, self.sessions, self.counts, self.returns, self.events, self._writer):
+        parts = (self.requests, self.sessions, self.counts, self.returns, self.tallies, self.events)
+        for part in (*parts, self._writer):
             part.close()
 
     def _purge(self, now: float) -> None:

@@ -1,17 +1,15 @@
 """The guardrail over a real index, real pointers and policy files; time is told to it."""
 
-import math
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from serving.control.guardrail import Guardrail, interval, judge
+from serving.control.guardrail import Guardrail, judge
 from serving.log.index.counts import ArmCounts
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.log.index.returns import ArmReturns
 from serving.policy.champion import ChampionFollower, Source
 from tests.serving.conftest import settings_file
 from training.contract import history, rollout
@@ -20,54 +18,7 @@ from training.contract.pointer import read_champion, write_champion
 from training.contract.settings import GuardrailSettings, load_settings
 from training.contract.shares import read_shares
 
-ERROR = 0.025
-RULES = GuardrailSettings(min_requests=100, min_sessions=50)
-NOTHING = interval(ArmReturns(), ERROR, 50)
-
-
-def returns(values: np.ndarray) -> ArmReturns:
-    return ArmReturns(len(values), float(values.sum()), float((values**2).sum()))
-
-
-def test_the_interval_is_the_theorems():
-    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    found = interval(returns(values), 0.05, 200)
-    rho2 = (-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / 200
-    half = values.std(ddof=1) * math.sqrt(
-        2 * (400 * rho2 + 1) / (400**2 * rho2) * math.log(math.sqrt(400 * rho2 + 1) / 0.05)
-    )
-    assert (found.mean, found.low, found.high) == pytest.approx(
-        (values.mean(), values.mean() - half, values.mean() + half)
-    )
-    assert half > 1.96 * values.std() / 20  # the price of looking at any time
-
-
-def test_equal_arms_are_seldom_told_apart_however_often_one_looks():
-    """1,000 A/A comparisons of skewed session rewards, each looked at 40 times: at most 5 % may err."""
-    generator = np.random.default_rng(1)
-    looks = np.unique(np.geomspace(50, 2_000, 40).astype(int))
-    errors = 0
-    for _ in range(1_000):
-        one, two = generator.exponential(2.0, (2, 2_000))
-        sums = [(np.cumsum(x), np.cumsum(x**2)) for x in (one, two)]
-        for t in looks:
-            a, b = (interval(ArmReturns(int(t), s[t - 1], q[t - 1]), ERROR, 200) for s, q in sums)
-            if a.high < b.low:
-                errors += 1
-                break
-    assert errors <= 25  # one-sided: half of 5 %
-
-
-def test_a_worse_arm_is_found_and_a_better_one_left():
-    generator = np.random.default_rng(2)
-    worse, same = returns(generator.normal(1.0, 1.0, 500)), returns(generator.normal(1.5, 1.0, 500))
-    low, high = (interval(r, ERROR, 200) for r in (worse, same))
-    nothing = ArmCounts()
-    verdict = judge(RULES, nothing, nothing, low, high)
-    assert verdict is not None and verdict.rule == "reward" and "below static's" in verdict.reason
-    assert judge(RULES, nothing, nothing, high, low) is None
-    few = GuardrailSettings(min_sessions=501)
-    assert judge(few, nothing, nothing, low, high) is None
+RULES = GuardrailSettings(min_requests=100)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +34,7 @@ def test_a_worse_arm_is_found_and_a_better_one_left():
     ],
 )
 def test_requests_are_judged_by_shares(arm, static, rule):
-    verdict = judge(RULES, arm, static, NOTHING, NOTHING)
+    verdict = judge(RULES, arm, static)
     assert (verdict and verdict.rule) == rule
 
 
@@ -95,7 +46,11 @@ class Watch:
         layout = self.settings.layout
         self.now = 0.0
         self.index = RequestIndex(
-            layout.serving / "requests.sqlite", 30, reward=lambda e: e["reward"], clock=self.clock
+            layout.serving / "requests.sqlite",
+            30,
+            reward=lambda e: e["reward"],
+            negative=lambda e: bool(e.get("hate")),
+            clock=self.clock,
         )
         self.champion = ChampionFollower(self.settings)
         self.challenger = ChampionFollower(
@@ -103,15 +58,20 @@ class Watch:
         )
         self.rolled: list[tuple[str, str]] = []
         self.steps: list[int] = []
+        self.held: list[bool] = []
         self.guardrail = Guardrail(
             self.settings,
             self.index,
             self.champion,
             self.challenger,
             lambda arm, rule: self.rolled.append((arm, rule)),
-            on_step=self.steps.append,
+            on_step=self._at,
             clock=self.clock,
         )
+
+    def _at(self, step: int, held: bool) -> None:
+        self.steps.append(step)
+        self.held.append(held)
 
     def clock(self) -> float:
         return time.time() + self.now
@@ -121,17 +81,22 @@ class Watch:
         self.challenger.look()
         self.guardrail.check()
 
-    def serve(self, arm: str, policy: str, rewards, **counts) -> None:
+    def serve(self, arm: str, policy: str, rewards, users=None, hate: int = 0, **counts) -> None:
+        """A session each; of a user each, unless ``users`` says of whom. The first ``hate`` are hated."""
         name = f"{arm}-{time.time_ns()}"
         rewards = [float(reward) for reward in rewards]
+        users = range(len(rewards)) if users is None else users
         self.index.add(
             [
-                ServedRequest(f"{name}-{i}", i, f"{name}-{i}", 0.0, arm, policy, **counts)
-                for i in range(len(rewards))
+                ServedRequest(f"{name}-{i}", int(user), f"{name}-{i}", 0.0, arm, policy, **counts)
+                for i, user in enumerate(users)
             ]
         )
         self.index.events.add(
-            [RequestEvents(f"{name}-{i}", f"{name}-{i}", {1: {"reward": r}}) for i, r in enumerate(rewards)]
+            [
+                RequestEvents(f"{name}-{i}", f"{name}-{i}", {1: {"reward": r, "hate": int(i < hate)}})
+                for i, r in enumerate(rewards)
+            ]
         )
 
 
@@ -150,10 +115,14 @@ def watch(tmp_path):
 @pytest.fixture
 def rollout_of_two(watch, constant):
     """A champion v1 and a challenger v2 in its canary's first step."""
+    return begin(watch, constant)
+
+
+def begin(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
     with history.changing(watch.settings.layout):
-        rollout.make_champion(watch.settings, rollout.following(one, None), "the first")
+        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
         rollout.begin_canary(watch.settings, rollout.following(two, one), "passed the gate")
     watch.look()
     return one, two
@@ -163,28 +132,135 @@ def share(watch) -> float:
     return read_shares(watch.settings).challenger
 
 
-def test_a_canary_goes_step_by_step_and_ends_as_champion(watch, rollout_of_two):
-    _, two = rollout_of_two
+def events(watch, *actions: str) -> list[dict]:
+    return [e for e in history.read(watch.settings.layout) if e["action"] in actions]
+
+
+def come(watch, one, two, gain: float = 0.0, own: int = 200, hate: int = 0, champions_hate: int = 0) -> None:
+    """Users of both sides, as many as the shares say, a session each."""
+    generator = np.random.default_rng(len(watch.steps))
+    others = round(own * (1.0 - share(watch) - 0.09) / share(watch))
+    rewards = generator.normal(10.0, 1.0, others), generator.normal(10.0 + gain, 1.0, own)
+    watch.serve("champion", one.sha256, rewards[0], hate=champions_hate)
+    watch.serve("challenger", two.sha256, rewards[1], range(others, others + own), hate=hate)
+
+
+def climb(watch, one, two, **how) -> None:
+    """Both sides come in each step that is left, and one looks when its time is over."""
+    while True:
+        step = watch.steps[-1]
+        come(watch, one, two, **how)
+        watch.now += 21 * 60.0
+        watch.look()
+        if watch.steps[-1] in (step, 0):
+            return
+
+
+def test_a_canary_climbs_step_by_step_and_its_gain_makes_it_champion(watch, rollout_of_two):
+    one, two = rollout_of_two
     assert share(watch) == 0.1
     watch.now = 11 * 60.0
     watch.look()
     assert share(watch) == 0.1  # long enough, but nobody came
-    watch.serve("challenger", two.sha256, [1.0] * 5)
-    watch.look()
-    assert share(watch) == 0.5
-    watch.now += 19 * 60.0
-    watch.look()
-    assert share(watch) == 0.5  # not yet long enough
-    watch.serve("challenger", two.sha256, [1.0] * 5)
-    watch.now += 2 * 60.0
-    watch.look()
+    climb(watch, one, two, gain=1.0)
     assert share(watch) == 0.0 and not watch.settings.layout.challenger.exists()
     champion = read_champion(watch.settings.layout.champion)
     assert (champion.version, champion.previous["version"]) == ("v2", "v1")
-    assert watch.steps == [1, 1, 2, 2, 0] and watch.rolled == []
-    told = [(e["action"], e["reason"]) for e in history.read(watch.settings.layout)]
-    assert [action for action, _ in told] == ["promote", "canary", "shares", "shares", "promote", "shares"]
-    assert "step 2 of 2 of v2's canary" in told[3][1]
+    assert watch.steps == [1, 1, 2, 0] and watch.rolled == [] and not any(watch.held)
+    told = history.read(watch.settings.layout)
+    assert [e["action"] for e in told] == ["promote", "canary", "shares", "shares", "promote", "shares"]
+    assert "step 2 of 2 of v2's canary" in told[3]["reason"]
+    assert "bring more than the champion's" in told[4]["reason"]
+    assert told[4]["evidence"]["by"] == "canary" and 0.0 < told[4]["evidence"]["lower"] < 1.0
+
+
+def test_without_a_gain_a_canary_stays_at_its_last_step_and_ends_with_its_days(watch, rollout_of_two):
+    one, two = rollout_of_two
+    climb(watch, one, two, gain=0.0)
+    assert share(watch) == 0.5
+    watch.now += 7 * 86_400.0
+    watch.look()
+    assert share(watch) == 0.0 and read_champion(watch.settings.layout.champion).version == "v1"
+    [event] = events(watch, "end")
+    assert event["from"] == two.sha256 and "no gain shown in 7.0 days" in event["reason"]
+    assert watch.rolled == []  # it did nothing wrong
+
+
+def test_a_canary_ends_with_its_sessions(tmp_path, constant):
+    watch = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL, canary_sessions=300)
+    one, two = begin(watch, constant)
+    climb(watch, one, two, gain=0.0)
+    [event] = events(watch, "end")
+    assert "400 against 1784 sessions" in event["reason"]
+    watch.guardrail.close()
+    watch.index.close()
+
+
+def test_a_negative_signal_holds_a_canary_until_a_person_lets_it_go_on(watch, rollout_of_two):
+    one, two = rollout_of_two
+    climb(watch, one, two, gain=1.0, hate=100)
+    assert share(watch) == 0.1 and watch.held[-1]
+    [event] = events(watch, "pause")
+    assert "feedback of negative weight" in event["reason"] and event["version"] == "v2"
+    with history.changing(watch.settings.layout):
+        assert rollout.lift_pause(watch.settings, "the item was ours") == "negative"
+    climb(watch, one, two, gain=1.0, hate=100)
+    assert read_champion(watch.settings.layout.champion).version == "v2" and not watch.held[-1]
+    assert "the item was ours" in events(watch, "resume")[0]["reason"]
+
+
+def test_what_holds_a_canary_can_pass_by_itself(watch, rollout_of_two):
+    one, two = rollout_of_two
+    climb(watch, one, two, gain=0.5, hate=60)
+    assert watch.held[-1]
+    for _ in range(4):
+        come(watch, one, two, gain=0.5, champions_hate=160)
+    watch.look()
+    assert not watch.held[-1] and len(events(watch, "pause", "resume")) == 2
+
+
+def test_arms_that_are_not_of_their_shares_hold_a_canary(watch, rollout_of_two):
+    one, two = rollout_of_two
+    watch.serve("champion", one.sha256, [10.0] * 900)
+    watch.serve("challenger", two.sha256, [10.0] * 400, range(900, 1300))  # an eighth to .8: too many
+    watch.now += 11 * 60.0
+    watch.look()
+    [event] = events(watch, "pause")
+    assert "mismatch: 400 against 900 users came" in event["reason"] and share(watch) == 0.1
+
+
+def test_without_a_champion_a_challenger_is_held_against_static_weights(watch, constant):
+    two = constant(watch.settings, "v2", 0.2)
+    with history.changing(watch.settings.layout):
+        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    watch.look()
+    generator = np.random.default_rng(3)
+    watch.serve("champion", "", generator.normal(10.0, 1.0, 100))
+    watch.serve("static", "", generator.normal(10.0, 1.0, 100), range(100, 200))
+    watch.serve("challenger", two.sha256, generator.normal(9.0, 1.0, 100), range(200, 300))
+    watch.look()
+    assert watch.rolled == [("challenger", "reward")]
+    assert "100 against 200 sessions" in events(watch, "rollback")[0]["reason"]
+
+
+def test_how_long_it_takes_is_said_before(watch, constant):
+    one = constant(watch.settings, "v1", 0.1)
+    two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
+    with history.changing(watch.settings.layout):
+        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
+    watch.champion.look()
+    watch.serve("champion", one.sha256, np.random.default_rng(0).normal(10.0, 2.0, 500))
+    watch.now = 3600.0
+    with history.changing(watch.settings.layout):
+        rollout.begin_canary(watch.settings, rollout.following(two, one), "passed the gate")
+    watch.look()
+    plan = read_json(watch.settings.layout.canary)["plan"]
+    # √(2/n) · 2 · (3.1 + .84) = .2 at n = 3,100; 500 sessions an hour, half of them the challenger's
+    assert 2_500 < plan["sessions_an_arm"] < 4_000
+    assert plan["days"] == pytest.approx(plan["sessions_an_arm"] / (500 * 24 * 0.5), rel=0.01)
+    [event] = [e for e in events(watch, "shares") if "step 1 of 2" in e["reason"]]
+    assert f"{plan['sessions_an_arm']:,} sessions an arm for 0.02" in event["reason"]
+    assert "days at this traffic" in event["reason"]
 
 
 def test_a_canary_survives_a_restart_of_the_service(watch, rollout_of_two, tmp_path):
@@ -235,7 +311,7 @@ def test_policies_of_before_the_clock_was_set_back_are_still_judged(watch, const
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
     with history.changing(watch.settings.layout):
         first = replace(rollout.following(one, None), promoted_ts="2100-01-01T00:00:00+00:00")
-        rollout.make_champion(watch.settings, first, "the first")
+        rollout.make_champion(watch.settings, first, "the first", {})
         rollout.begin_canary(watch.settings, rollout.following(two, first), "passed the gate")
     watch.now = 2 * 3600.0
     watch.look()
@@ -264,16 +340,30 @@ def test_a_canarys_step_begins_anew_when_the_clock_was_set_back(watch, constant)
     assert share(watch) == 0.5
 
 
-def test_a_challenger_below_statics_interval_is_taken_out(watch, rollout_of_two):
-    _, two = rollout_of_two
+def test_a_challenger_worse_than_the_champion_is_taken_out(watch, rollout_of_two):
+    one, two = rollout_of_two
     generator = np.random.default_rng(0)
-    watch.serve("static", "", generator.normal(2.0, 0.5, 100))
-    watch.serve("challenger", two.sha256, generator.normal(1.0, 0.5, 20))
+    watch.serve("champion", one.sha256, generator.normal(2.0, 0.5, 100))
+    watch.serve("challenger", two.sha256, generator.normal(1.0, 0.5, 20), range(100, 120))
     watch.look()
     assert watch.rolled == []  # too few sessions
-    watch.serve("challenger", two.sha256, generator.normal(1.0, 0.5, 80))
+    watch.serve("challenger", two.sha256, generator.normal(1.0, 0.5, 80), range(120, 200))
     watch.look()
     assert watch.rolled == [("challenger", "reward")]
+    assert "bring less than the champion's" in events(watch, "rollback")[0]["reason"]
+
+
+def test_a_champion_worse_than_static_weights_is_taken_out(watch, constant):
+    one = constant(watch.settings, "v1", 0.1)
+    with history.changing(watch.settings.layout):
+        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
+    generator = np.random.default_rng(0)
+    watch.now = 5.0  # pointers carry whole seconds
+    watch.serve("static", "", generator.normal(2.0, 0.5, 100))
+    watch.serve("champion", one.sha256, generator.normal(1.0, 0.5, 100), range(100, 200))
+    watch.look()
+    assert watch.rolled == [("champion", "reward")]
+    assert "less than static weights'" in events(watch, "rollback")[0]["reason"]
 
 
 def test_a_challenger_that_cannot_be_loaded_is_taken_out(watch, constant):
@@ -290,8 +380,8 @@ def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(w
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
     with history.changing(watch.settings.layout):
         first = rollout.following(one, None)
-        rollout.make_champion(watch.settings, first, "the first")
-        rollout.make_champion(watch.settings, rollout.following(two, first), "the second")
+        rollout.make_champion(watch.settings, first, "the first", {})
+        rollout.make_champion(watch.settings, rollout.following(two, first), "the second", {})
     time.sleep(1.1)  # pointers carry whole seconds
     for pointer, expected in ((two, "v1"), (one, "static")):
         watch.serve("champion", pointer.sha256, [0.0] * 30, failed=True)

@@ -143,7 +143,8 @@ def test_listed_cohorts_are_not_explored_on():
             "no_exploration_for": ["is_lowactive_period", "user_active_degree=low_active"],
             "shares": {"static": 0.0, "random": 0.3, "noise": 0.3, "box": 0.4},
             "max_exploration": 1.0,
-        }
+        },
+        gate={"evidence": "offline"},
     )
     assignment = arms.Assignment(settings)
     names = settings.state_spec.entry_names
@@ -153,6 +154,9 @@ def test_listed_cohorts_are_not_explored_on():
         state = plain.copy()
         state[names.index(name)] = 1.0
         assert {assignment.arm(u, None, state, challenger=False) for u in USERS[:500]} == {"champion"}
+    # they are more of the cohort than the champion's other users, and not compared with another arm
+    assert all(assignment.by_exception(u, "champion") for u in USERS[:500])
+    assert not any(assignment.by_exception(u, "noise") for u in USERS[:500])
     # nobody knows whether the user is one of them
     assert {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]} == {"champion"}
 

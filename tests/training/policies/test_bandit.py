@@ -23,7 +23,7 @@ def test_it_is_greedy(toy):
     width = (48, 48)
     world = toy(
         learner={
-            "algorithm": "bandit",
+            "algorithms": ["bandit"],
             "steps": 500,
             "target_rate": 0.2,
             "critic_hidden": width,

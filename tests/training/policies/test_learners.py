@@ -122,7 +122,7 @@ LEARNS = {
 @pytest.mark.parametrize("algorithm", sorted(LEARNS))
 def test_it_learns_the_long_term_where_the_greedy_action_is_worse(algorithm, logged):
     settings = logged.settings.model_copy(
-        update={"learner": logged.settings.learner.model_copy(update={"algorithm": algorithm})}
+        update={"learner": logged.settings.learner.model_copy(update={"algorithms": (algorithm,)})}
     )
     policy = load_policy(settings.data / train(settings, DAY)["policy"])
 

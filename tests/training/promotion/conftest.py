@@ -16,7 +16,7 @@ from training.contract.settings import Settings
 @pytest.fixture
 def settings(tmp_path: Path, empty_registry: Path) -> Settings:
     # the latency rule has a test of its own: here the machine may be busy
-    settings = Settings(data=tmp_path, gate={"max_latency_ms": 2_000.0})
+    settings = Settings(data=tmp_path, gate={"max_latency_ms": 2_000.0, "evidence": "offline"})
     settings.layout.mlflow.mkdir()
     shutil.copyfile(empty_registry, settings.layout.mlflow / "mlflow.db")
     return settings

@@ -18,7 +18,7 @@ def logged(make_toy, tmp_path_factory):
     world = make_toy(
         tmp_path_factory.mktemp("toy"),
         learner={"steps": 5, "actor_hidden": (16,), "unified_rl": {"critics": 2}},
-        gate={"max_latency_ms": 1_000.0},  # the tests' machine may be busy
+        gate={"max_latency_ms": 1_000.0, "evidence": "offline"},  # the tests' machine may be busy
     )
     world.log(40)
     return world.settings

@@ -122,7 +122,7 @@ def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
     arrange(DAYS[1], seed=2, champion=1.0)
     decision = gate(settings, DAYS[1])
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -209,8 +209,10 @@ STEPS = ({"share": 0.1, "minutes": 0.0}, {"share": 0.5, "minutes": 0.0})
 
 @pytest.fixture
 def careful(settings: Settings) -> Settings:
-    serving = Settings(serving={"canary": STEPS}).serving
-    return settings.model_copy(update={"serving": serving})
+    """The same data folder, with a canary before a promotion."""
+    serving = Settings(serving={"canary": STEPS, "shares": {"static": 0.1}}).serving
+    gate = settings.gate.model_copy(update={"evidence": "canary"})
+    return settings.model_copy(update={"serving": serving, "gate": gate})
 
 
 def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follows_later(
@@ -226,7 +228,7 @@ def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follow
     assert read_champion(careful.layout.challenger).version == "p2"
     assert registry.alias_version(careful, registry.CHALLENGER) == "2"
     # the service ends the canary
-    done = rollout.complete_canary(careful, "nothing against it")
+    done = rollout.complete_canary(careful, "it brings more", {"by": "canary", "lower": 0.1})
     assert (done.version, done.previous["version"]) == ("p2", "p1")
     assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p2"
     assert [e["action"] for e in history(careful)] == ["promote", "promote"]
@@ -234,6 +236,25 @@ def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follow
     assert promote(careful, DAYS[1], decision)["promoted"]
     assert registry.alias_version(careful, registry.CHAMPION) == "2"
     assert rollback(careful)["version"] == "p1"
+
+
+def test_a_policy_waits_while_another_is_in_its_canary_and_does_not_come_again_after_its_own(
+    settings: Settings, careful: Settings, arrange: Arrange
+) -> None:
+    run_day(settings, arrange, DAYS[0], 1)
+    for day, seed in ((DAYS[1], 2), (DAYS[2], 3)):  # nobody was served by p2 yet: p3 is tried in its place
+        arrange(day, seed=seed, champion=1.0)
+        promote(careful, day, gate(careful, day))
+    assert read_champion(careful.layout.challenger).version == "p3"
+    careful.layout.canary.write_text("{}")  # the service has begun
+    arrange(DAYS[3], seed=4, champion=1.0)
+    record = promote(careful, DAYS[3], gate(careful, DAYS[3]))
+    assert not record["promoted"] and "policy p3 is in its canary, and decides first" in record["reason"]
+    rollout.end_canary(careful, "no gain shown")
+    assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p1"
+    again = promote(careful, DAYS[2], gate(careful, DAYS[2]))
+    assert not again["promoted"] and "ended its canary" in again["reason"]
+    assert [e["action"] for e in history(careful)] == ["promote"]
 
 
 def test_a_rollback_during_a_canary_takes_the_challenger_out_for_good(

@@ -10,13 +10,24 @@ from training.contract.settings.section import Positive, Section, Share
 
 class GateSettings(Section):
     estimator: Estimator = Field("session_return", description="whose intervals are compared (ours)")
-    compare: Literal["difference", "lower", "value"] = Field(
-        "difference",
-        description="the lower bound of the paired difference to the champion must reach minus the "
-        "tolerance; or the challenger's lower bound this of the champion (ours)",
+    evidence: Literal["canary", "offline"] = Field(
+        "canary",
+        description="what makes a challenger the champion: a gain that its canary shows, or the gate alone, "
+        "for too few users to show one (ours)",
     )
-    tolerance: float = Field(
-        0.05, ge=0.0, description="of a difference, as a share of the rival's estimated value (ours)"
+    gain: float = Field(
+        0.0,
+        description="the lower bounds of the differences to static weights and to the log's best constant "
+        "must lie above this, as a share of the rival's estimated value (ours)",
+    )
+    delta: float = Field(
+        0.02,
+        ge=0.0,
+        description="the lower bound of the difference to the champion may lie so far below 0, as a share of "
+        "the champion's estimated value (ours)",
+    )
+    delta_budget: float = Field(
+        0.04, ge=0.0, description="of delta, spent by promotions since the last that showed a gain (ours)"
     )
     max_bound_share: Share = Field(
         0.5, description="largest share of action entries within 0.01 of a bound (ours)"

@@ -19,6 +19,7 @@ DEFAULT_FILE = "mtf.yaml"
 MOVED = {
     "keeping": "retention",
     "learner.algorithm": "learner.algorithms (a list)",
+    "gate.tolerance": "gate.delta",
     "learner.rho": "learner.batchrl_mtf.rho",
     "learner.candidates": "learner.batchrl_mtf.candidates",
     "learner.serving_candidates": "learner.batchrl_mtf.serving_candidates",
@@ -32,6 +33,10 @@ MOVED = {
     "learner.perturbation_lr": "learner.batchrl_mtf.perturbation_lr",
     "learner.generator_hidden": "learner.batchrl_mtf.generator_hidden",
     "learner.perturbation_hidden": "learner.batchrl_mtf.perturbation_hidden",
+}
+# what there is no more, and what is in its place
+REMOVED = {
+    "gate.compare": "the gate always reads paired differences: see gate.delta and gate.evidence",
 }
 
 Keys = tuple[int | str, ...]  # of a setting: the sections around it, then its name
@@ -110,6 +115,8 @@ def _explain(
 
 def _moved(keys: Keys) -> str | None:
     """Says where a setting, or the section that it is in, is today; None for one that never moved."""
+    if told := REMOVED.get(_name(keys)):
+        return f"there is no {_name(keys)}: {told}"
     for depth in range(len(keys), 0, -1):
         if new := MOVED.get(_name(keys[:depth])):
             return f"{_name(keys)} is now {_name((new, *keys[depth:]))}"

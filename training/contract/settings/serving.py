@@ -1,5 +1,7 @@
 """The service: the arms' shares, the canary, the guardrail, limits and time budgets."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from training.contract.settings.section import Positive, Section, Share
@@ -29,7 +31,10 @@ def check_shares(shares: ShareSettings, max_exploration: float) -> None:
 
 
 class CanaryStep(Section):
-    """A share of users for the challenger, for at least so long and so many of its requests."""
+    """A share of users for the challenger, for at least so long and so many of its requests.
+
+    Steps are for safety: the last one is left for the champion's place when a gain is shown, too.
+    """
 
     share: float = Field(gt=0.0, le=1.0)
     minutes: float = Field(ge=0.0)
@@ -49,9 +54,16 @@ class GuardrailSettings(Section):
     max_slow_share: Share = Field(0.05, description="slow requests beyond the static arm's share (ours)")
     max_bound_share: Share = Field(0.5, description="action entries within 0.01 of a bound (ours)")
     confidence: float = Field(
-        0.95, gt=0.5, lt=1.0, description="of the reward's comparison with static, over all looks (ours)"
+        0.95, gt=0.5, lt=1.0, description="of a difference of session returns, over all looks (ours)"
     )
-    min_sessions: int = Field(200, ge=2, description="of an arm, for its reward to be judged (ours)")
+    min_sessions: int = Field(
+        200, ge=2, description="of either side, for their difference to be judged (ours)"
+    )
+    pause_on: tuple[Literal["negative", "mismatch"], ...] = Field(
+        ("negative", "mismatch"),
+        description="what holds a canary without ending it: more items with feedback of negative weight than "
+        "the champion's sessions have; users of the arms not in the proportion of their shares (ours)",
+    )
     idle_minutes: float | None = Field(
         None, ge=0.0, description="a session idle for so long has its reward; none means session.gap_minutes"
     )
@@ -71,7 +83,21 @@ class ServingSettings(Section):
         "user_active_degree=low_active: users who have one are not explored on (ours)",
     )
     canary: tuple[CanaryStep, ...] = Field(
-        (), description="steps of a new policy before it is the champion; none promotes at once (ours)"
+        (
+            CanaryStep(share=0.05, minutes=60.0, requests=500),
+            CanaryStep(share=0.2, minutes=60.0, requests=2_000),
+            CanaryStep(share=0.45, minutes=60.0),
+        ),
+        description="how a challenger's share grows, where gate.evidence is canary (ours)",
+    )
+    canary_days: Positive = Field(
+        7.0, description="a canary without a gain shown ends after so many, and the champion stays (ours)"
+    )
+    canary_sessions: int = Field(
+        20_000, ge=16, description="of the challenger, after which it ends likewise (ours)"
+    )
+    canary_effect: Positive = Field(
+        0.02, description="gain, as a share of the return, whose time to be seen is told in advance (ours)"
     )
     guardrail: GuardrailSettings = GuardrailSettings()
     salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")

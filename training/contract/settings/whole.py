@@ -88,7 +88,11 @@ class Settings(BaseSettings):
     def _shares(self) -> Self:
         shares = self.serving.shares
         check_shares(shares, self.serving.max_exploration)
-        largest = max((step.share for step in self.serving.canary), default=0.0)
+        if self.gate.evidence == "offline":
+            return self
+        if not self.serving.canary:
+            raise ValueError("serving.canary has no step: gate.evidence: offline goes without a canary")
+        largest = max(step.share for step in self.serving.canary)
         if shares.static + shares.random + shares.noise + shares.box + largest > 1.0 + 1e-9:
             raise ValueError("serving.shares and the largest step of serving.canary add up to more than 1")
         return self

@@ -95,7 +95,7 @@ def make_learnt(settings_json: str, sizes: Sizes, folder: Path, algorithm: str, 
     random = random_arm(len(settings.heads), settings.serving.random_std, share=0.5)
     data = collect(bench, [random, Arm("noise", static, settings.serving.noise_std, share=0.5)], seed=TRAIN)
     learner_settings = LearnerSettings(
-        **settings.learner.model_dump() | {"algorithm": algorithm, "threads": 1, "device": "cpu"}
+        **settings.learner.model_dump() | {"algorithms": [algorithm], "threads": 1, "device": "cpu"}
     )
     names = []
     with reproducible(1):

@@ -55,7 +55,7 @@ def coverage(
     truth: Mapping[str, Any],
     names: tuple[str, ...],
     draws: list[dict[str, Any]],
-    tolerance: float,
+    gain: float,
     how: EvaluationSettings,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def coverage(
                 "better": float(np.mean([i["lower"] > 0 for i in found])),
                 "worse": float(np.mean([i["upper"] < 0 for i in found])),
                 "passed": float(
-                    np.mean([i["lower"] >= -tolerance * abs(v) for i, v in zip(found, rival, strict=True)])
+                    np.mean([i["lower"] > gain * abs(v) for i, v in zip(found, rival, strict=True)])
                 ),
             }
         result[estimator] = own
@@ -124,7 +124,7 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
             f"Intervals of {result['evaluation']['confidence']:.0%} over {result['sizes']['draws']} logs of "
             f"{result['sizes']['draw_sessions']} sessions. *Better* and *worse*: shares of logs on which the "
             f"interval of the difference lies above or below 0; *passed*: on which its lower bound is above "
-            f"-{result['gate']['tolerance']:.0%} of the value of {STATIC}, the gate's bar."
+            f"{result['gate']['gain']:.0%} of the value of {STATIC}, the gate's bar."
         ),
         "",
         "| estimator | of | truth | bias | deviation | half width | coverage | of 95 % |"

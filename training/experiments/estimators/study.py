@@ -90,12 +90,12 @@ def run(
     judged = stage(units)
     result = {
         "sizes": asdict(how),
-        "gate": {"tolerance": settings.gate.tolerance},
+        "gate": {"gain": settings.gate.gain},
         "evaluation": settings.evaluation.model_dump(mode="json"),
         "truth": truth,
         "rank": rank(truth, [judged[f"rank_{i}"] for i in range(len(groups))]),
         "coverage": coverage(
-            truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.tolerance, measured
+            truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.gain, measured
         ),
         "seed_spread": _seed_spread(settings_json, how, folder, algorithms),
     }

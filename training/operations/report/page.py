@@ -205,10 +205,11 @@ def _rewards(settings: Settings, days: list[date]) -> str | None:
 
 
 def _curves(settings: Settings, day: date, records: Mapping[str, Any]) -> str | None:
-    path = settings.layout.model(day) / "curves.json"
-    if "policy" not in records.get("train", {}) or not path.exists():
+    pool = records.get("train", {}).get("pool", {})
+    paths = [settings.layout.model(day) / name / "curves.json" for name in pool if pool[name]["steps"]]
+    if not paths or not paths[0].exists():
         return None
-    columns = read_json(path)
+    columns = read_json(paths[0])
     steps = columns.pop("step")
     return charts.curves({k: v for k, v in columns.items() if len(v) == len(steps)}, steps)
 

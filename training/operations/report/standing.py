@@ -13,6 +13,7 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings
 from training.contract.shares import read_shares
+from training.operations.report import trying
 from training.operations.report.outcome import outcome
 from training.validation import quarantine
 
@@ -64,8 +65,7 @@ def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
     shares = {arm: share for arm, share in read_shares(settings) if arm != "shadow" and share}
     rest = 1.0 - sum(shares.values())
     split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
-    trying = read_champion(settings.layout.challenger)
-    canary = "" if trying is None else f" {trying.version} is in its canary."
+    canary = "".join(f" {told}" for told in trying.told(settings))
     rollbacks = [event for event in history.read(settings.layout) if event["action"] == "rollback"]
     back = f" Last rollback {rollbacks[-1]['ts']}: {rollbacks[-1]['reason']}." if rollbacks else ""
     if champion is None:

@@ -185,6 +185,11 @@ def test_a_moved_setting_is_refused_with_its_line_and_its_new_place(
     assert str(raised.value) == f"${variable}: {old} is now {new}"
 
 
+def test_a_setting_that_is_no_more_says_what_is_in_its_place(write) -> None:
+    with pytest.raises(SettingsError, match=r"mtf.yaml:2: there is no gate.compare: .* see gate.delta"):
+        load_settings(write("gate:\n  compare: lower\n"))
+
+
 def test_what_lies_in_a_moved_section_is_named_there(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTF__KEEPING__LAKE_DAYS", "5")
     monkeypatch.setenv("MTF__LERNER__STEPS", "5")
@@ -201,3 +206,12 @@ def test_every_new_place_is_a_setting() -> None:
         model = Settings
         for name in new.split("."):
             model = model.model_fields[name].annotation
+
+
+def test_a_canary_needs_steps_that_leave_room_for_the_other_arms() -> None:
+    with pytest.raises(ValueError, match=r"serving\.canary has no step"):
+        Settings(serving={"canary": []})
+    wide = {"static": 0.2, "random": 0.3, "noise": 0.3}
+    with pytest.raises(ValueError, match=r"largest step of serving\.canary add up to more than 1"):
+        Settings(serving={"shares": wide, "max_exploration": 0.6})
+    Settings(serving={"shares": wide, "max_exploration": 0.6, "canary": []}, gate={"evidence": "offline"})

@@ -1,5 +1,6 @@
 """The answers that a person asks for first, from the records, the pointer and the served sessions."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.contract import history
+from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.records import write_record
 from training.contract.settings import Settings
@@ -130,3 +132,30 @@ def test_an_export_that_cannot_be_read_is_said(settings: Settings) -> None:
     path.write_bytes(b"x")
     told = answer(settings, "better")
     assert told.state == "open" and "Served sessions: cannot be read" in told.text and str(path) in told.text
+
+
+def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: Settings) -> None:
+    question = "served, since"
+    offline = Settings(data=settings.data, gate={"evidence": "offline"})
+    assert "serves everybody until the guardrail" in answer(offline, question).text
+    assert "without a canary" not in answer(settings, question).text
+    write_champion(settings.layout.challenger, replace(POINTER, version="p2", sha256="y"))
+    assert "p2 is the challenger; its canary has not begun." in answer(settings, question).text
+    canary = {
+        "sha256": "y",
+        "step": 0,
+        "share": 0.05,
+        "plan": {"reason": "4,300 sessions an arm for 0.02 of 24: 3.0 days at this traffic"},
+        "paused": {"rule": "negative", "reason": "+0.2 items", "ts": "2026-01-06T00:00:00Z"},
+    }
+    write_json_atomic(settings.layout.canary, canary)
+    arms = {"challenger": {"version": "p2", "evidence": {"reason": "+0.1 (-0.2 to +0.4) a session"}}}
+    write_json_atomic(settings.layout.guardrail, {"arms": arms})
+    text = answer(settings, question).text
+    for words in (
+        "p2 is in its canary: step 1 of 3, share 0.05.",
+        "4,300 sessions an arm for 0.02 of 24: 3.0 days at this traffic.",
+        "Challenger less champion: +0.1 (-0.2 to +0.4) a session.",
+        "Held since 2026-01-06T00:00:00Z by negative: +0.2 items. `mtf canary --go-on` lifts it",
+    ):
+        assert words in text

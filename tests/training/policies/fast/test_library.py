@@ -88,7 +88,7 @@ def test_another_device_takes_the_page():
 
 
 def test_a_learner_without_a_second_form_is_of_float32_whatever_is_asked_of_batchrl_mtf():
-    assert TD3.arithmetic(LearnerSettings(algorithm="td3", batchrl_mtf={"precision": "int8"})) == "float32"
+    assert TD3.arithmetic(LearnerSettings(algorithms=["td3"], batchrl_mtf={"precision": "int8"})) == "float32"
 
 
 def test_the_code_of_a_policy_is_that_of_both_forms():

@@ -1,0 +1,45 @@
+"""Is a policy being tried, and what does its canary tell so far? From what the service left."""
+
+from typing import Any
+
+from training.contract.files import read_json
+from training.contract.pointer import read_champion
+from training.contract.settings import Settings
+
+OFFLINE = (
+    "Policies become champion without a canary (gate.evidence: offline): one that the judge takes for better "
+    "and that is worse serves everybody until the guardrail or a person takes it out."
+)
+
+
+def told(settings: Settings) -> list[str]:
+    """Sentences: what is tried, how far it is, how long it takes, what it brought, what holds it."""
+    sentences = [OFFLINE] if settings.gate.evidence == "offline" else []
+    challenger = read_champion(settings.layout.challenger)
+    if challenger is None:
+        return sentences
+    canary = _read(settings.layout.canary)
+    if canary is None or canary.get("sha256") != challenger.sha256:
+        return [*sentences, f"{challenger.version} is the challenger; its canary has not begun."]
+    step = f"step {canary['step'] + 1} of {len(settings.serving.canary)}, share {canary['share']:g}"
+    sentences.append(f"{challenger.version} is in its canary: {step}.")
+    if canary.get("plan"):
+        sentences.append(f"{canary['plan']['reason']}.".capitalize())
+    seen = (_read(settings.layout.guardrail) or {}).get("arms", {}).get("challenger")
+    if seen is not None and seen["version"] == challenger.version:
+        sentences.append(f"Challenger less champion: {seen['evidence']['reason']}.")
+    if canary.get("paused"):
+        paused = canary["paused"]
+        sentences.append(
+            f"Held since {paused['ts']} by {paused['rule']}: {paused['reason']}. "
+            "`mtf canary --go-on` lifts it, `mtf rollback` takes the policy out."
+        )
+    return sentences
+
+
+def _read(path: Any) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = read_json(path)
+        return found
+    except (FileNotFoundError, ValueError):
+        return None
