@@ -114,7 +114,7 @@ def closed_forms(
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(recent))[:_STATES])
         at = recent.take(torch.from_numpy(rows))
-        session = session_returns.estimate(every, at, act(at, policies), settings.fusion, how, seed)
+        session = session_returns.estimate(every, at, policies, settings, seed)
         found["session_return"] = session.estimates
     if "lstd_q" in how.estimators:
         found["lstd_q"] = lstd_q.estimate(recent, act(recent, policies), settings.fusion, how, seed)

@@ -7,15 +7,16 @@ import numpy as np
 
 from training.evaluation.intervals import Estimates
 
-RIVAL = "static"
+RIVAL, SIMPLEST = "static", "constant"
 
 
 def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     """The member of ``pool`` whose difference to static weights has the highest simultaneous lower bound.
 
     The bounds are d_i − q · sd_i, with q the quantile of max_i |d*_i − d_i| / sd_i over the replicates: with
-    the stated confidence all hold together, so the best of many is not the luckiest of many. Returns
-    ``chosen``, and ``pool``, each member's interval.
+    the stated confidence all hold together, so the best of many is not the luckiest of many. One that is not
+    shown to be better than the constant, where that is in the pool, makes way for it. Returns ``chosen``, and
+    ``pool``, each member's interval.
     """
     names = list(pool)
     value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
@@ -29,9 +30,11 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     )
     quantile = float(np.quantile(scaled.max(axis=0), estimates.confidence))
     half = quantile * deviation
-    best = int(np.argmax(value - half))
+    best = names[int(np.argmax(value - half))]
+    if SIMPLEST in names and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
+        best = SIMPLEST
     return {
-        "chosen": names[best],
+        "chosen": best,
         "pool": {
             name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
             for name, v, h in zip(names, value, half, strict=True)

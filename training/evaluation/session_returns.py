@@ -1,16 +1,20 @@
 """The session estimator: what a policy's weights, held over a session, return by the model of the whole log.
 
 V̂(π) = level + mean over logged states s of E[θᵀ z(s, π(s))]: the direct method on session returns
-(:mod:`training.returns`), with the model's posterior as its uncertainty. A difference of two policies is a
-linear functional of θ, so its interval is exact given the model.
+(:mod:`training.returns`), with the posterior as its uncertainty. A difference of two policies is a linear
+functional of θ, so its interval is exact given the model.
 
-What the arms are known to have returned tests the model and widens it: the mean residual of each arm's
-sessions has an error of its own, and what the residuals scatter beyond these errors, τ², is added to the
-variance of every policy that was not an arm of the log as it is.
+The users are split in halves, each with a model of its own, and V̂ is the mean of both. What the closed
+forms propose is the best that *their* model knows of, which flatters it: so they are made again from each
+half, and judged by the other's model (cross-fitting). The intervals of the halves are independent.
+
+What the arms are known to have returned tests the models on the half that they have not seen, and widens
+the intervals: the mean residual of each arm's sessions has an error of its own, and what the residuals
+scatter beyond these errors, τ², is added to the variance of every policy.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +22,12 @@ import numpy as np
 from scipy.stats import norm
 
 from training import returns
-from training.contract.fusion import Fusion
-from training.contract.settings import EvaluationSettings
-from training.evaluation.acting import Actions
+from training.contract.policy import Policy
+from training.contract.settings import Settings
 from training.evaluation.intervals import Estimates
+from training.policies import return_regression
 from training.returns import ReturnModel
-from training.returns.statistics import returns_to_go
+from training.returns.statistics import CLUSTERS, cluster_of, returns_to_go
 from training.trajectories import Transitions
 
 _DRAWS = 400  # of the posterior
@@ -47,32 +51,46 @@ class SessionReturns:
 def estimate(
     data: Transitions,
     at: Transitions,
-    policies: Mapping[str, Actions],
-    fusion: Fusion,
-    settings: EvaluationSettings,
+    policies: Mapping[str, Policy],
+    settings: Settings,
     seed: int,
 ) -> SessionReturns:
-    """Estimates on ``data`` of all arms; ``policies`` act on the states of ``at``, rows of it.
+    """Estimates on ``data`` of all arms; ``policies`` act on the states of ``at``, rows of it. Those named as
+    an algorithm in closed form are made again from halves of the users.
 
-    Raises :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
+    Raises :class:`~training.contract.errors.DataError` for fewer than 100 sessions.
     """
-    features = returns.Features(fusion, data.states.shape[1])
-    model = returns.fit(features, returns.of_transitions(features, data, settings.gamma))
+    how = settings.evaluation
+    features = returns.Features(settings.fusion, data.states.shape[1])
+    statistics = returns.of_transitions(features, data, how.gamma)
+    half = np.arange(CLUSTERS) % 2
+    models = [returns.fit(features, statistics.of(half == k)) for k in range(2)]
     states = at.states.numpy()
-    functionals = np.stack([model.functional(states, actions.here.numpy()) for actions in policies.values()])
-    functionals[:, : features.d] = 0.0  # whoever serves meets the same users
-    mean, covariance = model.effects(functionals)
-    arms, misfit = _fit_of_arms(model, data, settings)
+    refit = [name for name in policies if name in return_regression.ALGORITHMS]
+    fixed = {name: policy.act_in_parts(states) for name, policy in policies.items() if name not in refit}
     rng = np.random.default_rng(seed)
-    values, vectors = np.linalg.eigh(covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    draws = rng.normal(size=(_DRAWS, len(mean))) @ root.T + misfit * rng.normal(size=(_DRAWS, len(mean)))
+    value, draws = np.zeros(len(policies)), np.zeros((_DRAWS, len(policies)))
+    for model, other in zip(models, reversed(models), strict=True):
+        actions = dict(fixed)
+        if refit:
+            first = return_regression.initial_states(data, seed)
+            proposed = return_regression.from_model(other, first, settings.learner.return_regression, seed)
+            actions |= {name: proposed[name].actor()(states) for name in refit}
+        functionals = np.stack([model.functional(states, actions[name]) for name in policies])
+        functionals[:, : features.d] = 0.0  # whoever serves meets the same users
+        mean, covariance = model.effects(functionals)
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        value += 0.5 * (model.level + mean)
+        draws += 0.5 * rng.normal(size=draws.shape) @ root.T
+    arms, misfit = _fit_of_arms(models, half, data, settings)
+    draws += misfit * rng.normal(size=draws.shape)
     draws -= draws.mean(axis=0)
     return SessionReturns(
         Estimates(
-            values={name: model.level + float(mean[p]) for p, name in enumerate(policies)},
-            replicates={name: model.level + mean[p] + draws[:, p] for p, name in enumerate(policies)},
-            confidence=settings.confidence,
+            values={name: float(value[p]) for p, name in enumerate(policies)},
+            replicates={name: value[p] + draws[:, p] for p, name in enumerate(policies)},
+            confidence=how.confidence,
         ),
         arms,
         misfit,
@@ -80,36 +98,38 @@ def estimate(
 
 
 def _fit_of_arms(
-    model: ReturnModel, data: Transitions, settings: EvaluationSettings
+    models: Sequence[ReturnModel], half: np.ndarray, data: Transitions, settings: Settings
 ) -> tuple[dict[str, dict[str, Any]], float]:
-    """How the model fits the sessions of each arm, and τ."""
-    y, _ = returns_to_go(data, settings.gamma)
+    """How the models fit the sessions of each arm among the users that they have not seen, and τ."""
+    how = settings.evaluation
+    y, _ = returns_to_go(data, how.gamma)
     first = np.flatnonzero(data.steps.numpy() == 0)
-    arms = data.arms.numpy()[first]
-    predicted = np.concatenate(
-        [
-            model.level
-            + model.standardised(model.features.rows(data.states[part].numpy(), data.actions[part].numpy()))
-            @ model.theta
-            for part in np.array_split(first, max(1, -(-len(first) // 4_096)))
-        ]
-    )
-    left = y[first] - predicted
+    predicted = np.zeros(len(first))
+    halves = half[cluster_of(data.users.numpy()[first])]
+    for k, model in enumerate(reversed(models)):
+        for part in np.array_split(np.flatnonzero(halves == k), max(1, -(-len(first) // 4_096))):
+            rows = first[part]
+            z = model.features.rows(data.states[rows].numpy(), data.actions[rows].numpy())
+            predicted[part] = model.level + model.standardised(z) @ model.theta
+    left, arms = y[first] - predicted, data.arms.numpy()[first]
+    # the halves' levels differ by luck, which is no arm's
+    for k in range(2):
+        left[halves == k] -= left[halves == k].mean()
+    noise = float(np.mean([model.noise * model.design_effect for model in models]))
     found, excess = {}, []
-    known = [
-        (i, name) for i, name in enumerate(data.arm_names) if (arms == i).sum() >= settings.min_arm_sessions
-    ]
-    # every arm at once: the level of each is the whole's, split
-    quantile = norm.ppf(0.5 + 0.5 * settings.confidence ** (1.0 / max(len(known), 1)))
+    known = [(i, name) for i, name in enumerate(data.arm_names) if (arms == i).sum() >= how.min_arm_sessions]
+    # with this confidence all arms at once
+    quantile = norm.ppf(0.5 + 0.5 * how.confidence ** (1.0 / max(len(known), 1)))
     for index, name in known:
         own = left[arms == index]
-        error = float(np.sqrt(model.noise * model.design_effect / len(own)))
+        # of the arm's mean, and of the model's mean of it, which rests on as many sessions
+        error = math.sqrt(2.0 * noise / len(own))
         residual = float(own.mean())
         excess.append(residual**2 - error**2)
         found[name] = {
             "sessions": len(own),
             "observed": float(y[first][arms == index].mean()),
-            "predicted": float(predicted[arms == index].mean()),
+            "predicted": float(y[first][arms == index].mean()) - residual,
             "error": error,
             "explained": bool(abs(residual) <= quantile * error),
         }

@@ -61,8 +61,8 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     ends with the same bits; one that had ended, with nothing changed since, is exported again from its
     learner. ``progress(algorithm, step, steps, metrics)`` is called about a hundred times for each.
 
-    Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy``
-    (its path relative to the data folder), ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``. Raises
+    Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy``,
+    its path relative to the data folder, ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``. Raises
     :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
     :class:`MtfError` when training diverges.
     """

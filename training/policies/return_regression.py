@@ -24,6 +24,7 @@ import numpy as np
 from training import returns
 from training.contract.arrays import Float64Array
 from training.contract.fusion import Fusion
+from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
 from training.returns import ReturnModel
 from training.trajectories import Transitions
@@ -43,6 +44,11 @@ class Proposal:
     options: Mapping[str, Any]
     summary: Mapping[str, Any]
 
+    def actor(self) -> Actor:
+        """What serves, as it would be read from its file."""
+        tensors = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in self.tensors.items()}
+        return make_actor(self.kind, tensors, self.options)
+
 
 def propose(
     fusion: Fusion, how: ReturnRegressionSettings, data: Transitions, seed: int
@@ -54,9 +60,21 @@ def propose(
     """
     features = returns.Features(fusion, data.states.shape[1])
     model = returns.fit(features, returns.of_transitions(features, data, how.gamma))
-    rng = np.random.default_rng(seed)
-    first = data.states[data.steps == 0].numpy().astype(np.float64)
-    states = first[rng.permutation(len(first))[:_STATES]]
+    return from_model(model, initial_states(data, seed), how, seed)
+
+
+def initial_states(data: Transitions, seed: int) -> Float64Array:
+    """States float64[n, d] of some sessions' first requests, that proposals are chosen on."""
+    first = np.flatnonzero(data.steps.numpy() == 0)
+    chosen = np.random.default_rng(seed).permutation(len(first))[:_STATES]
+    return data.states[first[chosen]].numpy().astype(np.float64)
+
+
+def from_model(
+    model: ReturnModel, states: Float64Array, how: ReturnRegressionSettings, seed: int
+) -> dict[str, Proposal]:
+    """What the model speaks for, on users like those of ``states`` float64[n, d]."""
+    fusion, rng = model.features.fusion, np.random.default_rng(seed)
     constant, gain = best_constant(model, states.mean(axis=0), fusion.static_action, how.caution, rng)
     about = {
         "sessions": model.rows,
