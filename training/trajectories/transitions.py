@@ -32,9 +32,7 @@ class Transitions:
     sessions: Tensor  # int64[N]
     users: Tensor  # int64[N]
     steps: Tensor  # int64[N], 0 is the first request of the session
-    by_session: (
-        Tensor  # bool[N], what explores was drawn once for the session: not for each request, or not at all
-    )
+    by_session: Tensor  # bool[N], drawn once for the session; false: for each request, or not at all
     arms: Tensor  # int64[N]
     arm_names: tuple[str, ...]
     # of the behaviour policy at s', as next_actions (always there but in tests that do without)
