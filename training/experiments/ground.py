@@ -15,11 +15,11 @@ import torch
 
 from training.contract.errors import DataError
 from training.contract.files import write_atomic
+from training.contract.fusion import top
 from training.experiments.table import ExplorationLog, Table, slug
 from training.trajectories import Transitions
 from training.world.simulator.collect import Arm, collect, random_arm
 from training.world.simulator.references import Bench, Choose
-from training.world.simulator.sessions import top
 from training.world.simulator.world import World
 
 JUDGE, CURVE, LOG, SEARCH = range(1, 5)  # purposes of sessions

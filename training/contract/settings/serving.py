@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from training.contract.settings.exploration import ExplorationSettings
 from training.contract.settings.section import Positive, Section, Share
 
 
@@ -65,6 +66,7 @@ class ServingSettings(Section):
     max_exploration: Share = Field(
         0.1, description="most that random, noise and box may take of the users together (ours)"
     )
+    exploration: ExplorationSettings = ExplorationSettings()
     no_exploration_for: tuple[str, ...] = Field(
         (),
         description="entries of the state made of the profile, as is_lowactive_period or "
@@ -74,7 +76,11 @@ class ServingSettings(Section):
         (), description="steps of a new policy before it is the champion; none promotes at once (ours)"
     )
     guardrail: GuardrailSettings = GuardrailSettings()
-    salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
+    salt: str = Field(
+        "mtf",
+        min_length=1,
+        description="of the hashes that assign users to arms, and that deviations are drawn by",
+    )
     random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
     noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
     box_width: float = Field(
