@@ -143,7 +143,7 @@ def test_one_action_and_many_are_drawn_alike_with_the_same_density_in_a_box(mean
 @given(
     st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=4),
     st.sampled_from([0.1, 0.316, 1.0]),
-    st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=4, max_size=4),
+    st.lists(st.integers(0, 2**32 - 1).map(lambda n: n / 2**32), min_size=4, max_size=4),
 )
 def test_an_action_is_that_of_its_uniforms_whichever_form_draws_it(mean, scale, uniforms):
     mean, u = np.array(mean), np.array(uniforms[: len(mean)])

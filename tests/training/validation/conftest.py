@@ -131,6 +131,8 @@ class Lake:
             "action": actions,
             "action_mean": actions,
             "log_density": densities,
+            "exploration_unit": [None if density is None else "session" for density in densities],
+            "epoch": [0] * n,
             "fallback": [None] * n,
             "state_spec": [settings.state_spec.version] * n,
             "features_until": [midnight] * n,
