@@ -67,8 +67,8 @@ class TruncatedNormal:
         """The action float32[k] of uniforms in [0, 1): μ + σ·Φ⁻¹(Φ(a) + u (Φ(b) − Φ(a)))."""
         action, scale = np.empty(len(self.mean), dtype=np.float64), self.std * math.sqrt(2.0)
         for index, (mu, u) in enumerate(zip(self.mean.tolist(), uniforms.tolist(), strict=True)):
-            low = 0.5 + 0.5 * math.erf((-1.0 - mu) / scale)  # Φ, in place: the loop is of every request
-            high = 0.5 + 0.5 * math.erf((1.0 - mu) / scale)
+            low = 0.5 * math.erfc((1.0 + mu) / scale)  # Φ, in place: the loop is of every request
+            high = 0.5 * math.erfc((mu - 1.0) / scale)
             # u = 0 with the box's end many σ away asks for Φ⁻¹(0): the end itself is meant
             level = low + u * (high - low)
             action[index] = mu + self.std * _STANDARD.inv_cdf(level) if 0.0 < level < 1.0 else -1.0

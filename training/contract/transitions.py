@@ -52,7 +52,7 @@ OF_EVERY_LEARNER = tuple(
     for column in TRANSITION
     if column.name
     not in (
-        *("policy_version", "fallback", "epoch", "impressions", "play_s", "positive_interactions", "dt"),
+        *("fallback", "epoch", "impressions", "play_s", "positive_interactions", "dt"),
         *OF_SOME_LEARNERS,
     )
 )

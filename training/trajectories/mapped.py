@@ -63,6 +63,7 @@ class SplitColumns:
     ) -> None:
         """``rows`` int64[n] are places, ascending; ``kinds`` has a row's shape and dtype of every column."""
         self.rows, self.sessions, self.arms, self.arm_names = rows, sessions, arms, keys.arm_names
+        self.versions, self.version_names = keys.versions[rows], keys.version_names
         self.columns = {
             name: storage.empty((len(rows), *shape), kind) for name, (shape, kind) in kinds.items()
         }
@@ -92,6 +93,8 @@ class SplitColumns:
             sessions=torch.from_numpy(self.sessions),
             arms=torch.from_numpy(self.arms),
             arm_names=self.arm_names,
+            versions=torch.from_numpy(self.versions),
+            version_names=self.version_names,
         )
 
 
