@@ -169,7 +169,7 @@ def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
     assert [state["sess_requests"] for state in states] == pytest.approx([0.0, np.log1p(1), 0.0])
     assert [state["sess_click_rate"] for state in states] == pytest.approx([0.0, 1.0, 0.0])
     [line] = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
-    assert (line["v"], line["user_id"], line["event_ts"]) == (1, user, "2026-01-05T04:02:10.000000Z")
+    assert (line["v"], line["user_id"], line["event_ts"]) == (2, user, "2026-01-05T04:02:10.000000Z")
     assert [event["item_id"] for event in line["events"]] == first.items[:3]
     assert {"is_click": 1, "is_hate": 0, "play_time_ms": 5_000, "duration_ms": 20_000}.items() <= line[
         "events"

@@ -16,7 +16,10 @@ class WholeSessions(NamedTuple):
 
 
 def whole_sessions(data: Transitions, gamma: float) -> WholeSessions:
-    """A session without its first request, with a gap, or whose end is not known is left out."""
+    """A session without its first request, with a gap, or whose end is not known is left out.
+
+    Where many are cut, as by a platform's limit, what is left is of the shorter ones.
+    """
     numbers, session = np.unique(data.sessions.numpy(), return_inverse=True)
     steps, arms, n = data.steps.numpy(), data.arms.numpy(), len(numbers)
     rows = np.bincount(session, minlength=n)
