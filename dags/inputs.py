@@ -48,11 +48,17 @@ REACH = 2
 _DATA = ("heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
 _LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
+_ASSIGNMENT = (
+    "serving.shares",
+    "serving.no_exploration_for",
+    "serving.exploration",
+    "serving.accept_event_ts",
+)
 _WINDOW = ("learner.window_days", "learner.mixed_exploration")
 # sections, or single entries of one, that a stage reads or that what it reads was made with
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs"),
-    "validate_landed": (*_DATA, "validation"),
+    "validate_landed": (*_DATA, "validation", "session", *_ASSIGNMENT),
     "transform": _TRAJECTORIES,
     "validate_transitions": (*_TRAJECTORIES, "validation"),
     "features": (*_DATA, "session", "store", "postgres"),

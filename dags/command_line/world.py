@@ -91,21 +91,25 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
 def as_the_service(settings: Settings) -> "Decide":
     """What the running service would decide without a champion, request by request."""
     from serving.ranking import arms, ranker
-    from training.contract.exploration import replay_generator
+    from serving.ranking.deviations import Deviations
+    from training.contract.epochs import epoch_of_day
 
-    serving = settings.serving
+    serving, deviations = settings.serving, Deviations(settings, replayed=True)
 
     def decide(requests: "Requests", states: "np.ndarray") -> list[ranker.Decision]:
+        epoch = epoch_of_day(requests.day, serving.exploration.epoch_days)
         return [
             ranker.decide(
-                arms.draw(serving.shares, serving.salt, user_id),
+                arms.draw(serving.shares, serving.salt, epoch, user_id),
                 None,
                 None,
                 settings.fusion,
                 serving,
-                replay_generator(settings.seed, request_id),
+                deviations.of(epoch, user_id, session_id, request_id),
             )
-            for user_id, request_id in zip(requests.user_id.tolist(), requests.request_id, strict=True)
+            for user_id, session_id, request_id in zip(
+                requests.user_id.tolist(), requests.session_id, requests.request_id, strict=True
+            )
         ]
 
     return decide

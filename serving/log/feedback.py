@@ -83,7 +83,7 @@ class FeedbackPipeline:
             elif request.user_id is not None:
                 user_id = request.user_id
                 asked = SessionRequest(user_id, request.session_id, event_ts)
-                ((session_id, _),) = self._index.sessions.of([asked])
+                session_id = self._index.sessions.of([asked])[0].session_id
             else:
                 raise RequestError(
                     f"request {request.request_id!r} is not known here: it was not ranked in the last "

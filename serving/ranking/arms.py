@@ -1,4 +1,4 @@
-"""Which arm serves a user: a sticky draw by a salted hash, so that sessions are never split."""
+"""Which arm serves a user: a sticky draw by a salted hash, anew in each epoch; sessions are never split."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,16 +22,17 @@ def position(salt: str, user_id: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def draw(shares: ShareSettings, salt: str, user_id: int) -> str:
-    """The user's arm. It changes only when the shares or the salt do.
+def draw(shares: ShareSettings, salt: str, epoch: int, user_id: int, challenger: str | None = None) -> str:
+    """The user's arm in an epoch. It changes only when the shares, the epoch or the salt do.
 
-    The arms lie on [0, 1) in the order static, random, noise, box, champion, challenger. Growing one
-    of the first four takes users from the champion and moves no user of the arms before it; the
-    challenger has the far end to itself, so the steps of a canary move users from the champion only.
+    ``challenger`` is the digest of the policy on its way, None when there is none. The arms lie on [0, 1) in
+    the order static, random, noise, box, and what is left. Growing one of the first four takes users from
+    what is left and moves no user of the arms before it. What is left is the champion's but for the
+    challenger's share of it, which is drawn by the challenger itself and not by the epoch: the steps of a
+    canary take users from the champion only, an epoch's end moves none of them but those that it draws into
+    one of the first four, and the next challenger has users of its own.
     """
-    place = position(salt, user_id)
-    if place >= 1.0 - shares.challenger:
-        return CHALLENGER
+    place, left = position(f"{salt}:{epoch}", user_id), 1.0
     for arm, share in (
         (STATIC, shares.static),
         (RANDOM, shares.random),
@@ -41,7 +42,11 @@ def draw(shares: ShareSettings, salt: str, user_id: int) -> str:
         if place < share:
             return arm
         place -= share
-    return CHAMPION
+        left -= share
+    if challenger is None or shares.challenger <= 0.0:
+        return CHAMPION
+    tried = position(f"{salt}:{challenger}", user_id) >= 1.0 - shares.challenger / left
+    return CHALLENGER if tried else CHAMPION
 
 
 def share_of(shares: ShareSettings, arm: str) -> float:
@@ -54,9 +59,9 @@ def share_of(shares: ShareSettings, arm: str) -> float:
 class Assignment:
     """The shares in force, followed, and the arm that they give to a request.
 
-    A user who is in the middle of a session keeps its arm when the shares change, so that no session
-    is split; only a share of 0 (and a challenger that is gone) takes effect at once, because that is
-    how an arm is stopped. ``on_refused`` is called once for each refused version of the file.
+    A user who is in the middle of a session keeps its arm when the shares change or an epoch ends, so that
+    no session is split; only a share of 0 (and a challenger that is gone) takes effect at once, because that
+    is how an arm is stopped. ``on_refused`` is called once for each refused version of the file.
     """
 
     def __init__(self, settings: Settings, on_refused: Callable[[str], None] = lambda reason: None) -> None:
@@ -111,29 +116,32 @@ class Assignment:
         self._shares = shares
         self._stopped = frozenset(arm for arm in ARMS if share_of(shares, arm) <= 0.0)
 
-    def arm(self, user_id: int, held: str | None, state: np.ndarray | None, challenger: bool) -> str:
+    def arm(
+        self, user_id: int, epoch: int, held: str | None, state: np.ndarray | None, challenger: str | None
+    ) -> str:
         """The arm of a request.
 
-        ``held`` is the arm of the session so far, None for a new one; ``state`` float32[d] or None;
-        ``challenger`` whether there is a policy to try. Where cohorts are excluded from exploration,
-        so is a new session whose user's cohort is not known because the store gave no state.
+        ``epoch`` is that in which its session began; ``held`` is the session's arm so far, None for a new
+        one; ``state`` float32[d] or None; ``challenger`` the digest of the policy to try, None without one.
+        Where cohorts are excluded from exploration, so is a new session whose user's cohort is not known
+        because the store gave no state.
         """
         arm = held
         if held is None or held in self._stopped:
-            arm = draw(self._shares, self._salt, user_id)
+            arm = draw(self._shares, self._salt, epoch, user_id, challenger)
             if arm in EXPLORING and self._is_excluded(state):
                 arm = CHAMPION
-        if arm == CHALLENGER and not challenger:
+        if arm == CHALLENGER and challenger is None:
             arm = CHAMPION
         assert arm is not None
         return arm
 
-    def by_exception(self, user_id: int, arm: str) -> bool:
+    def by_exception(self, user_id: int, epoch: int, arm: str) -> bool:
         """Whether the user is with the champion only because their cohort is not explored on: the arm would
         have more of that cohort than those that it is compared with."""
-        return (
-            bool(self._excluded) and arm == CHAMPION and draw(self._shares, self._salt, user_id) in EXPLORING
-        )
+        if not self._excluded or arm != CHAMPION:
+            return False
+        return draw(self._shares, self._salt, epoch, user_id) in EXPLORING
 
     def shadowed(self, user_id: int) -> bool:
         """Whether the challenger ranks this user's requests beside, drawn apart from the arms."""

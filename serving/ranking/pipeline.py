@@ -26,11 +26,12 @@ from serving.http.parser import Parser
 from serving.http.requests import RankRequest, RequestError, new_id
 from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.log.index.sessions import SessionRequest
+from serving.log.index.sessions import Session, SessionRequest
 from serving.log.times import local_day, timestamp
 from serving.policy.champion import Champion, ChampionFollower
 from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
+from serving.ranking.deviations import Deviations
 from serving.ranking.measured import Measured
 from serving.ranking.ranker import Decision, PolicyAnswer
 from serving.ranking.shadow import Ranked, Shadow
@@ -39,8 +40,8 @@ from serving.running.waiting import Waiter, Worked
 from serving.state.features_age import FeaturesAge
 from serving.state.questions import StateRequest
 from serving.state.store import StateStore
-from training.contract.exploration import replay_generator
-from training.contract.fusion import AT_BOUND, Fusion
+from training.contract.epochs import epoch_of
+from training.contract.fusion import AT_BOUND, Fusion, top
 from training.contract.log import POLICY_FAILURES, STALE, STORE, decision_line
 from training.contract.settings import Settings
 
@@ -59,12 +60,13 @@ class Parsed(NamedTuple):
 
 
 class WithState(NamedTuple):
-    """The session and the state are read. ``held`` is the session's arm so far, None for a new one;
-    ``state`` is float32[d], None when the store gave none; ``features_until`` up to when its features are
-    materialised."""
+    """The session and the state are read. ``epoch`` is that in which the session began, ``held`` its arm so
+    far, None for a new one; ``state`` is float32[d], None when the store gave none; ``features_until`` up to
+    when its features are materialised."""
 
     parsed: Parsed
     session_id: str
+    epoch: int
     held: str | None
     state: np.ndarray | None
     features_until: datetime | None
@@ -136,14 +138,16 @@ class Pipeline:
         files: DayFiles,
         shadow: Shadow,
     ) -> None:
-        self._serving, self._fusion, self._seed = settings.serving, settings.fusion, settings.seed
+        self._serving, self._fusion = settings.serving, settings.fusion
         self._spec_version, self._offset = settings.state_spec.version, settings.calendar.utc_offset_hours
         self._patience = settings.serving.queue_budget_ms / 1000.0
         self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._parser, self._index, self._store, self._features = parser, index, store, features
         self._champion, self._challenger, self._assignment = champion, challenger, assignment
         self._files, self._shadow = files, shadow
-        self._generator = np.random.default_rng()
+        self._epoch_days = settings.serving.exploration.epoch_days
+        # replayed traffic carries its own time
+        self._deviations = Deviations(settings, replayed=settings.serving.accept_event_ts)
         self._measured = Measured(self._fusion)
         ranking = LoopBatches if store.local else ThreadThenLoopBatches
         self._ranking = ranking("ranking", self._read_states, self._rank_batch, LogError, largest=_TOGETHER)
@@ -194,9 +198,14 @@ class Pipeline:
         for one in batch:
             one.times.extend((begun, read))
         return [
-            WithState(one, session.session_id, session.arm, state, until)
+            WithState(one, session.session_id, self._epoch(session, one.event_ts), session.arm, state, until)
             for one, session, state in zip(batch, sessions, states, strict=True)
         ]
+
+    def _epoch(self, session: Session, event_ts: datetime) -> int:
+        if session.epoch is not None:
+            return session.epoch
+        return epoch_of(event_ts, self._offset, self._epoch_days)
 
     def _rank_batch(self, batch: list[Worked]) -> None:
         """From the states to the line for the log, on the event loop; a fault with one request is its own."""
@@ -226,8 +235,9 @@ class Pipeline:
         asking: dict[str, tuple[TimedPolicy, list[int]]] = {}
         for place, read in enumerate(batch):
             user_id, state = read.parsed.request.user_id, read.state
-            arm = self._assignment.arm(user_id, read.held, state, challenger is not None)
-            self._index.sessions.hold(user_id, read.session_id, arm)
+            trying = None if challenger is None else challenger.policy.sha256
+            arm = self._assignment.arm(user_id, read.epoch, read.held, state, trying)
+            self._index.sessions.hold(user_id, read.session_id, arm, read.epoch)
             serving = challenger if arm == arms.CHALLENGER else champion
             stale = self._features.stale(read.parsed.event_ts)
             missing = STORE if state is None else STALE if stale else None
@@ -249,13 +259,12 @@ class Pipeline:
         ]
 
     def _choose(self, assigned: Assigned) -> Chosen:
+        read = assigned.read
+        uniforms = self._deviations.of(
+            read.epoch, read.parsed.request.user_id, read.session_id, read.parsed.request_id
+        )
         decision = ranker.decide(
-            assigned.arm,
-            assigned.answer,
-            assigned.missing,
-            self._fusion,
-            self._serving,
-            self._generator_for(assigned.arm, assigned.read.parsed.request_id),
+            assigned.arm, assigned.answer, assigned.missing, self._fusion, self._serving, uniforms
         )
         return Chosen(assigned, decision)
 
@@ -266,7 +275,7 @@ class Pipeline:
         decision, weights, scores = ranker.score(
             chosen.decision, policy, assigned.read.state, request.scores, self._fusion
         )
-        shown = ranker.top(scores, request.k)
+        shown = top(scores, request.k)
         return Ordered(
             assigned, decision, weights, request.items[shown], scores[shown], request.scores[shown]
         )
@@ -292,7 +301,8 @@ class Pipeline:
             slow=now - parsed.times[0] > self._slow,
             bounded=int(np.count_nonzero(np.abs(decision.action) > AT_BOUND)),
             entries=len(decision.action),
-            aside=self._assignment.by_exception(parsed.request.user_id, assigned.arm),
+            aside=self._assignment.by_exception(parsed.request.user_id, read.epoch, assigned.arm),
+            epoch=read.epoch,
         )
         shadowed = self._shadowed(ordered, day)
         return Encoded(day, line, served, decision, shadowed, answer, parsed.times)
@@ -322,12 +332,6 @@ class Pipeline:
             503,
             {"retry-after": "1"},
         )
-
-    def _generator_for(self, arm: str, request_id: str) -> np.random.Generator:
-        """Replayed traffic draws the same action for the same request; real traffic never repeats."""
-        if not self._serving.accept_event_ts or arm not in arms.EXPLORING:
-            return self._generator
-        return replay_generator(self._seed, request_id)
 
     def _shadowed(self, ordered: Ordered, day: str) -> Ranked | None:
         """The request for the challenger in the shadow, for users that it ranks beside."""
@@ -365,6 +369,8 @@ def line_of(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
             action=decision.action,
             action_mean=decision.mean,
             log_density=decision.log_density,
+            exploration_unit=decision.exploration_unit,
+            epoch=read.epoch,
             fallback=decision.fallback,
             state_spec=state_spec,
             features_until=None if read.features_until is None else timestamp(read.features_until),

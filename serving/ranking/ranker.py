@@ -6,6 +6,7 @@ import numpy as np
 
 from serving.policy.timed import TimedPolicy, TooSlow
 from serving.ranking import arms
+from serving.ranking.deviations import Uniforms
 from training.contract.errors import PolicyError
 from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.fusion import Fusion
@@ -19,7 +20,8 @@ class Decision(NamedTuple):
 
     ``action`` and ``mean`` are float32[k] in [-1, 1]; ``mean`` is the centre μ of the distribution
     that ``action`` was drawn from (before truncation), and ``log_density`` the density of the draw;
-    without a draw ``mean`` is ``action`` and ``log_density`` is None.
+    without a draw ``mean`` is ``action``, and ``log_density`` and ``exploration_unit`` are None.
+    ``exploration_unit`` is what the draw was for, ``request`` or ``session``.
     """
 
     arm: str
@@ -28,6 +30,7 @@ class Decision(NamedTuple):
     mean: np.ndarray
     log_density: float | None = None
     fallback: str | None = None
+    exploration_unit: str | None = None
 
 
 class PolicyAnswer(NamedTuple):
@@ -61,9 +64,9 @@ def decide(
     missing: str | None,
     fusion: Fusion,
     settings: ServingSettings,
-    generator: np.random.Generator,
+    uniforms: Uniforms,
 ) -> Decision:
-    """The action of an arm for one state.
+    """The action of an arm for one state; ``uniforms`` are what it deviates by, if it does.
 
     ``answer`` is the challenger's answer for its arm and the champion's for the others, None when there is
     no such policy; ``missing`` says why there is no state to act by (:data:`STORE`, or :data:`STALE`: it is
@@ -78,7 +81,7 @@ def decide(
         return Decision(arm, STATIC_VERSION, static, static, fallback=missing)
     if arm == arms.RANDOM:
         drawn = TruncatedNormal(np.zeros(k, dtype=np.float32), settings.random_std)
-        return _drawn(arm, STATIC_VERSION, drawn, generator, missing)
+        return _drawn(arm, STATIC_VERSION, drawn, settings, uniforms, missing)
 
     mean, version, fallback = static, STATIC_VERSION, missing
     if answer is None:
@@ -88,9 +91,10 @@ def decide(
         if answer.action is not None:
             mean, version = answer.action, answer.version
     if arm == arms.NOISE:
-        return _drawn(arm, version, TruncatedNormal(mean, settings.noise_std), generator, fallback)
+        noisy = TruncatedNormal(mean, settings.noise_std)
+        return _drawn(arm, version, noisy, settings, uniforms, fallback)
     if arm == arms.BOX:
-        return _drawn(arm, version, UniformBox(mean, settings.box_width), generator, fallback)
+        return _drawn(arm, version, UniformBox(mean, settings.box_width), settings, uniforms, fallback)
     return Decision(arm, version, mean, mean, fallback=fallback)
 
 
@@ -123,19 +127,10 @@ def _drawn(
     arm: str,
     version: str,
     distribution: TruncatedNormal | UniformBox,
-    generator: np.random.Generator,
+    settings: ServingSettings,
+    uniforms: Uniforms,
     fallback: str | None,
 ) -> Decision:
-    action = distribution.sample(generator)
+    action = distribution.at(uniforms(len(distribution.mean)))
     density = distribution.log_density(action)
-    return Decision(arm, version, action, distribution.mean, density, fallback)
-
-
-def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the ``k`` best of scores [n], best first; ties keep the candidates' order."""
-    n = len(scores)
-    if k < n // 4:  # selecting first is worth it only when most are dropped
-        bound = np.partition(scores, n - k)[n - k]
-        kept = np.flatnonzero(scores >= bound)
-        return kept[np.argsort(-scores[kept], kind="stable")][:k]
-    return np.argsort(-scores, kind="stable")[:k]
+    return Decision(arm, version, action, distribution.mean, density, fallback, settings.exploration.unit)

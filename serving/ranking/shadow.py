@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 
 from serving.log.day_files import DayFiles, LogError
-from serving.ranking import ranker
 from serving.running.batches import ThreadBatches
 from training.contract.errors import PolicyError
+from training.contract.fusion import top
 from training.contract.log import LINE_VERSION
 from training.contract.policy import Policy
 
@@ -63,7 +63,7 @@ class Shadow:
             except PolicyError:
                 self._on_outcome("policy", None)
                 continue
-            items = one.items[ranker.top(scores, len(one.shown))]
+            items = one.items[top(scores, len(one.shown))]
             line = {
                 "v": LINE_VERSION,
                 "request_id": one.request_id,

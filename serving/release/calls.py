@@ -19,8 +19,8 @@ from serving.http.answers import decode_answer_binary
 from serving.http.binary_bodies import encode_rank_binary
 from serving.http.requests import BINARY, JSON
 from serving.ranking import arms
-from serving.ranking.ranker import top
 from training.contract.errors import MtfError
+from training.contract.fusion import top
 from training.contract.log import STATIC_VERSION
 from training.contract.settings import Settings
 

@@ -317,9 +317,9 @@ def parts(settings: Settings) -> dict[str, float]:
     from serving.log.day_files import DayFiles
     from serving.log.index.request_index import RequestIndex, ServedRequest
     from serving.policy.compiled import compiled
-    from serving.ranking import ranker
     from serving.state.online_state import OnlineState
     from serving.state.questions import StateRequest
+    from training.contract.fusion import top
     from training.contract.policy import load_policy
 
     parser, store = Parser(settings), OnlineState(settings)
@@ -358,7 +358,7 @@ def parts(settings: Settings) -> dict[str, float]:
             "policy, of 16 together": _least(lambda: policy.act(states)) / 16,
             "policy by numpy": _least(lambda: plain.act(states[:1])),
             "policy, only its 3 products of 256 x 256": 3 * _least(lambda: hidden @ square),
-            "fuse": _least(lambda: ranker.top(settings.fusion.score(request.scores, weights), K)),
+            "fuse": _least(lambda: top(settings.fusion.score(request.scores, weights), K)),
             "log, one alone": _least(lambda: log(1)),
             "log, of 16 written together": _least(lambda: log(16)) / 16,
         }

@@ -55,11 +55,18 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_committed_project_is_that_of_the_default_settings() -> None:
+def test_the_committed_project_is_that_of_the_default_settings(tmp_path: Path) -> None:
     variables = yaml.safe_load((SOURCE / "dbt_project.yml").read_text())["vars"]
     assert variables.pop("landed") == ["impressions", "decisions", "users"]
     assert variables.pop("decision_columns") == [{"name": c.name, "type": c.type} for c in DECISION]
-    assert variables == transform._model_variables(Settings())
+    assert variables == transform._model_variables(Settings(data=tmp_path))
+
+
+def test_the_hard_end_of_a_session_is_the_platforms_and_the_worlds_where_there_is_one(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, session=SessionSettings(max_requests=50))
+    assert transform._model_variables(settings)["session_max_requests"] == 50
+    settings.layout.world.mkdir()
+    assert transform._model_variables(settings)["session_max_requests"] == settings.world.max_requests
 
 
 def manifest(settings: Settings) -> dict:
@@ -219,7 +226,17 @@ def test_every_model_has_a_tested_key_marts_a_contract_and_a_reader(warehouse: W
 def test_models_hold_no_dialect() -> None:
     for path in SOURCE.rglob("models/**/*.sql"):
         sql = path.read_text().lower()
-        for word in ("::", "epoch", "read_parquet", "interval", "qualify", "filter (", "[]", "timestamptz"):
+        for word in (
+            "::",
+            "epoch(",
+            "epoch_",
+            "read_parquet",
+            "interval",
+            "qualify",
+            "filter (",
+            "[]",
+            "timestamptz",
+        ):
             assert word not in sql, f"{path.name}: {word}"
 
 

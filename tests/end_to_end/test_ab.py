@@ -35,11 +35,14 @@ def test_users_meet_the_arms_in_the_shares_that_were_set(loop: Loop, decisions: 
 def test_every_drawn_action_has_its_exact_density_and_follows_it(loop: Loop, decisions: list[dict]):
     serving = loop.settings.serving
     levels: dict[str, list[float]] = {arm: [] for arm in arms.EXPLORING}
+    sessions: dict[tuple[int, str], np.ndarray] = {}
     for line in decisions:
         mean, action = np.array(line["action_mean"]), np.array(line["action"])
         if line["arm"] not in arms.EXPLORING:
             assert line["log_density"] is None and (mean == action).all()
+            assert line["exploration_unit"] is None
             continue
+        assert line["exploration_unit"] == "session"
         if line["arm"] == arms.BOX:
             expected = UniformBox(mean, serving.box_width).log_density(action)
             low, high = np.maximum(mean - serving.box_width, -1), np.minimum(mean + serving.box_width, 1)
@@ -49,10 +52,14 @@ def test_every_drawn_action_has_its_exact_density_and_follows_it(loop: Loop, dec
             expected = TruncatedNormal(mean, std).log_density(action)
             level = stats.truncnorm((-1 - mean) / std, (1 - mean) / std, loc=mean, scale=std).cdf(action)
         assert line["log_density"] == pytest.approx(expected, abs=1e-4)  # float32 in the log
-        levels[line["arm"]] += level.tolist()
+        known = sessions.setdefault((line["user_id"], line["session_id"]), level)
+        if known is level:
+            levels[line["arm"]] += level.tolist()
+        else:  # drawn once: the level is the session's, wherever the mean has gone
+            np.testing.assert_allclose(level, known, atol=1e-4)
     # the distribution function of what is drawn, at what was drawn, is uniform
     for arm, drawn in levels.items():
-        assert len(drawn) > 500, arm
+        assert len(drawn) > 100, arm
         assert stats.kstest(drawn, "uniform").pvalue > 1e-4, arm
 
 

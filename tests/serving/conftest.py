@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("serving", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("serving")
 
 TOKEN = "a-token-of-the-tests"  # noqa: S105
+EPOCH_DAYS = 100_000  # no epoch ends while tests run, whatever times they send
 REPOSITORY = Path(__file__).parents[2]
 
 MakePolicy = Callable[..., ChampionPointer]
@@ -184,6 +185,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         guardrail={"slow_ms": 5_000.0},
         shares={"static": 0.1, "random": 0.1, "noise": 0.1, "box": 0.1},
         max_exploration=0.4,
+        exploration={"epoch_days": EPOCH_DAYS},
     )
     features.apply(server.settings)
     server.start()

@@ -23,7 +23,7 @@ from serving.release.client import Client, ServiceError
 from tests.benchmarks.load import Plan
 from tests.serving.conftest import Server
 from training.contract import history
-from training.contract.exploration import TruncatedNormal, UniformBox
+from training.contract.exploration import TruncatedNormal, UniformBox, session_uniforms
 from training.contract.pointer import write_champion
 from training.contract.policy import load_policy
 from training.contract.shares import change_shares
@@ -63,7 +63,7 @@ def scores(settings, seed: int = 0) -> dict[str, np.ndarray]:
 
 def user_of(server, arm: str, skip: int = 0) -> int:
     serving = server.settings.serving
-    users = (u for u in range(10_000, 60_000) if arms.draw(serving.shares, serving.salt, u) == arm)
+    users = (u for u in range(10_000, 60_000) if arms.draw(serving.shares, serving.salt, 0, u) == arm)
     return next(u for i, u in enumerate(users) if i >= skip)
 
 
@@ -106,7 +106,7 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
     assert len(line.pop("state")) == width
     given = {name: [v[i] for i in order] for name, v in sent.items()}
     assert line == {
-        "v": 1,
+        "v": 2,
         "request_id": ranking.request_id,
         "session_id": "s-1",
         "user_id": user,
@@ -116,6 +116,8 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
         "action": [0.5] * len(fusion.heads),
         "action_mean": [0.5] * len(fusion.heads),
         "log_density": None,
+        "exploration_unit": None,
+        "epoch": 0,
         "fallback": None,
         "state_spec": server.settings.state_spec.version,
         "features_until": None,  # nothing was materialised
@@ -167,7 +169,7 @@ def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
     assert [state["sess_requests"] for state in states] == pytest.approx([0.0, np.log1p(1), 0.0])
     assert [state["sess_click_rate"] for state in states] == pytest.approx([0.0, 1.0, 0.0])
     [line] = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
-    assert (line["v"], line["user_id"], line["event_ts"]) == (1, user, "2026-01-05T04:02:10.000000Z")
+    assert (line["v"], line["user_id"], line["event_ts"]) == (2, user, "2026-01-05T04:02:10.000000Z")
     assert [event["item_id"] for event in line["events"]] == first.items[:3]
     assert {"is_click": 1, "is_hate": 0, "play_time_ms": 5_000, "duration_ms": 20_000}.items() <= line[
         "events"
@@ -218,8 +220,16 @@ def test_exploration_logs_its_exact_density_and_can_be_drawn_again(server, clien
     assert line["log_density"] == pytest.approx(distribution.log_density(np.array(line["action"])), rel=1e-6)
     weights = server.settings.fusion.to_weights(np.array(line["action"], dtype=np.float32))
     assert list(ranking.weights.values()) == pytest.approx(weights.tolist())
+    assert line["exploration_unit"] == "session" and line["epoch"] == 0
+    uniforms = session_uniforms(server.settings.seed, serving.salt, 0, user, line["session_id"], len(mean))
+    np.testing.assert_array_equal(np.float32(line["action"]), distribution.at(uniforms))
     again = client.rank(user, range(N), scores(server.settings), request_id=f"explore-{arm}", event_ts=at(0))
     assert again.weights == ranking.weights and again.items == ranking.items
+    # all of the session deviates alike, the user's next session otherwise
+    for minutes, same in ((5, True), (60, False)):
+        later = client.rank(user, range(N), scores(server.settings), event_ts=at(60 * minutes))
+        assert later.arm == arm and (later.session_id == ranking.session_id) == same
+        assert (later.weights == ranking.weights) == same
 
 
 @pytest.fixture
@@ -286,7 +296,7 @@ def test_a_challenger_serves_its_share_and_ranks_in_the_shadow(server, client, c
     finally:
         server.settings.layout.challenger.unlink()
     wait(lambda: client.status()["challenger"] is None)
-    user = next(u for u in range(82_000, 83_000) if arms.position("mtf", u) > 0.6)
+    user = next(u for u in range(82_000, 83_000) if arms.position("mtf:0", u) > 0.6)
     assert client.rank(user, [1, 2], {}).arm == "champion"
 
 
@@ -302,7 +312,7 @@ def test_arms_come_in_their_shares_and_stick(server, client, champion):
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda user: client.rank(user, [1, 2, 3], {}).arm, users))
     serving = server.settings.serving
-    assert drawn == [arms.draw(serving.shares, serving.salt, user) for user in users]
+    assert drawn == [arms.draw(serving.shares, serving.salt, 0, user) for user in users]
     assert set(drawn) == set(arms.ARMS) - {arms.CHALLENGER}
 
 

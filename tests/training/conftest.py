@@ -24,7 +24,13 @@ from training.ingest.schema import TIMESTAMP
 from training.promotion import registry
 
 DAY = date(2026, 1, 7)
-ARROW = {"list<float>": pa.list_(pa.float32()), "timestamp[us, UTC]": TIMESTAMP, "double": pa.float64()}
+ARROW = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "list<float>": pa.list_(pa.float32()),
+    "timestamp[us, UTC]": TIMESTAMP,
+    "double": pa.float64(),
+}
 TYPES = {column.name: ARROW.get(column.type) for column in TRANSITION}  # None: as pyarrow takes it
 
 Behaviour = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -108,6 +114,8 @@ class ToyWorld:
                         "action": actions[i],
                         "action_mean": actions[i],
                         "log_density": None,
+                        "exploration_unit": None,
+                        "epoch": 0,
                         "reward": float(rewards[i]),
                         "watch_reward": 4.0 * float(states[i, 0]) - 1.5,
                         "item_scores": scores[i, : shown[i]].ravel(),

@@ -12,6 +12,11 @@ draw one action, for a request: with ``math`` and ``statistics``, because scipy'
 cost several times as much, and its import a worker's start. The functions draw many at once, for training and
 judging, where the opposite holds. The two differ in the last bits of Φ and its inverse, and both have been
 drawn by: an action that a seed gave is only found again by the form that gave it.
+
+An action is drawn by inversion: k uniforms u, pushed through the inverse of the distribution's cumulative
+function. Where u is drawn once for a session (:func:`session_uniforms`) and pushed through anew at each
+request, every request's action has exactly the density that it would have had on its own, and the session
+deviates one way throughout; around a mean that does not move, as the random group's, the action is held.
 """
 
 import hashlib
@@ -23,6 +28,7 @@ import numpy as np
 
 _STANDARD = NormalDist()
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+_INTEGERS, _A_DIGEST = np.dtype("<u4"), 16  # of them in each of blake2b's digests
 _ROUNDING = 1e-7  # of a float32 below 1
 
 
@@ -30,6 +36,21 @@ def replay_generator(seed: int, request_id: str) -> np.random.Generator:
     """The generator of one request of replayed traffic: the same request draws the same action."""
     digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
     return np.random.default_rng([seed, int.from_bytes(digest, "big")])
+
+
+def session_uniforms(
+    seed: int, salt: str, epoch: int, user_id: int, session_id: str, count: int
+) -> np.ndarray:
+    """Uniforms float64[count] in [0, 1) of a session: the same in any process at any time, stored nowhere.
+
+    ``seed`` and ``salt`` are the settings'; who does not know them cannot tell a session's deviation.
+    """
+    key = f"{seed}:{epoch}:{user_id}:{salt}:{session_id}".encode()
+    digest = hashlib.blake2b(key).digest()
+    for block in range(1, -(-count // _A_DIGEST)):
+        digest += hashlib.blake2b(key, salt=block.to_bytes(8, "big")).digest()
+    uniforms: np.ndarray = np.frombuffer(digest, _INTEGERS, count) * 2.0**-32
+    return uniforms
 
 
 # --- one action at once
@@ -42,13 +63,12 @@ class TruncatedNormal:
     mean: np.ndarray
     std: float
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
-        """One action float32[k], by inversion: μ + σ·Φ⁻¹(u) with u uniform on (Φ(a), Φ(b))."""
-        uniforms = generator.random(len(self.mean))
-        action = np.empty(len(self.mean), dtype=np.float64)
+    def at(self, uniforms: np.ndarray) -> np.ndarray:
+        """The action float32[k] of uniforms in [0, 1): μ + σ·Φ⁻¹(Φ(a) + u (Φ(b) − Φ(a)))."""
+        action, scale = np.empty(len(self.mean), dtype=np.float64), self.std * math.sqrt(2.0)
         for index, (mu, u) in enumerate(zip(self.mean.tolist(), uniforms.tolist(), strict=True)):
-            low = _STANDARD.cdf((-1.0 - mu) / self.std)
-            high = _STANDARD.cdf((1.0 - mu) / self.std)
+            low = 0.5 * math.erfc((1.0 + mu) / scale)  # Φ, in place: the loop is of every request
+            high = 0.5 * math.erfc((mu - 1.0) / scale)
             # u = 0 with the box's end many σ away asks for Φ⁻¹(0): the end itself is meant
             level = low + u * (high - low)
             action[index] = mu + self.std * _STANDARD.inv_cdf(level) if 0.0 < level < 1.0 else -1.0
@@ -75,10 +95,11 @@ class UniformBox:
     mean: np.ndarray
     width: float
 
-    def sample(self, generator: np.random.Generator) -> np.ndarray:
-        """One action float32[k]."""
+    def at(self, uniforms: np.ndarray) -> np.ndarray:
+        """The action float32[k] of uniforms in [0, 1): low + u (high − low)."""
         low, high = self._bounds()
-        return np.clip(generator.uniform(low, high).astype(np.float32), -1.0, 1.0)
+        action: np.ndarray = np.clip((low + uniforms * (high - low)).astype(np.float32), -1.0, 1.0)
+        return action
 
     def log_density(self, action: np.ndarray) -> float:
         """log p(action) = -Σ_i log(high_i - low_i); -inf outside (up to the rounding of float32)."""
@@ -98,11 +119,15 @@ class UniformBox:
 
 def sample(mean: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
     """Actions float64[..., k] of N(mean, std²), each entry truncated to [-1, 1]; ``mean`` in [-1, 1]."""
+    return sample_at(mean, std, rng.random(mean.shape))
+
+
+def sample_at(mean: np.ndarray, std: float, uniforms: np.ndarray) -> np.ndarray:
+    """The actions float64[..., k] of uniforms [..., k] in [0, 1)."""
     from scipy.special import ndtr, ndtri
 
     low, high = ndtr((-1.0 - mean) / std), ndtr((1.0 - mean) / std)
-    level = low + rng.random(mean.shape) * (high - low)
-    actions: np.ndarray = np.clip(mean + std * ndtri(level), -1.0, 1.0)
+    actions: np.ndarray = np.clip(mean + std * ndtri(low + uniforms * (high - low)), -1.0, 1.0)
     return actions
 
 
@@ -119,7 +144,14 @@ def log_density(actions: np.ndarray, mean: np.ndarray, std: float) -> np.ndarray
 
 def sample_box(mean: np.ndarray, width: float, rng: np.random.Generator) -> np.ndarray:
     """Actions float64[..., k], uniform on mean ± width within [-1, 1]; ``mean`` in [-1, 1]."""
-    return rng.uniform(np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0))
+    return sample_box_at(mean, width, rng.random(mean.shape))
+
+
+def sample_box_at(mean: np.ndarray, width: float, uniforms: np.ndarray) -> np.ndarray:
+    """The actions float64[..., k] of uniforms [..., k] in [0, 1)."""
+    low, high = np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0)
+    actions: np.ndarray = low + uniforms * (high - low)
+    return actions
 
 
 def log_density_box(actions: np.ndarray, mean: np.ndarray, width: float) -> np.ndarray:

@@ -111,6 +111,16 @@ class Fusion:
         return matrix
 
 
+def top(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places [..., k] of the ``k`` best of scores [..., n], best first; ties keep the candidates' order."""
+    n = scores.shape[-1]
+    if scores.ndim == 1 and k < n // 4:  # selecting first is worth it only when most are dropped
+        bound = np.partition(scores, n - k)[n - k]
+        kept = np.flatnonzero(scores >= bound)
+        return kept[np.argsort(-scores[kept], kind="stable")][:k]
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+
+
 def _constant(values: Sequence[float]) -> Float64Array:
     return _read_only(np.array(values, dtype=np.float64))
 

@@ -16,9 +16,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-LINE_VERSION = 1  # ``v`` of every line
-# Of the lake's tables, in the note beside each partition; 2 added ``features_until`` to the decisions.
-LAKE_VERSION = 2
+# ``v`` of every line: raised when a field is added, so that a reader that does not know the field says so.
+# Lines of older versions are read, and lack it. 2 added ``exploration_unit`` and ``epoch`` to the decisions.
+LINE_VERSION = 2
+LINE_VERSIONS = range(1, LINE_VERSION + 1)  # that are read
+# Of the lake's tables, in the note beside each partition, raised when a column is added: 2 added
+# ``features_until`` to the decisions, 3 ``exploration_unit`` and ``epoch``.
+LAKE_VERSION = 3
 
 # Feedback may come on the local day of its request and on so many after it: for so long the service knows a
 # request, landing reads a day's feedback, and retention leaves the files of the days after a landed one.
@@ -34,6 +38,8 @@ BOX = "box"  # exploration: uniform in a box around the champion's action
 EXPLORING = (RANDOM, NOISE, BOX)  # their actions are drawn, so they have a density
 ARMS = (CHAMPION, CHALLENGER, STATIC, *EXPLORING)
 MIXED_ARMS = (RANDOM, NOISE)  # the groups of the paper's mixed exploration
+
+REQUEST, SESSION = UNITS = ("request", "session")  # what an action is drawn once for
 
 STATIC_VERSION = "static"  # the policy version of static weights
 
@@ -77,6 +83,16 @@ DECISION = (
     Column("action", FLOATS, description="served action in [-1, 1], one entry a head"),
     Column("action_mean", FLOATS, description="mean of the action's distribution"),
     Column("log_density", "double", False, "of the action; null when it was not drawn"),
+    Column(
+        "exploration_unit",
+        "string",
+        False,
+        "what the action was drawn once for, 'request' or 'session'; null when it was not drawn, and in "
+        "lines of version 1, whose actions were drawn for each request",
+    ),
+    Column(
+        "epoch", "int64", False, "of the assignment, in which its session began; null in lines of version 1"
+    ),
     Column("fallback", "string", False, "why static weights were served, else null"),
     Column("state_spec", "string", description="version of the state specification"),
     Column(
@@ -109,6 +125,11 @@ LINES = {"decisions": DECISION_LINE, "feedback": FEEDBACK_LINE}  # by the log's 
 LEFT_TO_VALIDATION = ("session_id",)
 
 
+def decision(**fields: Any) -> dict[str, Any]:
+    """The fields of decisions as the lake has them, of one row or as columns. Raises as the lines do."""
+    return _complete(tuple(column.name for column in DECISION), fields)
+
+
 def decision_line(**fields: Any) -> dict[str, Any]:
     """A line of the decisions, its fields but ``v`` given. Raises TypeError for one missing or unknown."""
     return _line(_DECISION_FIELDS, fields)
@@ -127,9 +148,13 @@ _DECISION_FIELDS, _FEEDBACK_FIELDS = _names(DECISION_LINE), _names(FEEDBACK_LINE
 
 
 def _line(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"v": LINE_VERSION} | _complete(names, fields)
+
+
+def _complete(names: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields.keys() != {*names}:
         raise TypeError(f"a line has the fields {', '.join(names)}; given: {', '.join(fields)}")
-    return {"v": LINE_VERSION} | {name: fields[name] for name in names}
+    return {name: fields[name] for name in names}
 
 
 def file_name(day: str, worker: str, sequence: int) -> str:

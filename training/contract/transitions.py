@@ -27,9 +27,11 @@ TRANSITION = (
     _DECIDED["action"],
     _DECIDED["action_mean"],
     _DECIDED["log_density"],
+    _DECIDED["exploration_unit"],
+    _DECIDED["epoch"],
     Column("reward", "double", description="r, eq. (2), summed over the shown items"),
     Column("next_state", FLOATS, False, "s', the state of the session's next request; null at its end"),
-    Column("done", "bool", description="last request of a session that is known to be over"),
+    Column("done", "bool", description="last request of a session that is known to have ended by itself"),
     Column("truncated", "bool", description="s' is unknown though the session is not known to be over"),
     Column("next_request_id", "string", False, "the session's next request; null for its last"),
     _DECIDED["state_spec"],
@@ -50,7 +52,7 @@ OF_EVERY_LEARNER = tuple(
     for column in TRANSITION
     if column.name
     not in (
-        *("policy_version", "fallback", "impressions", "play_s", "positive_interactions", "dt"),
+        *("fallback", "epoch", "impressions", "play_s", "positive_interactions", "dt"),
         *OF_SOME_LEARNERS,
     )
 )

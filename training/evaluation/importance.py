@@ -12,6 +12,14 @@ sessions (a session that has ended keeps its last ρ):
     DR    mean V(s_0) + Σ_t γ^t Σ_i w_t^i (r + γ (1 − done) V(s') − Q(s, a))
                                                       (weighted DR: Thomas, Brunskill, ICML 2016, §5)
 
+**Drawn once a session** (``by_session``): the uniforms u of the deviation are drawn at the first request,
+and every later action is a function of u and the state, a_t = F⁻¹(u; μ(s_t)). Given the first action it has
+no density of its own, so ρ holds one factor, the first decision's; the later ones have ratio 1, and in DR the
+value of s' is Q at the action that followed there. What is estimated is then the policy that draws its first
+action from N(π(s_0), h²) and goes on as the log went on from there. That is the policy smoothed once a
+session where neither π nor the log's mean moves within a session (a constant, judged on the random arm:
+exactly), and else as far from it as π(s_t) − μ(s_t) moves.
+
 Q is the fitted Q of :mod:`training.evaluation.fqe`, and V(s) its mean over draws of the smoothed policy.
 """
 
@@ -79,6 +87,13 @@ def logged_sessions(data: Transitions) -> Logged:
     )
 
 
+def _followed(data: Transitions, logged: Logged) -> np.ndarray:
+    """bool[n, T]: decisions whose action followed from what was drawn at an earlier one of the session."""
+    once = data.by_session.numpy()[logged.rows] & logged.alive
+    followed: np.ndarray = once & (once.cumsum(axis=1) > 1)
+    return followed
+
+
 @dataclass(frozen=True)
 class Weights:
     """ρ of one policy on the logged sessions, each decision's column divided by its largest."""
@@ -99,7 +114,8 @@ def weights(
     density = exploration.log_density(
         data.actions.numpy().astype(np.float64), policy.here.numpy().astype(np.float64), bandwidth
     )
-    ratio = np.where(logged.alive, (density - data.log_densities.numpy())[logged.rows], 0.0)
+    factors = logged.alive & ~_followed(data, logged)
+    ratio = np.where(factors, (density - data.log_densities.numpy())[logged.rows], 0.0)
     total = ratio.cumsum(axis=1)
     clipped = 0.0
     if clip is not None:
@@ -173,13 +189,14 @@ def doubly_robust(
     here = torch.stack([actions.here[used] for actions in fitted.policies.values()])  # [P, u, k]
     q = fitted.values(data.states[used], data.actions[used].expand_as(here)).double()[:, :, at]
     v = _smoothed_values(fitted, data.states[used], here, bandwidth, seed)[:, :, at]  # [P, R + 1, n, T]
-    # V(s') is V of the next decision; where a session is cut, of the state it was cut at
-    next_v = torch.cat([v[..., 1:] * alive[:, 1:], torch.zeros_like(v[..., :1])], dim=-1)
+    # V(s') is V of the next decision, or Q of what followed there; where a session is cut, V of where it was
+    there = torch.where(torch.from_numpy(_followed(data, logged)), q, v)
+    next_v = torch.cat([there[..., 1:] * alive[:, 1:], torch.zeros_like(v[..., :1])], dim=-1)
     last = rows.gather(1, alive.sum(dim=1, keepdim=True) - 1).flatten()
     cut = torch.nonzero(data.dones[last] == 0).flatten()
     if len(cut):
-        there = torch.stack([actions.next[last[cut]] for actions in fitted.policies.values()])
-        beyond = _smoothed_values(fitted, data.next_states[last[cut]], there, bandwidth, seed)
+        beyond_cut = torch.stack([actions.next[last[cut]] for actions in fitted.policies.values()])
+        beyond = _smoothed_values(fitted, data.next_states[last[cut]], beyond_cut, bandwidth, seed)
         next_v[:, :, cut, alive[cut].sum(dim=1) - 1] = beyond
     residual = torch.where(alive, data.rewards[rows] + gamma * next_v - q, 0.0).numpy()
 

@@ -91,7 +91,7 @@ def assess(
     actions = {name: act.here.numpy() for name, act in acts.items()}
     logged = stability.LoggedActions(torch.cat([train.actions, test.actions]).numpy(), seed)
     heads = [head.name for head in settings.heads]
-    observed = whole_session_returns(test, gamma)
+    observed = trajectories.whole_sessions(test, gamma).returns
     calibrations = {
         name: _calibration(estimates.interval(LOGGED), observed, how.confidence)
         for name, estimates in judgement.estimates.items()
@@ -207,16 +207,3 @@ def _miscalibrated(calibration: Mapping[str, Any] | None) -> list[str]:
     if bias["lower"] <= 0.0 <= bias["upper"]:
         return []
     return [f"it values the logging policy {bias['value']:+.3f} off what its sessions returned"]
-
-
-def whole_session_returns(data: Transitions, gamma: float) -> np.ndarray:
-    """Σ_t γ^t r_t of every session that is there from step 0 to its known end, float64[sessions]."""
-    sessions, steps = data.sessions.numpy(), data.steps.numpy()
-    size = sessions.max() + 1
-    rows = np.bincount(sessions, minlength=size)
-    last = np.full(size, -1)
-    np.maximum.at(last, sessions, steps)
-    ended = np.bincount(sessions, weights=data.dones.numpy(), minlength=size) > 0
-    whole = (rows > 0) & ended & (rows == last + 1)
-    discounted = gamma**steps * data.rewards.numpy().astype(np.float64)
-    return np.bincount(sessions, weights=discounted, minlength=size)[whole]

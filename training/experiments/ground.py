@@ -15,11 +15,11 @@ import torch
 
 from training.contract.errors import DataError
 from training.contract.files import write_atomic
+from training.contract.fusion import top
 from training.experiments.table import ExplorationLog, Table, slug
 from training.trajectories import Transitions
 from training.world.simulator.collect import Arm, collect, random_arm
 from training.world.simulator.references import Bench, Choose
-from training.world.simulator.sessions import top
 from training.world.simulator.world import World
 
 JUDGE, CURVE, LOG, SEARCH = range(1, 5)  # purposes of sessions
@@ -150,7 +150,11 @@ def concatenated(parts: list[Transitions]) -> Transitions:
 def write_transitions(path: Path, data: Transitions) -> None:
     """A column an array, without pickle."""
     columns = {field.name: getattr(data, field.name) for field in fields(data)}
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in columns.items() if value is not None}
+    arrays: dict[str, Any] = {
+        name: np.asarray(value, dtype=str) if isinstance(value, tuple) else np.asarray(value)
+        for name, value in columns.items()
+        if value is not None
+    }
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -163,9 +167,10 @@ def read_transitions(path: Path) -> Transitions:
     """What :func:`write_transitions` wrote. Raises :class:`DataError` for a file of an older version."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    if "users" not in arrays:
-        raise DataError(
-            f"{path} has no users: it was written by an older version; remove it and run this again"
-        )
-    names = tuple(str(name) for name in arrays.pop("arm_names"))
-    return Transitions(**{n: torch.from_numpy(values) for n, values in arrays.items()}, arm_names=names)
+    if "version_names" not in arrays:
+        raise DataError(f"{path} was written by an older version; remove it and run this again")
+    columns: dict[str, Any] = {
+        name: tuple(map(str, values)) if name.endswith("_names") else torch.from_numpy(values)
+        for name, values in arrays.items()
+    }
+    return Transitions(**columns)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from training.contract.errors import DataError
-from training.contract.log import LEFT_TO_VALIDATION, LINE_VERSION, LINES, Column
+from training.contract.log import LEFT_TO_VALIDATION, LINE_VERSION, LINE_VERSIONS, LINES, Column
 
 _LIVE_SECONDS = 60.0  # a file written to more recently than this may grow while it is read
 DUCKDB_TYPES = {
@@ -105,8 +105,8 @@ def _fault(kind: str, raw: bytes) -> str | None:
         return f"not JSON: {error}"
     if not isinstance(line, dict):
         return "not a JSON object"
-    if line.get("v") != LINE_VERSION:
-        return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSION}"
+    if line.get("v") not in LINE_VERSIONS:
+        return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSIONS[0]} to {LINE_VERSION}"
     for column in LINES[kind]:
         if column.type in DUCKDB_TYPES:
             fault = _value_fault(line.get(column.name), DUCKDB_TYPES[column.type], optional_field(column))

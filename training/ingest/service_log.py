@@ -26,7 +26,7 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.log import (
     DECISION,
     LATE_DAYS,
-    LINE_VERSION,
+    LINE_VERSIONS,
     LINES,
     files_of,
 )
@@ -306,7 +306,7 @@ class _Log:
 def _sound(kind: str) -> str:
     """SQL: a line is of the version that is read and lacks nothing."""
     needed = [f"{column.name} is not null" for column in LINES[kind] if not optional_field(column)]
-    return " and ".join((f"v = {LINE_VERSION}", *needed))
+    return " and ".join((f"v in {tuple(LINE_VERSIONS)}", *needed))
 
 
 @contextmanager

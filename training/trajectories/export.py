@@ -71,12 +71,11 @@ def refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
     with _readable(path):
         present = pq.read_schema(path).names
     missing = next((name for name in columns if name not in present), None)
-    if missing in OF_EVERY_LEARNER:
-        raise DataError(f"{path} lacks the column {missing} of {MART}")
     if missing:
+        learner = f", which one of {', '.join(settings.learner.algorithms)} learns from"
+        who = "" if missing in OF_EVERY_LEARNER else learner
         raise DataError(
-            f"{path} lacks the column {missing} of {MART}, which one of learner.algorithms "
-            f"({', '.join(settings.learner.algorithms)}) learns from: it was written by an older version; "
+            f"{path} lacks the column {missing} of {MART}{who}: it was written by an older version; "
             "transform that day again"
         )
 
@@ -182,6 +181,7 @@ def checked(
         "action": action,
         "action_mean": vectors("action_mean", heads, current),
         "log_density": plain("log_density", np.float64, float("nan")),
+        "exploration_unit": plain("exploration_unit", object, "") == "session",
         "reward": rewards,
         "next_state": vectors("next_state", width, pc.and_(current, has_next)),
         "has_next": has_next.to_numpy(zero_copy_only=False).astype(bool),

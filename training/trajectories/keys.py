@@ -17,7 +17,8 @@ class Keys:
     Its place in that order names a row: a rerun of the transform must not change the policy. ``places``
     has, for each file, the places of its rows. The other arrays are of all R rows: ``following`` is the
     place of the next request (−1 where it is not in the window), ``current`` tells rows of this state
-    specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names``.
+    specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names`` and
+    ``versions`` ``version_names``.
     """
 
     def __init__(self, paths: Sequence[Path], version: str) -> None:
@@ -43,9 +44,8 @@ class Keys:
         users, self._users = self._categories("user_id", pa.int64())
         sessions, self._session_ids = self._categories("session_id", pa.string())
         self.sessions = users * len(self._session_ids) + sessions
-        arms, names = self._categories("arm", pa.string())
-        self.arm_names = tuple(sorted(names.to_pylist()))
-        self.arms = np.array([self.arm_names.index(name) for name in names.to_pylist()], dtype=np.int64)[arms]
+        self.arms, self.arm_names = self._sorted_categories("arm")
+        self.versions, self.version_names = self._sorted_categories("policy_version")
         specs, versions = self._categories("state_spec", pa.string())
         self.current = np.array([known == version for known in versions.to_pylist()], dtype=bool)[specs]
         self.done = self._in_order(self._column("done", pa.bool_()))
@@ -69,6 +69,13 @@ class Keys:
 
     def _in_order(self, column: pa.ChunkedArray) -> np.ndarray:
         return column.to_numpy()[self._order]
+
+    def _sorted_categories(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Codes int64[R] into the sorted names, which do not depend on the order of rows."""
+        codes, found = self._categories(name, pa.string())
+        names = found.to_pylist()
+        ordered = sorted(names)
+        return np.array([ordered.index(one) for one in names], dtype=np.int64)[codes], tuple(ordered)
 
     def _categories(self, name: str, kind: pa.DataType) -> tuple[np.ndarray, pa.Array]:
         """Codes int64[R], and what each stands for."""

@@ -63,6 +63,7 @@ class SplitColumns:
     ) -> None:
         """``rows`` int64[n] are places, ascending; ``kinds`` has a row's shape and dtype of every column."""
         self.rows, self.sessions, self.arms, self.arm_names = rows, sessions, arms, keys.arm_names
+        self.versions, self.version_names = keys.versions[rows], keys.version_names
         self.columns = {
             name: storage.empty((len(rows), *shape), kind) for name, (shape, kind) in kinds.items()
         }
@@ -90,9 +91,10 @@ class SplitColumns:
         return Transitions(
             **{name: torch.from_numpy(column) for name, column in self.columns.items()},
             sessions=torch.from_numpy(self.sessions),
-            by_session=torch.zeros(len(self.rows), dtype=torch.bool),
             arms=torch.from_numpy(self.arms),
             arm_names=self.arm_names,
+            versions=torch.from_numpy(self.versions),
+            version_names=self.version_names,
         )
 
 

@@ -32,11 +32,12 @@ class Transitions:
     sessions: Tensor  # int64[N]
     users: Tensor  # int64[N]
     steps: Tensor  # int64[N], 0 is the first request of the session
-    by_session: (
-        Tensor  # bool[N], what explores was drawn once for the session: not for each request, or not at all
-    )
+    by_session: Tensor  # bool[N], drawn once for the session; false: for each request, or not at all
     arms: Tensor  # int64[N]
     arm_names: tuple[str, ...]
+    # which policy served: indexes version_names; None where it is not known, as in simulated logs
+    versions: Tensor | None = None  # int64[N]
+    version_names: tuple[str, ...] = ()
     # of the behaviour policy at s', as next_actions (always there but in tests that do without)
     next_action_means: Tensor | None = None  # float32[N, k]
     # what only some learners read, None where it was not asked for: the part of the reward that is play

@@ -6,6 +6,7 @@ DuckDB reads the Parquet files; nothing here knows Great Expectations.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,26 @@ class Partition:
         selected = ", ".join(f"{sql} AS {name}" for name, sql in inner.items())
         groups = f"SELECT {selected} FROM {self._from()} WHERE {where} GROUP BY {key}"  # noqa: S608
         return self._connection.sql(f"SELECT {', '.join(outer)} FROM ({groups})").fetchall()[0]  # noqa: S608
+
+    def users_by_arm(
+        self, since: datetime, until: datetime, epoch: int, cohorts: Sequence[int]
+    ) -> dict[str, int]:
+        """Users of the decisions by the arm of the first session that they began in [since, until).
+
+        Sessions that began in another epoch count for nothing, and neither do users whose state once was
+        missing or above ½ at one of the places ``cohorts``.
+        """
+        apart = " OR ".join(["state IS NULL", *(f"state[{place + 1}] > 0.5" for place in cohorts)])
+        own = "epoch IS NULL OR epoch = ?" if "epoch" in self.columns else "? IS NOT NULL"
+        query = (
+            "SELECT arm, count(*) FROM (SELECT arg_min(arm, began) AS arm FROM "  # noqa: S608
+            "(SELECT user_id, arg_min(arm, event_ts) AS arm, min(event_ts) AS began, "
+            f"bool_or({apart if cohorts else 'false'}) AS apart FROM {self._from()} WHERE {own} "
+            "GROUP BY user_id, session_id) WHERE began >= ? AND began < ? GROUP BY user_id "
+            "HAVING NOT bool_or(apart)) GROUP BY arm"
+        )
+        rows = self._connection.execute(query, [epoch, since, until]).fetchall()
+        return {arm: count for arm, count in rows if arm is not None}
 
     def matching(self, other: "Partition", column: str, where: str) -> "Partition":
         """The rows whose ``column`` is that of a row of ``other`` where ``where`` holds."""

@@ -10,7 +10,7 @@ from datetime import date
 
 from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
-from training.contract.log import ARMS, EXPLORING, STATIC, Column
+from training.contract.log import ARMS, EXPLORING, STATIC, UNITS, Column
 from training.contract.settings import Settings
 from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
 from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within
@@ -134,14 +134,20 @@ def _vectors(settings: Settings) -> tuple[list[Field], list[Check]]:
         "THEN (CASE WHEN log_density IS NOT NULL THEN 1 ELSE 0 END)::TINYINT END",
         ("log_density", "arm", "fallback"),
     )
+    unit = Field(
+        "exploration_unit_known",
+        f"CASE WHEN exploration_unit IS NULL OR exploration_unit IN {UNITS!r} THEN 1 ELSE 0 END::TINYINT",
+        ("exploration_unit",),
+    )
     arm = Field("arm_known", f"CASE WHEN arm IS NULL OR arm IN {ARMS!r} THEN 1 ELSE 0 END::TINYINT", ("arm",))
-    fields += [length, size, density, drawn, arm]
+    fields += [length, size, density, drawn, unit, arm]
     checks += within(length, spec.width, spec.width, f"the length of a state of {spec.version}")
     checks.append(at_most(size, STATE_LIMIT, f"every entry of state is a number within {STATE_LIMIT:g}"))
     checks += [
         at_least(density, -1e6, "log_density is a finite number"),
         at_most(density, 1e6, "log_density is a finite number"),
         at_least(drawn, 1, "an action drawn by an exploring arm has its log_density"),
+        at_least(unit, 1, f"exploration_unit is one of {', '.join(UNITS)}"),
         at_least(arm, 1, f"arm is one of {', '.join(ARMS)}"),
     ]
     return fields, checks

@@ -8,8 +8,9 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
-from training.ingest.landing import schema_changes
+from training.ingest.landing import read_note, schema_changes
 from training.validation import rules as table_rules
+from training.validation import sample_ratio
 from training.validation.checks import measure, severity_of
 from training.validation.partitions import Partition, inspect, parquet_files
 from training.validation.recent_days import sound_days
@@ -20,6 +21,8 @@ from training.validation.training_set import training_measures
 
 # Share of the decisions with a state that must have become transitions.
 LEAST_TRANSITION_SHARE = 0.99
+# Sources of decisions whose arms were drawn by our own assignment.
+ASSIGNED_HERE = ("service", "world")
 # Decisions without a single landed impression: their feedback is missing, and their reward 0.
 MOST_UNMATCHED_SHARE = 0.01
 
@@ -39,6 +42,7 @@ def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
         found.append(_landed(settings, day, rules, required=bool(served_lately)))
         _match_requests(found[0], found[1])
         _fallbacks(settings, found[1])
+        _sample_ratio(settings, day, found[1])
     if layout.partition(USERS, day).is_dir():
         found.append(_landed(settings, day, table_rules.users(settings, day), required=False))
     write_record(layout, day, "drift", plain(found[0].drift))
@@ -148,6 +152,29 @@ def _fallbacks(settings: Settings, decided: ValidatedTable) -> None:
     decided.measures["fallback_share"] = share
     text = f"at most {most:.0%} of the decisions fell back to static weights"
     decided.day_checks.append(measure("fallback_share", text, 0, most, "warning", "fallback"))
+
+
+def _sample_ratio(settings: Settings, day: date, decided: ValidatedTable) -> None:
+    """Whether users are in the arms as the shares in force say, for decisions of our own assignment."""
+    if decided.partition is None or not decided.rows:
+        return
+    note = read_note(decided.folders[0])
+    if note is None or note["source"] not in ASSIGNED_HERE:
+        return
+    found = sample_ratio.of_day(settings, day, decided.partition)
+    if isinstance(found, str):
+        decided.leave_out("day", "users by arm against the shares", found)
+        return
+    decided.measures["sample_ratio"] = {"observed": found.observed, "expected": found.expected}
+    decided.measures["arms_sample_ratio"] = found.p
+    least = settings.validation.min_sample_ratio_p
+    counts = ", ".join(f"{arm} {n} of {found.expected[arm]:.1f}" for arm, n in found.observed.items())
+    text = (
+        f"users are in the arms as the shares say ({counts}): the chance of a difference like this, "
+        f"{found.p:.3g}, is at least {least:g}"
+    )
+    severity = severity_of(settings, "sample_ratio")
+    decided.day_checks.append(measure("arms_sample_ratio", text, least, severity=severity, source="arm"))
 
 
 def _match_requests(shown: ValidatedTable, decided: ValidatedTable) -> None:

@@ -124,6 +124,7 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
     return {
         "utc_offset_hours": settings.calendar.utc_offset_hours,
         "session_gap_minutes": settings.session.gap_minutes,
+        "session_max_requests": _max_requests(settings),
         "history_length": settings.state.history_length,
         "play_time_weight": settings.reward.play_time_weight,
         "play_time_cap_ms": round(settings.reward.play_time_cap_s * 1000),
@@ -135,6 +136,11 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
             for p in settings.state.profile
         ],
     }
+
+
+def _max_requests(settings: Settings) -> int | None:
+    """The platform's hard end of a session, if it has one; the world's where the data is of a world."""
+    return settings.world.max_requests if settings.layout.world.exists() else settings.session.max_requests
 
 
 def _dbt(

@@ -1,7 +1,8 @@
 {{ config(meta={'look_back': true}) }}
 
 -- (s, a, r, s', done). A session's last request is terminal when the log is known to have gone on for
--- longer than the idle gap after it, and truncated when it is not: then its s' may still come.
+-- longer than the idle gap after it, and truncated when it is not: then its s' may still come. It is truncated,
+-- too, where the platform ends a session after so many requests: the user did not leave.
 
 with log_end as (
 
@@ -43,12 +44,17 @@ paired as (
         decisions.action,
         decisions.action_mean,
         decisions.log_density,
+        decisions.exploration_unit,
+        decisions.epoch,
         requests.reward,
         requests.watch_reward,
         requests.item_scores,
         requests.item_rewards,
         next_decisions.state as next_state,
         steps.next_request_id is null
+        {% if var('session_max_requests') -%}
+        and steps.step + 1 < {{ var('session_max_requests') }}
+        {% endif -%}
         and {{ microseconds('steps.event_ts') }} + {{ gap_microseconds() }} < log_end.end_us as done,
         steps.next_request_id,
         decisions.state_spec,
@@ -91,6 +97,8 @@ select
     action,
     action_mean,
     log_density,
+    exploration_unit,
+    epoch,
     reward,
     next_state,
     done,

@@ -23,7 +23,7 @@ _SERVED_PARTS = (requests, sessions, returns, counts)
 
 
 class ServedRequest(NamedTuple):
-    """One served request; ``event_s`` is its time in epoch seconds.
+    """One served request; ``event_s`` is its time in seconds since 1970, ``epoch`` that of its session.
 
     ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
     ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
@@ -41,6 +41,7 @@ class ServedRequest(NamedTuple):
     bounded: int = 0
     entries: int = 0
     aside: bool = False
+    epoch: int = 0
 
 
 # One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up

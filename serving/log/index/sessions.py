@@ -1,6 +1,7 @@
-"""Which session is a request of, and which arm does that keep?
+"""Which session is a request of, and which arm and epoch does that keep?
 
-A request without a session continues the user's last one when that is not older than the session gap.
+A request without a session continues the user's last one when that is not older than the session gap. One
+that names a session idle for longer begins it anew, as far as arm and epoch go.
 """
 
 import threading
@@ -15,14 +16,14 @@ from serving.log.index.file import connect
 TABLE = """
 CREATE TABLE IF NOT EXISTS sessions (
     user_id INTEGER PRIMARY KEY, session_id TEXT NOT NULL, event_s REAL NOT NULL, arm TEXT NOT NULL,
-    seen REAL NOT NULL
+    epoch INTEGER NOT NULL, seen REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS sessions_seen ON sessions (seen);
 """
 ON_SERVED = """
-INSERT INTO sessions VALUES (NEW.user_id, NEW.session_id, NEW.event_s, NEW.arm, NEW.now)
+INSERT INTO sessions VALUES (NEW.user_id, NEW.session_id, NEW.event_s, NEW.arm, NEW.epoch, NEW.now)
     ON CONFLICT (user_id) DO UPDATE SET session_id = excluded.session_id, event_s = excluded.event_s,
-    arm = excluded.arm, seen = NEW.now
+    arm = excluded.arm, epoch = excluded.epoch, seen = NEW.now
     -- a row of the future was written before the clock was set back
     WHERE excluded.event_s >= event_s OR seen > NEW.now;
 """
@@ -40,18 +41,23 @@ class SessionRequest(NamedTuple):
 
 
 class Session(NamedTuple):
-    """The session of a request; ``arm`` is None for its first one."""
+    """The session of a request, its arm, and the epoch of the assignment in which it began.
+
+    ``arm`` and ``epoch`` are None for its first request.
+    """
 
     session_id: str
     arm: str | None
+    epoch: int | None
 
 
 class _Last(NamedTuple):
-    """A user's last session: ``event_s`` is the time of its latest request, in epoch seconds."""
+    """A user's last session: ``event_s`` is the time of its latest request, in seconds since 1970."""
 
     session_id: str
     event_s: float
     arm: str | None
+    epoch: int | None
 
 
 class Sessions:
@@ -78,12 +84,12 @@ class Sessions:
             stored = self._stored(asked)
             return [self._of(*request, stored) for request in requests]
 
-    def hold(self, user_id: int, session_id: str, arm: str) -> None:
-        """The arm of a session, for its next requests."""
+    def hold(self, user_id: int, session_id: str, arm: str, epoch: int) -> None:
+        """The arm and the epoch of a session, for its next requests."""
         with self._lock:
             last = self._remembered.get(user_id)
-            if last is not None and last.session_id == session_id and last.arm != arm:
-                self._remembered[user_id] = last._replace(arm=arm)
+            if last is not None and last.session_id == session_id and (last.arm, last.epoch) != (arm, epoch):
+                self._remembered[user_id] = last._replace(arm=arm, epoch=epoch)
 
     def close(self) -> None:
         self._connection.close()
@@ -103,17 +109,19 @@ class Sessions:
                 session_id = last.session_id
             else:
                 session_id = f"{user_id}-{int(event_s * 1000)}"
-        arm = last.arm if last is not None and last.session_id == session_id else None
+        arm = epoch = None
+        if last is not None and last.session_id == session_id and abs(event_s - last.event_s) <= self._gap_s:
+            arm, epoch = last.arm, last.epoch
         # remembered at once: the user's next request may come before this one is on disk
-        self._remember(user_id, _Last(session_id, event_s, arm))
-        return Session(session_id, arm)
+        self._remember(user_id, _Last(session_id, event_s, arm, epoch))
+        return Session(session_id, arm, epoch)
 
     def _stored(self, users: Collection[int]) -> dict[int, _Last]:
         if not users:
             return {}
         marks = ",".join("?" * len(users))
         rows = self._connection.execute(
-            f"SELECT user_id, session_id, event_s, arm FROM sessions WHERE user_id IN ({marks})",  # noqa: S608 -- question marks
+            f"SELECT user_id, session_id, event_s, arm, epoch FROM sessions WHERE user_id IN ({marks})",  # noqa: S608 -- question marks
             tuple(users),
         )
         return {user_id: _Last(*rest) for user_id, *rest in rows}

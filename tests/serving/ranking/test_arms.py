@@ -10,12 +10,13 @@ from training.contract.settings import Settings, ShareSettings
 from training.contract.shares import change_shares
 
 USERS = range(1, 40_001)
+TRIED = "a challenger's digest"
 
 
 def test_shares_are_met_within_sampling_error():
     wanted = {"static": 0.05, "random": 0.02, "noise": 0.10, "box": 0.03, "challenger": 0.07}
     shares = ShareSettings(**wanted)
-    drawn = [arms.draw(shares, "mtf", user) for user in USERS]
+    drawn = [arms.draw(shares, "mtf", 7, user, TRIED) for user in USERS]
     for arm, share in (*wanted.items(), ("champion", 0.73)):
         assert arms.share_of(shares, arm) == pytest.approx(share)
         deviation = (share * (1 - share) / len(USERS)) ** 0.5
@@ -24,18 +25,18 @@ def test_shares_are_met_within_sampling_error():
 
 def test_a_user_keeps_the_arm_and_a_salt_changes_it():
     shares = ShareSettings(static=0.25, random=0.25, noise=0.25)
-    first = [arms.draw(shares, "one", user) for user in USERS[:2000]]
-    assert first == [arms.draw(shares, "one", user) for user in USERS[:2000]]
-    same = sum(a == arms.draw(shares, "two", user) for a, user in zip(first, USERS, strict=False))
+    first = [arms.draw(shares, "one", 7, user) for user in USERS[:2000]]
+    assert first == [arms.draw(shares, "one", 7, user) for user in USERS[:2000]]
+    same = sum(a == arms.draw(shares, "two", 7, user) for a, user in zip(first, USERS, strict=False))
     assert same / 2000 == pytest.approx(0.25, abs=0.05)  # as independent draws agree
 
 
 def test_growing_the_last_share_takes_users_from_the_champion_only():
     before, after = ShareSettings(noise=0.02), ShareSettings(noise=0.2)
     moved = {
-        (arms.draw(before, "mtf", user), arms.draw(after, "mtf", user))
+        (arms.draw(before, "mtf", 7, user, TRIED), arms.draw(after, "mtf", 7, user, TRIED))
         for user in USERS
-        if arms.draw(before, "mtf", user) != arms.draw(after, "mtf", user)
+        if arms.draw(before, "mtf", 7, user, TRIED) != arms.draw(after, "mtf", 7, user, TRIED)
     }
     assert moved == {("champion", "noise")}
 
@@ -43,23 +44,51 @@ def test_growing_the_last_share_takes_users_from_the_champion_only():
 @pytest.mark.parametrize("arm", ["static", "random", "noise", "box", "challenger"])
 def test_a_share_of_one_takes_everybody(arm):
     shares = ShareSettings(**{"static": 0.0, "random": 0.0, "noise": 0.0, arm: 1.0})
-    assert {arms.draw(shares, "mtf", user) for user in USERS[:2000]} == {arm}
+    assert {arms.draw(shares, "mtf", 7, user, TRIED) for user in USERS[:2000]} == {arm}
 
 
 def test_no_shares_leave_everybody_to_the_champion():
     shares = ShareSettings(static=0.0, random=0.0, noise=0.0)
-    assert {arms.draw(shares, "mtf", user) for user in USERS[:2000]} == {"champion"}
+    assert {arms.draw(shares, "mtf", 7, user, TRIED) for user in USERS[:2000]} == {"champion"}
 
 
 def test_the_steps_of_a_canary_take_users_from_the_champion_only():
     before = ShareSettings(static=0.1, random=0.1, noise=0.1, box=0.1, challenger=0.01)
     after = before.model_copy(update={"challenger": 0.5})
     moved = {
-        (arms.draw(before, "mtf", user), arms.draw(after, "mtf", user))
+        (arms.draw(before, "mtf", 7, user, TRIED), arms.draw(after, "mtf", 7, user, TRIED))
         for user in USERS
-        if arms.draw(before, "mtf", user) != arms.draw(after, "mtf", user)
+        if arms.draw(before, "mtf", 7, user, TRIED) != arms.draw(after, "mtf", 7, user, TRIED)
     }
     assert moved == {("champion", "challenger")}
+
+
+def test_an_epoch_draws_its_users_apart_from_those_of_the_last():
+    shares = ShareSettings(static=0.25, random=0.25, noise=0.25)
+    first, second = ([arms.draw(shares, "mtf", epoch, user) for user in USERS] for epoch in (7, 8))
+    assert sum(a == b for a, b in zip(first, second, strict=True)) / len(USERS) == pytest.approx(
+        0.25, abs=0.01
+    )
+
+
+def test_an_epochs_end_leaves_a_canarys_users_in_it_but_those_who_are_drawn_elsewhere():
+    shares = ShareSettings(static=0.1, random=0.05, noise=0.05, challenger=0.2)
+    first, second = ([arms.draw(shares, "mtf", epoch, user, TRIED) for user in USERS] for epoch in (7, 8))
+    tried = [after for before, after in zip(first, second, strict=True) if before == "challenger"]
+    assert "champion" not in tried
+    assert tried.count("challenger") / len(tried) == pytest.approx(
+        0.8, abs=0.02
+    )  # the rest explores, or is static
+    came = [before for before, after in zip(first, second, strict=True) if after == "challenger"]
+    assert "champion" not in came
+
+
+def test_every_challenger_has_users_of_its_own():
+    shares = ShareSettings(static=0.0, random=0.0, noise=0.0, challenger=0.2)
+    one, two = (
+        {user for user in USERS if arms.draw(shares, "mtf", 7, user, tried) == "challenger"} for tried in "ab"
+    )
+    assert len(one & two) / len(one) == pytest.approx(0.2, abs=0.02)
 
 
 def share(settings: Settings, **changes: float) -> None:
@@ -116,25 +145,25 @@ def test_a_bad_shares_file_changes_nothing_and_is_told_once(settings, assignment
 
 def test_a_running_session_keeps_its_arm_until_the_share_is_nothing(settings, assignment):
     state = np.zeros(settings.state_spec.width, dtype=np.float32)
-    user = next(u for u in USERS if arms.draw(settings.serving.shares, "mtf", u) == "static")
-    assert assignment.arm(user, None, state, challenger=False) == "static"
+    user = next(u for u in USERS if arms.draw(settings.serving.shares, "mtf", 7, u) == "static")
+    assert assignment.arm(user, 7, None, state, challenger=None) == "static"
     share(settings, static=0.0001)
     assignment.look()
-    assert arms.draw(assignment.shares, "mtf", user) != "static"
-    assert assignment.arm(user, "static", state, challenger=False) == "static"
-    assert assignment.arm(user, None, state, challenger=False) != "static"  # its next session
+    assert arms.draw(assignment.shares, "mtf", 7, user) != "static"
+    assert assignment.arm(user, 7, "static", state, challenger=None) == "static"
+    assert assignment.arm(user, 7, None, state, challenger=None) != "static"  # its next session
     share(settings, static=0.0)
     assignment.look()
-    assert assignment.arm(user, "static", state, challenger=False) != "static"  # stopped means stopped
+    assert assignment.arm(user, 7, "static", state, challenger=None) != "static"  # stopped means stopped
 
 
 def test_a_session_of_a_challenger_that_is_gone_goes_on_with_the_champion(settings, assignment):
     share(settings, challenger=0.5)
     assignment.look()
-    assert assignment.arm(1, "challenger", None, challenger=True) == "challenger"
-    assert assignment.arm(1, "challenger", None, challenger=False) == "champion"
-    assert {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]} >= {"champion"}
-    assert "challenger" not in {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]}
+    assert assignment.arm(1, 7, "challenger", None, challenger=TRIED) == "challenger"
+    assert assignment.arm(1, 7, "challenger", None, challenger=None) == "champion"
+    assert {assignment.arm(u, 7, None, None, challenger=None) for u in USERS[:500]} >= {"champion"}
+    assert "challenger" not in {assignment.arm(u, 7, None, None, challenger=None) for u in USERS[:500]}
 
 
 def test_listed_cohorts_are_not_explored_on():
@@ -149,16 +178,16 @@ def test_listed_cohorts_are_not_explored_on():
     assignment = arms.Assignment(settings)
     names = settings.state_spec.entry_names
     plain = np.zeros(len(names), dtype=np.float32)
-    assert {assignment.arm(u, None, plain, challenger=False) for u in USERS[:500]} == set(arms.EXPLORING)
+    assert {assignment.arm(u, 7, None, plain, challenger=None) for u in USERS[:500]} == set(arms.EXPLORING)
     for name in settings.serving.no_exploration_for:
         state = plain.copy()
         state[names.index(name)] = 1.0
-        assert {assignment.arm(u, None, state, challenger=False) for u in USERS[:500]} == {"champion"}
+        assert {assignment.arm(u, 7, None, state, challenger=None) for u in USERS[:500]} == {"champion"}
     # they are more of the cohort than the champion's other users, and not compared with another arm
-    assert all(assignment.by_exception(u, "champion") for u in USERS[:500])
-    assert not any(assignment.by_exception(u, "noise") for u in USERS[:500])
+    assert all(assignment.by_exception(u, 7, "champion") for u in USERS[:500])
+    assert not any(assignment.by_exception(u, 7, "noise") for u in USERS[:500])
     # nobody knows whether the user is one of them
-    assert {assignment.arm(u, None, None, challenger=False) for u in USERS[:500]} == {"champion"}
+    assert {assignment.arm(u, 7, None, None, challenger=None) for u in USERS[:500]} == {"champion"}
 
 
 def test_a_cohort_that_the_state_does_not_have_is_refused():
@@ -171,7 +200,7 @@ def test_the_shadow_is_drawn_apart_from_the_arms(settings, assignment):
     share(settings, static=0.5, shadow=0.5)
     assignment.look()
     both = [
-        (arms.draw(assignment.shares, "mtf", user) == "static", assignment.shadowed(user))
+        (arms.draw(assignment.shares, "mtf", 7, user) == "static", assignment.shadowed(user))
         for user in USERS[:8000]
     ]
     for pair in ((False, False), (False, True), (True, False), (True, True)):

@@ -114,3 +114,49 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(engine, tmp_path,
 
     assert orjson.loads(asyncio.run(run()))["request_id"] == "r0"
     assert logged(tmp_path) == ["r0"]
+
+
+def test_a_session_that_runs_over_an_epochs_end_keeps_its_arm_its_epoch_and_its_deviation(tmp_path):
+    """Local midnight is at 16:00 UTC; every day is an epoch, and a restart forgets nothing."""
+    path = settings_file(
+        tmp_path,
+        accept_event_ts=True,
+        exploration={"epoch_days": 1},
+        shares={"static": 0.25, "random": 0.5, "noise": 0.0},
+        max_exploration=0.5,
+    )
+    asked = [
+        (user, f"s{user}-{day}", time) for user in range(30) for day, time in ((5, "15:59"), (5, "16:01"))
+    ]
+    asked += [(user, f"s{user}-6", "16:02") for user in range(30)]
+
+    async def run(engine, requests):
+        for user, session, clock in requests:
+            await engine.rank(
+                orjson.dumps(
+                    {
+                        "user_id": user,
+                        "session_id": session,
+                        "event_ts": f"2026-01-05T{clock}:00Z",
+                        "candidates": {"item_id": [3, 1], "scores": {"click": [0.1, 0.9]}},
+                    }
+                )
+            )
+
+    for part in (asked[:31], asked[31:]):  # in the middle of user 15's session
+        engine = Engine(load_settings(path), "w1", [])
+        asyncio.run(run(engine, part))
+        engine.close()
+    files = sorted((tmp_path / "data" / "serving" / "log" / "decisions").glob("*.jsonl"))
+    lines = [orjson.loads(line) for file in files for line in file.read_bytes().splitlines()]
+    of = {
+        user: sorted((x for x in lines if x["user_id"] == user), key=lambda x: x["event_ts"])
+        for user in range(30)
+    }
+    moved = 0
+    for before, after, following in of.values():
+        assert before["session_id"] == after["session_id"] != following["session_id"]
+        assert before["arm"] == after["arm"] and before["action"] == after["action"]
+        assert before["epoch"] == after["epoch"] == following["epoch"] - 1
+        moved += following["arm"] != after["arm"]
+    assert 10 < moved < 27  # the next session's arm is drawn apart: of .25, .5 and .25 they differ in .625

@@ -2,14 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
 from training.contract.exploration import TruncatedNormal, UniformBox
 from training.contract.policy import ConstantActor, Policy, PolicyHeader, constant_policy, load_policy
 from training.contract.settings import Settings
+from training.contract.settings.exploration import ExplorationSettings
 
 SETTINGS = Settings()
 FUSION = SETTINGS.fusion
@@ -21,13 +20,13 @@ BROKEN = Policy(
 )
 
 
-def decide(arm, policy=POLICY, state=STATE, seed=1, serving=SETTINGS.serving, stale=False):
+def decide(arm, policy=POLICY, state=STATE, serving=SETTINGS.serving, stale=False):
     """The decision for a state that the store gave (None: it did not), of features that may be too old."""
     missing = "store" if state is None else "stale" if stale else None
     answer = None
     if policy is not None:
         answer = ranker.PolicyAnswer(policy.version) if missing else ranker.act(policy, state[None])[0]
-    return ranker.decide(arm, answer, missing, FUSION, serving, np.random.default_rng(seed))
+    return ranker.decide(arm, answer, missing, FUSION, serving, np.random.default_rng(1).random)
 
 
 def test_a_state_that_a_policy_fails_for_is_alone_in_that():
@@ -45,6 +44,7 @@ def test_a_state_that_a_policy_fails_for_is_alone_in_that():
 def test_champion_serves_the_policy_without_a_density():
     decision = decide("champion")
     assert (decision.policy_version, decision.fallback, decision.log_density) == ("v1", None, None)
+    assert decision.exploration_unit is None
     assert np.array_equal(decision.action, np.full(K, 0.5, dtype=np.float32))
     assert np.array_equal(decision.action, decision.mean)
 
@@ -127,6 +127,13 @@ def test_a_missing_state_is_named_for_arms_that_do_not_need_one(arm):
     assert decide(arm, POLICY, None).fallback == "store"
 
 
+@pytest.mark.parametrize("unit", ["request", "session"])
+def test_a_drawn_action_says_what_it_was_drawn_for(unit):
+    serving = SETTINGS.serving.model_copy(update={"exploration": ExplorationSettings(unit=unit)})
+    assert {decide(arm, serving=serving).exploration_unit for arm in arms.EXPLORING} == {unit}
+    assert {decide(arm, serving=serving).exploration_unit for arm in ("static", "champion")} == {None}
+
+
 def test_densities_follow_the_settings():
     wide = SETTINGS.serving.model_copy(update={"noise_std": 0.9})
     drawn = decide("noise", serving=wide)
@@ -184,12 +191,3 @@ def test_a_policy_that_cannot_rank_falls_back_to_static_and_says_why(ranking):
     assert np.array_equal(decision.action, FUSION.static_action)
     static = FUSION.score(PREDICTIONS, FUSION.to_weights(FUSION.static_action))
     np.testing.assert_array_equal(scores, static)
-
-
-@given(
-    scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=60),
-    k=st.integers(1, 80),
-)
-def test_top_is_a_stable_sort(scores, k):
-    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
-    assert ranker.top(np.array(scores), k).tolist() == expected

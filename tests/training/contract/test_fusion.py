@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from training.contract.errors import DataError
-from training.contract.fusion import Fusion, Head
+from training.contract.fusion import Fusion, Head, top
 
 UNIT = st.floats(-1.0, 1.0)
 
@@ -90,3 +90,17 @@ def test_the_plain_weighted_sum_is_another_form_of_the_same_weights():
     weights = np.array([[1.5, -0.5]])
     np.testing.assert_allclose(Fusion(heads, "sum").score(predictions, weights), [[0.05, 0.55]])
     assert Fusion(heads) != Fusion(heads, "sum")
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=60, max_size=60), min_size=1, max_size=3
+    ),
+    n=st.integers(1, 60),
+    k=st.integers(1, 80),
+)
+def test_top_is_a_stable_sort_of_one_request_and_of_many(rows: list[list[float]], n: int, k: int) -> None:
+    scores = np.array(rows)[:, :n]
+    expected = [sorted(range(n), key=lambda i: (-row[i], i))[:k] for row in rows]
+    assert top(scores, k).tolist() == expected
+    assert [top(row, k).tolist() for row in scores] == expected

@@ -29,6 +29,14 @@ def test_the_lake_keeps_every_field_of_a_decision_but_what_becomes_impressions()
     assert decision_columns() == kept
 
 
+def test_a_decision_has_the_lakes_fields_and_no_other():
+    fields = {column.name: column.name for column in log.DECISION}
+    assert log.decision(**fields) == fields
+    for wrong in ({**fields, "v": 1}, {n: v for n, v in fields.items() if n != "epoch"}):
+        with pytest.raises(TypeError, match="a line has the fields request_id, "):
+            log.decision(**wrong)
+
+
 def test_what_was_decided_has_one_name_and_type_from_the_line_to_the_transition():
     columns = {column.name: column for column in transitions.TRANSITION}
     assert len(columns) == len(transitions.TRANSITION)

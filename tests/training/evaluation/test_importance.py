@@ -26,14 +26,20 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def sessions(count: int, seed: int, longest: int = LONGEST, stop: float = STOP) -> Transitions:
-    """x' = ½ (x + a), r = 1 + x + a, actions of N(0, STD²) truncated; ends with probability ``stop``."""
+def sessions(
+    count: int, seed: int, longest: int = LONGEST, stop: float = STOP, held: bool = False
+) -> Transitions:
+    """x' = ½ (x + a), r = 1 + x + a, actions of N(0, STD²) truncated; ends with probability ``stop``.
+
+    ``held`` draws one action for all of a session.
+    """
     rng = np.random.default_rng(seed)
     rows: dict[str, list] = {name: [] for name in ("s", "a", "r", "next_s", "done", "session", "step")}
     for session in range(count):
         x = rng.uniform(-0.5, 0.5)
         for step in range(longest):
-            a = float(exploration.sample(np.zeros(1), STD, rng)[0])
+            if step == 0 or not held:
+                a = float(exploration.sample(np.zeros(1), STD, rng)[0])
             done = rng.random() < stop or step == longest - 1
             after = 0.5 * (x + a)
             for name, value in zip(rows, (x, a, 1 + x + a, after, done, session, step), strict=True):
@@ -56,7 +62,7 @@ def sessions(count: int, seed: int, longest: int = LONGEST, stop: float = STOP) 
         sessions=columns["session"].long(),
         users=columns["session"].long(),
         steps=columns["step"].long(),
-        by_session=torch.zeros(len(a), dtype=torch.bool),
+        by_session=torch.full((len(a),), held),
         arms=torch.zeros(len(a), dtype=torch.int64),
         arm_names=("random",),
     )
@@ -112,6 +118,34 @@ def test_doubly_robust_corrects_a_wrong_q(log):
     """Weights alone must put right a Q that was never fitted."""
     policies = {"p": constant(log, -0.4)}
     fitted = fqe.fit(log, policies, HOW.model_copy(update={"steps": 1}), GAMMA, seed=3)
+    wrong, truth = fqe.estimate(fitted).values["p"], true_value(-0.4, 0.3)
+    found = importance.doubly_robust(fitted, policies, GAMMA, 0.3, seed=4).values["p"]
+    assert abs(wrong - truth) > 1.0 and abs(found - truth) < 0.15
+
+
+@pytest.fixture(scope="module")
+def held() -> Transitions:
+    return sessions(3_000, seed=2, held=True)
+
+
+@pytest.mark.parametrize("mean", [-0.4, 0.5])
+def test_what_is_drawn_once_a_session_has_its_density_counted_once(held, mean):
+    """Values are linear in the actions, so a held action is worth what a redrawn one is."""
+    policy = {"p": constant(held, mean)}
+    found, truth = importance.pdis(held, policy, HOW, GAMMA, 0.3, seed=2).interval("p"), true_value(mean, 0.3)
+    assert found["lower"] <= truth <= found["upper"], (truth, found)
+    assert found["upper"] - found["lower"] < 1.0
+    logged = importance.logged_sessions(held)
+    size = importance.weights(held, policy["p"], logged, 0.3).effective_sessions
+    every = importance.weights(
+        replace(held, by_session=torch.zeros_like(held.by_session)), policy["p"], logged, 0.3
+    ).effective_sessions
+    assert size > 5 * every  # a factor for every request would leave next to nothing of the log
+
+
+def test_doubly_robust_corrects_a_wrong_q_where_a_session_deviates_as_one(held):
+    policies = {"p": constant(held, -0.4)}
+    fitted = fqe.fit(held, policies, HOW.model_copy(update={"steps": 1}), GAMMA, seed=3)
     wrong, truth = fqe.estimate(fitted).values["p"], true_value(-0.4, 0.3)
     found = importance.doubly_robust(fitted, policies, GAMMA, 0.3, seed=4).values["p"]
     assert abs(wrong - truth) > 1.0 and abs(found - truth) < 0.15

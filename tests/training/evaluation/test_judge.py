@@ -16,7 +16,7 @@ from training.evaluation import acting, conservative_ope, evaluate
 from training.evaluation.acting import Actions
 from training.evaluation.fitted_q import FittedQ
 from training.evaluation.intervals import resample
-from training.evaluation.judge import _alarms, whole_session_returns
+from training.evaluation.judge import _alarms
 
 DAY = date(2026, 1, 7)
 GAMMA = 0.95
@@ -95,7 +95,7 @@ def test_the_paired_difference_ranks_the_policies(judged):
 def test_the_estimate_of_the_logging_policy_is_near_its_observed_return(judged):
     world, _, record = judged
     calibration = record["calibration"]
-    observed = whole_session_returns(trajectories.load(world.settings, DAY).test, GAMMA)
+    observed = trajectories.whole_sessions(trajectories.load(world.settings, DAY).test, GAMMA).returns
     assert calibration["observed"]["value"] == pytest.approx(observed.mean())
     assert calibration["sessions"] == len(observed) == record["test"]["sessions"]
     assert calibration["bias"]["lower"] <= 0.0 <= calibration["bias"]["upper"]
@@ -263,19 +263,3 @@ def test_too_little_to_judge_is_an_error(toy):
     world.log(12)
     with pytest.raises(DataError, match="test split"):
         evaluate(world.settings, DAY, {"a": constant(world.settings, 0.0, 0.0)})
-
-
-def test_returns_count_whole_sessions_only(toy):
-    world = toy(learner={"mixed_exploration": False}, evaluation={"test_share": 0.5})
-    world.log(20)
-    test = trajectories.load(world.settings, DAY).test
-    returns = whole_session_returns(test, GAMMA)
-    session = int(test.sessions[0])
-    own = test.sessions == session
-    expected = sum(GAMMA**t * float(r) for t, r in enumerate(test.rewards[own]))
-    assert returns[0] == pytest.approx(expected, rel=1e-5)
-    without_first = test.take(torch.arange(1, len(test)))
-    without_last = test.take(torch.nonzero(~(own & (test.dones == 1))).flatten())
-    longer = int(own.sum()) > 1
-    assert len(whole_session_returns(without_first, GAMMA)) == len(returns) - 1
-    assert len(whole_session_returns(without_last, GAMMA)) == len(returns) - 1, longer

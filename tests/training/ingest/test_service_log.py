@@ -193,7 +193,7 @@ def test_no_whole_line_is_no_day(settings: Settings) -> None:
         (b'{"v":1,"req', r"not JSON"),
         (b"[1]", r"not a JSON object"),
         (b"\0\0\0", r"not JSON"),
-        ({"v": 2}, r"its version v is 2, this code reads 1"),
+        ({"v": 3}, r"its version v is 3, this code reads 1 to 2"),
         ({"user_id": "x"}, r"user_id is 'x', expected BIGINT"),
         ({"user_id": None}, r"user_id is missing"),
         ({"event_ts": "2026-13-05T00:00:00Z"}, r"event_ts is .* expected an ISO-8601 time"),
@@ -240,7 +240,7 @@ def test_a_field_that_the_contract_does_not_know_is_named(settings: Settings, ki
     write_log(settings, "decisions", DAY, [decision("r1")])
     path = write_log(settings, kind, DAY, [line | {"shelf": 3}], worker="w2")
     with pytest.raises(
-        DataError, match=rf"{path}, line 1: shelf is no field of a line of version 1: v, request_id"
+        DataError, match=rf"{path}, line 1: shelf is no field of a line of version 2: v, request_id"
     ):
         land_service_log(settings, DAY)
     assert not settings.layout.table(DECISIONS).exists()

@@ -87,8 +87,24 @@ def test_users_are_those_of_the_log_in_both_splits(toy):
     for split in (data.train, data.test):
         assert split.users.tolist() == [logged[state.tobytes()] for state in split.states.numpy()]
         assert split.users.dtype == torch.int64
-        assert split.by_session.shape == split.users.shape and not split.by_session.any()
     assert len(torch.unique(data.test.users)) > 1
+
+
+def test_what_was_drawn_once_for_a_session_is_known_and_a_line_that_does_not_say_was_not(toy):
+    world = toy(learner=NO_MIX)
+    world.log(20)
+    units = {0: "session", 1: "request", 2: None}
+
+    def change(rows):
+        for row in rows:
+            row["exploration_unit"] = units[row["user_id"] % 3]
+
+    for day in world.days:
+        rewrite(part(world, day), change)
+    data = trajectories.load(world.settings, DAY)
+    for split in (data.train, data.test):
+        assert split.by_session.tolist() == (split.users % 3 == 0).tolist()
+        assert split.by_session.dtype == torch.bool and split.by_session.any()
 
 
 def test_the_order_of_rows_in_the_file_does_not_matter(toy):

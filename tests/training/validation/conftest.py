@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from training.contract.columns import Column, decision_columns, impression_columns, user_columns
+from training.contract.epochs import epoch_of_day
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.contract.transitions import TRANSITION
@@ -131,6 +132,8 @@ class Lake:
             "action": actions,
             "action_mean": actions,
             "log_density": densities,
+            "exploration_unit": [None if density is None else "session" for density in densities],
+            "epoch": [epoch_of_day(day, settings.serving.exploration.epoch_days)] * n,
             "fallback": [None] * n,
             "state_spec": [settings.state_spec.version] * n,
             "features_until": [midnight] * n,

@@ -202,6 +202,14 @@ DEFECTS = [
         "decisions_rows",
         "log_density_of_drawn",
     ),
+    Defect(
+        "a unit of exploration that nobody knows",
+        "landed",
+        D,
+        put("exploration_unit", 4, "user"),
+        "decisions_rows",
+        "exploration_unit_known",
+    ),
     Defect("an arm that nobody knows", "landed", D, put("arm", 4, "chamipon"), "decisions_rows", "arm_known"),
     Defect(
         "a user's flag of -124", "landed", U, put("is_video_author", 2, -124), "users_rows", "is_video_author"

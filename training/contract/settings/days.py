@@ -19,3 +19,9 @@ class CalendarSettings(Section):
 
 class SessionSettings(Section):
     gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
+    max_requests: int | None = Field(
+        None,
+        ge=1,
+        description="requests after which the platform itself ends a session, which is then truncated, not "
+        "over; none: it never does. The simulated world has its own (ours)",
+    )

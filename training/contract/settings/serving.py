@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from training.contract.settings.exploration import ExplorationSettings
 from training.contract.settings.section import Positive, Section, Share
 
 
@@ -77,6 +78,7 @@ class ServingSettings(Section):
     max_exploration: Share = Field(
         0.1, description="most that random, noise and box may take of the users together (ours)"
     )
+    exploration: ExplorationSettings = ExplorationSettings()
     no_exploration_for: tuple[str, ...] = Field(
         (),
         description="entries of the state made of the profile, as is_lowactive_period or "
@@ -100,7 +102,11 @@ class ServingSettings(Section):
         0.02, description="gain, as a share of the return, whose time to be seen is told in advance (ours)"
     )
     guardrail: GuardrailSettings = GuardrailSettings()
-    salt: str = Field("mtf", min_length=1, description="of the hash that assigns users to arms")
+    salt: str = Field(
+        "mtf",
+        min_length=1,
+        description="of the hashes that assign users to arms, and that deviations are drawn by",
+    )
     random_std: Positive = Field(1.0, description="σ of the random group, truncated to [-1, 1] (ours)")
     noise_std: Positive = Field(0.1, description="σ of the noise group (paper)")
     box_width: float = Field(

@@ -21,6 +21,7 @@ class VerdictSettings(Section):
     column_retyped: Verdict = Field("warn", description="a source's column has another type (ours)")
     overlap: Verdict = Field("warn", description="too few explored transitions to learn from (ours)")
     coverage: Verdict = Field("warn", description="logged actions leave a head's interval empty (ours)")
+    sample_ratio: Verdict = Field("warn", description="users are not in the arms as the shares say (ours)")
     reward_range: Verdict = Field("warn", description="rewards beyond those of recent days (ours)")
 
 
@@ -44,6 +45,9 @@ class ValidationSettings(Section):
         0.3, description="relative change of predicted / observed against recent days that is drift (ours)"
     )
     max_fallback_share: Share = Field(0.05, description="of the decisions; more is warned of (ours)")
+    min_sample_ratio_p: Share = Field(
+        1e-3, description="p of the chi-square test of users by arm below which it warns (ours)"
+    )
     min_exploring_share: Share = Field(
         0.01, description="least share of the random and of the noise group's transitions (ours)"
     )

@@ -19,7 +19,7 @@ from training.validation import quarantine
 
 MEASURED_DAYS = 7  # newest days on which the champion served whose sessions are compared
 CONFIDENCE = 0.95
-DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source")
+DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source", "_sample_ratio")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _drifting(settings: Settings) -> Answer:
 
 
 def drifting(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Faults of a day's landed impressions that are about scores, calibration or the source's columns."""
+    """Faults of a day's landed rows that are about scores, calibration, the source's columns or the arms."""
     return [
         fault
         for suite in record.get("suites", {}).values()

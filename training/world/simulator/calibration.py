@@ -5,11 +5,12 @@ from datetime import date
 import numpy as np
 from scipy.special import logit
 
+from training.contract.fusion import top
 from training.contract.settings import Settings
 from training.world.simulator.constants import HEADS, KINDS, TARGET_RATES, WorldConstants
 from training.world.simulator.population import Population
 from training.world.simulator.scene import Calibration, Scene
-from training.world.simulator.sessions import ALIVE, Outcome, Requests, Sessions, top
+from training.world.simulator.sessions import ALIVE, Outcome, Requests, Sessions
 
 SESSIONS = (500, 500, 500, 2_000, 2_000, 2_000)  # of each round
 # what is shown follows the intercepts: rare heads answer with more than their shift (their logarithm in

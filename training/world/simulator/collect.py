@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from training.contract import exploration
+from training.contract.settings.exploration import Unit
 from training.trajectories import Transitions
 from training.world.simulator.references import Bench, Choose
 from training.world.simulator.sessions import LEFT, Outcome, Requests
@@ -21,7 +22,8 @@ Rank = Callable[[Requests, np.ndarray, np.ndarray], np.ndarray]
 @dataclass(frozen=True)
 class Arm:
     """A share of the sessions: actions N(mean(s), std²) truncated to [-1, 1], or mean(s) + U(-box, box)
-    cut to [-1, 1], or the mean itself.
+    cut to [-1, 1], or the mean itself. The deviation is drawn once for each ``unit``: with ``session`` its
+    uniforms are the session's, as in the service (:func:`training.contract.exploration.session_uniforms`).
 
     ``rank(requests, states, actions)`` gives the scores float[b, candidates]; None is the fusion formula.
     """
@@ -32,11 +34,25 @@ class Arm:
     share: float = 1.0
     rank: Rank | None = None
     box: float | None = None
+    unit: Unit = "request"
+
+    @property
+    def explores(self) -> bool:
+        return self.box is not None or self.std is not None
+
+    def drawn(self, mean: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions float64[b, k] by uniforms [b, k], and their log-densities float64[b]."""
+        if self.box is not None:
+            actions = exploration.sample_box_at(mean, self.box, uniforms)
+            return actions, exploration.log_density_box(actions, mean, self.box)
+        assert self.std is not None
+        actions = exploration.sample_at(mean, self.std, uniforms)
+        return actions, exploration.log_density(actions, mean, self.std)
 
 
-def random_arm(heads: int, std: float = 1.0, share: float = 1.0) -> Arm:
+def random_arm(heads: int, std: float = 1.0, share: float = 1.0, unit: Unit = "request") -> Arm:
     """The random group: a Gaussian without a prior (method §3)."""
-    return Arm("random", lambda states, requests: np.zeros((len(states), heads)), std, share)
+    return Arm("random", lambda states, requests: np.zeros((len(states), heads)), std, share, unit=unit)
 
 
 def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
@@ -44,10 +60,12 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
 
     The last request of a session whose end is not known (the hard end, midnight) is left out.
     """
-    rng = np.random.default_rng([seed, 5])
+    rng = np.random.default_rng([seed, 5, bench.seed])  # benches of one seed share no luck
     shares = np.array([arm.share for arm in arms])
     arm_of = rng.choice(len(arms), size=len(bench.user_row), p=shares / shares.sum())
     fusion, parts = bench.settings.fusion, []
+    of_sessions = np.random.default_rng([seed, 6, bench.seed]).random((len(arm_of), len(fusion.heads)))
+    drawn_once = np.array([arm.explores and arm.unit == "session" for arm in arms])
 
     def play(states: np.ndarray, requests: Requests) -> tuple[np.ndarray, np.ndarray]:
         mean = np.zeros((len(requests), len(fusion.heads)))
@@ -59,12 +77,10 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
                 continue
             part = requests.part(mine)
             mean[mine] = actions[mine] = arm.mean(states[mine], part)
-            if arm.box is not None:
-                actions[mine] = exploration.sample_box(mean[mine], arm.box, rng)
-                densities[mine] = exploration.log_density_box(actions[mine], mean[mine], arm.box)
-            elif arm.std is not None:
-                actions[mine] = exploration.sample(mean[mine], arm.std, rng)
-                densities[mine] = exploration.log_density(actions[mine], mean[mine], arm.std)
+            if arm.explores:
+                once = arm.unit == "session"
+                uniforms = of_sessions[part.session] if once else rng.random(mean[mine].shape)
+                actions[mine], densities[mine] = arm.drawn(mean[mine], uniforms)
             scores[mine] = (
                 fusion.score(part.predictions, fusion.to_weights(actions[mine]))
                 if arm.rank is None
@@ -114,7 +130,7 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
         sessions=tensor("session", torch.int64),
         users=torch.from_numpy(bench.scene.population.user_id[bench.user_row[rows["session"]]]),
         steps=tensor("step", torch.int64),
-        by_session=torch.zeros(len(rows["step"]), dtype=torch.bool),
+        by_session=torch.from_numpy(drawn_once[arm_of[rows["session"]]]),
         arms=torch.from_numpy(arm_of[rows["session"]]),
         arm_names=tuple(arm.name for arm in arms),
         next_action_means=tensor("next_mean"),

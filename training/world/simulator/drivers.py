@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.files import recover_folder, write_atomic
+from training.contract.fusion import top
 from training.contract.layout import days_in
 from training.contract.settings import Settings
 from training.world.simulator.constants import EVENT_COLUMNS
-from training.world.simulator.sessions import FAILED, Outcome, Requests, top
+from training.world.simulator.sessions import FAILED, Outcome, Requests
 from training.world.simulator.world import World
 
 Progress = Callable[[int, int], None]

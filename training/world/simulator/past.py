@@ -11,9 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from training.contract.epochs import epoch_of_day
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import decision
 from training.contract.settings import Settings
 from training.ingest import land
+from training.ingest.schema import TIMESTAMP
 from training.world.simulator.constants import EVENT_COLUMNS
 from training.world.simulator.drivers import run_day_inprocess, users_of
 from training.world.simulator.sessions import Outcome, Requests
@@ -36,6 +39,8 @@ class Decided(Protocol):
     def log_density(self) -> float | None: ...
     @property
     def fallback(self) -> str | None: ...
+    @property
+    def exploration_unit(self) -> str | None: ...
 
 
 Decide = Callable[[Requests, np.ndarray], Sequence[Decided]]
@@ -79,26 +84,33 @@ def _decisions(
         offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width)
         return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).ravel()))
 
+    def texts(values: list[str | None]) -> pa.Array:
+        return pa.array(values, pa.string())
+
+    count, epoch_days = len(decided), settings.serving.exploration.epoch_days
     return pa.table(
-        {
-            "request_id": requests.request_id,
-            "session_id": requests.session_id,
-            "user_id": requests.user_id,
-            "event_ts": _times(requests.event_ts),
-            "policy_version": [d.policy_version for d in decided],
-            "arm": [d.arm for d in decided],
-            "state": vectors(states),
-            "action": vectors(np.stack([d.action for d in decided])),
-            "action_mean": vectors(np.stack([d.mean for d in decided])),
-            "log_density": pa.array([d.log_density for d in decided], pa.float64()),
-            "fallback": pa.array([d.fallback for d in decided], pa.string()),
-            "state_spec": [settings.state_spec.version] * len(decided),
-        }
+        decision(
+            request_id=requests.request_id,
+            session_id=requests.session_id,
+            user_id=requests.user_id,
+            event_ts=_times(requests.event_ts),
+            policy_version=[d.policy_version for d in decided],
+            arm=[d.arm for d in decided],
+            state=vectors(states),
+            action=vectors(np.stack([d.action for d in decided])),
+            action_mean=vectors(np.stack([d.mean for d in decided])),
+            log_density=pa.array([d.log_density for d in decided], pa.float64()),
+            exploration_unit=texts([d.exploration_unit for d in decided]),
+            epoch=np.full(count, epoch_of_day(requests.day, epoch_days)),
+            fallback=texts([d.fallback for d in decided]),
+            state_spec=[settings.state_spec.version] * count,
+            features_until=pa.nulls(count, TIMESTAMP),  # the world's states are made in place
+        )
     )
 
 
 def _times(values: np.ndarray) -> pa.Array:
-    return pa.array(values.astype("datetime64[us]")).cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+    return pa.array(values.astype("datetime64[us]")).cast(pa.timestamp("us")).cast(TIMESTAMP)
 
 
 def _impressions(settings: Settings, requests: Requests, outcome: Outcome) -> pa.Table:

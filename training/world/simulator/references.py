@@ -12,11 +12,12 @@ from typing import Any
 import cma
 import numpy as np
 
+from training.contract.fusion import top
 from training.contract.policy import Policy
 from training.world.simulator import response
 from training.world.simulator.constants import EVENT_COLUMNS, KINDS
 from training.world.simulator.drivers import clustered_mean
-from training.world.simulator.sessions import ALIVE, TRUNCATED, Outcome, Requests, Sessions, top
+from training.world.simulator.sessions import ALIVE, TRUNCATED, Outcome, Requests, Sessions
 from training.world.simulator.world import World
 
 # (states, requests) → actions [b, k], as learnt policies have it
@@ -73,7 +74,7 @@ class Bench:
     """A fixed set of sessions, one of each of ``sessions`` users drawn by activity, begun at noon."""
 
     def __init__(self, world: World, day: date, sessions: int = 2_000, seed: int = 0) -> None:
-        self.world, self.settings = world, world.settings
+        self.world, self.settings, self.seed = world, world.settings, seed
         self.scene = world.scene_of(day)
         self.states = world.states_on(day)
         activity = world.population.activity

@@ -210,8 +210,3 @@ class Sessions:
         """Let sessions that have not begun begin no earlier than given."""
         self.start_us[session] = np.maximum(self.start_us[session], earliest_us)
         self.clock_us[session] = self.end_us[session] = self.start_us[session]
-
-
-def top(scores: np.ndarray, page: int) -> np.ndarray:
-    """Places [b, page] of the largest scores, best first; ties keep the candidates' order."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :page]

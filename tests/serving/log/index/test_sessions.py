@@ -9,9 +9,9 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
 def entry(
-    request_id: str, user_id: int, session_id: str, event_s: float, arm: str = "champion"
+    request_id: str, user_id: int, session_id: str, event_s: float, arm: str = "champion", epoch: int = 0
 ) -> ServedRequest:
-    return ServedRequest(request_id, user_id, session_id, event_s, arm)
+    return ServedRequest(request_id, user_id, session_id, event_s, arm, epoch=epoch)
 
 
 def session_of(index: RequestIndex, user_id: int, session_id: str | None, event_ts: datetime) -> Session:
@@ -70,14 +70,21 @@ def test_a_clock_set_back_splits_no_session_in_any_worker(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["s1", None])
-def test_a_session_keeps_its_arm_in_every_worker_and_a_new_one_has_none(tmp_path, named):
+def test_a_session_keeps_its_arm_and_epoch_in_every_worker_and_a_new_one_has_none(tmp_path, named):
     path = tmp_path / "requests.sqlite"
     one, two = RequestIndex(path, 30), RequestIndex(path, 30)
-    assert session_of(one, 5, "s1", NOON).arm is None
-    one.sessions.hold(5, "s1", "noise")
-    assert session_of(one, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
-    one.add([entry("r1", 5, "s1", NOON.timestamp(), "noise")])
-    assert session_of(two, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise")
-    assert session_of(two, 5, "s2", NOON + timedelta(minutes=2)) == ("s2", None)
-    two.sessions.hold(5, "s1", "static")  # of a session that is no longer the user's latest
-    assert session_of(two, 5, "s2", NOON + timedelta(minutes=3)) == ("s2", None)
+    assert session_of(one, 5, "s1", NOON) == ("s1", None, None)
+    one.sessions.hold(5, "s1", "noise", 3)
+    assert session_of(one, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise", 3)
+    one.add([entry("r1", 5, "s1", NOON.timestamp(), "noise", 3)])
+    assert session_of(two, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise", 3)
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=2)) == ("s2", None, None)
+    two.sessions.hold(5, "s1", "static", 4)  # of a session that is no longer the user's latest
+    assert session_of(two, 5, "s2", NOON + timedelta(minutes=3)) == ("s2", None, None)
+
+
+def test_a_session_that_was_idle_for_longer_than_the_gap_begins_anew(index):
+    """Or a caller with one id for ever would keep a user in one arm for ever."""
+    index.add([entry("r1", 5, "mine", NOON.timestamp(), "noise", 3)])
+    assert session_of(index, 5, "mine", NOON + timedelta(minutes=30)) == ("mine", "noise", 3)
+    assert session_of(index, 5, "mine", NOON + timedelta(minutes=61)) == ("mine", None, None)

@@ -5,6 +5,7 @@ from datetime import date
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, truncnorm
 
 from training.contract import exploration
 from training.world.simulator.collect import Arm, collect, random_arm
@@ -13,12 +14,18 @@ from training.world.simulator.references import Bench
 DAY = date(2026, 1, 5)
 
 
+def moving(states, requests):
+    """A mean that is another at every step."""
+    return np.repeat(np.sin(requests.step.astype(float))[:, None] * 0.5, 8, axis=1)
+
+
 def arms(settings):
     static = settings.fusion.static_action
     return [
         random_arm(len(settings.heads), share=0.5),
         Arm("noise", lambda states, requests: np.tile(static, (len(states), 1)), 0.1, share=0.15),
         Arm("box", lambda states, requests: np.tile(static, (len(states), 1)), share=0.1, box=0.15),
+        Arm("held", moving, 0.3, share=0.2, unit="session"),
         Arm("static", lambda states, requests: np.tile(static, (len(states), 1)), share=0.25),
     ]
 
@@ -46,18 +53,49 @@ def test_users_are_those_whose_sessions_were_played(collected):
     bench, data = collected
     expected = bench.scene.population.user_id[bench.user_row[data.sessions.numpy()]]
     np.testing.assert_array_equal(data.users.numpy(), expected)
-    assert not data.by_session.any()
+
+
+def test_a_session_that_deviates_as_one_has_the_same_uniforms_throughout(collected):
+    _, data = collected
+    names = np.array(data.arm_names)[data.arms.numpy()]
+    np.testing.assert_array_equal(data.by_session.numpy(), names == "held")
+    rows = np.flatnonzero(names == "held")
+    mean = data.action_means[rows].double().numpy()
+    low, high = ((end - mean) / 0.3 for end in (-1.0, 1.0))
+    levels = truncnorm(low, high, mean, 0.3).cdf(data.actions[rows].double().numpy())
+    sessions, first = np.unique(data.sessions[rows].numpy(), return_index=True)
+    begun = first[np.searchsorted(sessions, data.sessions[rows].numpy())]
+    np.testing.assert_allclose(levels, levels[begun], atol=1e-4)
+    assert (data.steps[rows] > 0).any() and len(np.unique(levels[first, 0].round(6))) == len(first) > 20
+    assert kstest(levels[first].ravel(), "uniform").pvalue > 1e-3
+
+
+def test_benches_of_one_seed_share_no_draw(collected):
+    bench, data = collected
+    other = collect(Bench(bench.world, DAY, sessions=300, seed=4), arms(bench.settings), seed=1)
+    for name in ("random", "held"):
+        own, theirs = (
+            one.actions[torch.from_numpy(np.array(one.arm_names)[one.arms.numpy()] == name)].numpy().ravel()
+            for one in (data, other)
+        )
+        assert np.isin(own, theirs).mean() < 0.01  # of float32 some are equal by chance
 
 
 def test_arms_have_their_densities_and_actions(collected):
     _, data = collected
     counts = data.arm_counts()
-    assert 110 < counts["random"]["sessions"] < 190 and set(counts) == {"random", "noise", "box", "static"}
+    assert 90 < counts["random"]["sessions"] < 170 and set(counts) == {
+        "random",
+        "noise",
+        "box",
+        "held",
+        "static",
+    }
     names = np.array(data.arm_names)[data.arms.numpy()]
     drawn = names != "static"
     assert np.isnan(data.log_densities.numpy()[~drawn]).all()
     np.testing.assert_allclose(data.actions[~drawn], data.action_means[~drawn], atol=1e-6)
-    for name, std in (("random", 1.0), ("noise", 0.1)):
+    for name, std in (("random", 1.0), ("noise", 0.1), ("held", 0.3)):
         rows = np.flatnonzero(names == name)
         expected = exploration.log_density(
             data.actions[rows].double().numpy(), data.action_means[rows].double().numpy(), std

@@ -10,11 +10,12 @@ import pytest
 
 from tests.training.world.simulator.conftest import DAY, world_settings
 from training.contract.errors import DataError
+from training.contract.fusion import top
 from training.contract.settings import Settings
 from training.world.simulator import drivers
 from training.world.simulator.constants import HEADS, TARGET_RATES
 from training.world.simulator.references import Bench
-from training.world.simulator.sessions import ALIVE, Sessions, top
+from training.world.simulator.sessions import ALIVE, Sessions
 from training.world.simulator.world import World
 
 USERS, ITEMS, WIDTH = 500, 600, 4

@@ -9,6 +9,7 @@ import pytest
 from dags.command_line.world import as_the_service
 from serving.ranking import arms
 from tests.training.world.simulator.conftest import DAY, beginning
+from training.contract.epochs import epoch_of_day
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings, ShareSettings
 from training.world.simulator.past import land_past
@@ -40,11 +41,13 @@ def test_decisions_are_those_of_the_service_without_a_champion(past) -> None:
     settings, _ = past
     static = settings.fusion.static_action
     serving = settings.serving
+    epoch = epoch_of_day(DAY, serving.exploration.epoch_days)
     for row in rows(settings, DECISIONS):
-        assert row["arm"] == arms.draw(serving.shares, serving.salt, row["user_id"])
+        assert row["arm"] == arms.draw(serving.shares, serving.salt, epoch, row["user_id"])
         assert len(row["state"]) == settings.state_spec.width
         drawn = row["arm"] in (arms.RANDOM, arms.NOISE)
         assert (row["log_density"] is not None) == drawn
+        assert (row["exploration_unit"], row["epoch"]) == ("session" if drawn else None, epoch)
         assert np.array_equal(np.float32(row["action"]), static) != drawn
         assert row["fallback"] == ("no_policy" if row["arm"] == arms.CHAMPION else None)
 
@@ -54,3 +57,13 @@ def test_the_same_day_again_is_the_same_log(past) -> None:
     again = land_past(settings, DAY, as_the_service(settings))
     for table in (IMPRESSIONS, DECISIONS, USERS):
         assert not again[table]["changed"] and again[table]["sha256"] == notes[table]["sha256"]
+
+
+def test_a_session_deviates_one_way(past) -> None:
+    settings, _ = past
+    sessions: dict[str, set[bytes]] = {}
+    for row in rows(settings, DECISIONS):
+        if row["exploration_unit"]:
+            sessions.setdefault(row["session_id"], set()).add(np.float32(row["action"]).tobytes())
+    assert {len(actions) for actions in sessions.values()} == {1}  # around a mean that does not move
+    assert len(set().union(*sessions.values())) == len(sessions) > 20

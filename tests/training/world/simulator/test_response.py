@@ -7,10 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tests.training.world.simulator.conftest import DAY
+from training.contract.fusion import top
 from training.world.simulator import response
 from training.world.simulator.constants import CONSTANTS, HEADS, KINDS, TARGET_JOINT, TARGET_RATES
 from training.world.simulator.references import Bench
-from training.world.simulator.sessions import ALIVE, Requests, Sessions, top
+from training.world.simulator.sessions import ALIVE, Requests, Sessions
 from training.world.simulator.world import World
 
 

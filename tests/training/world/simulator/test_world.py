@@ -12,10 +12,11 @@ import pytest
 from tests.training.world.simulator.conftest import DAY, beginning, world_settings
 from training.contract.columns import user_columns
 from training.contract.errors import DataError, SettingsError
+from training.contract.fusion import top
 from training.contract.settings import HeadSettings, SessionSettings, Settings, SignalSettings
 from training.world.simulator import drivers
 from training.world.simulator.constants import CONSTANTS, HOUR_SHARE, TARGET_RETURN_GAPS
-from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, LEFT, LIMIT, MIDNIGHT, Requests, top
+from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, LEFT, LIMIT, MIDNIGHT, Requests
 from training.world.simulator.world import World
 
 
