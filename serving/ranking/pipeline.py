@@ -292,6 +292,8 @@ class Pipeline:
             slow=now - parsed.times[0] > self._slow,
             bounded=int(np.count_nonzero(np.abs(decision.action) > AT_BOUND)),
             entries=len(decision.action),
+            items=len(ordered.items),
+            predictions=ordered.predictions.sum(axis=0).tolist(),
         )
         shadowed = self._shadowed(ordered, day)
         return Encoded(day, line, served, decision, shadowed, answer, parsed.times)

@@ -49,7 +49,7 @@ paired as (
         requests.item_rewards,
         next_decisions.state as next_state,
         steps.next_request_id is null
-        and {{ microseconds('steps.event_ts') }} + {{ gap_microseconds() }} < log_end.end_us as done,
+        and not {{ within_gap(microseconds('steps.event_ts'), 'log_end.end_us') }} as done,
         steps.next_request_id,
         decisions.state_spec,
         cast(requests.impressions as int) as impressions,

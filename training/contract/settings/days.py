@@ -19,3 +19,7 @@ class CalendarSettings(Section):
 
 class SessionSettings(Section):
     gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
+
+    @property
+    def gap(self) -> timedelta:
+        return timedelta(minutes=self.gap_minutes)
