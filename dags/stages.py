@@ -132,7 +132,9 @@ def evaluate(settings: Settings, day: date) -> Record:
     champion = promotion.champion_policy(settings, before=day)
     if champion.version != "static":
         candidates["champion"] = champion
-    return evaluation.evaluate(settings, day, candidates)
+    record = evaluation.evaluate(settings, day, candidates)
+    champions = promotion.champions_to_replay(settings, day)
+    return {**record, "steadiness": evaluation.steadiness(settings, day, champions)}
 
 
 def gate(settings: Settings, day: date) -> Record:

@@ -140,35 +140,18 @@ added as (
             else {{ signal.name }}_count
         end as more_{{ signal.name }}_count,
         {%- endfor %}
-        case when starts = 1 then coalesce(known_play_ms, play_ms) else play_ms end as more_play_ms,
         {%- for name in page %}
         case
             when starts = 1 then coalesce(known_decayed_{{ name }}, {{ page_value(name) }})
             else {{ page_value(name) }}
-        end as decayed_1_{{ name }}{{ ',' if not loop.last }}
+        end as decayed_1_{{ name }},
         {%- endfor %}
+        case when starts = 1 then coalesce(known_play_ms, play_ms) else play_ms end as more_play_ms
     from numbered
 
 ),
 
--- D_n = x_n + decay * D_(n - 1), by doubling how many requests are in it; a product of powers over the whole
--- session would leave what a double can hold
-{%- for lag in decayed_lags() %}
-
-decayed_{{ lag * 2 }} as (
-
-    select
-        *,
-        {%- for name in page %}
-        decayed_{{ lag }}_{{ name }} + cast({{ var('session_decay') ** lag }} as double) * coalesce(
-            lag(decayed_{{ lag }}_{{ name }}, {{ lag }}) over arrival, 0
-        ) as decayed_{{ lag * 2 }}_{{ name }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from {{ 'added' if loop.first else 'decayed_' ~ lag }}
-    window arrival as (partition by user_id, segment order by event_timestamp, request_id)
-
-),
-{%- endfor %}
+{{ decayed_sums('added', page) }}
 
 summed as (
 
@@ -191,13 +174,12 @@ summed as (
         {%- for head in var('heads') %}
         p_{{ head }} as last_p_{{ head }},
         {%- endfor %}
-        {%- set reach = decayed_lags()[-1] * 2 %}
         {%- for name in page %}
-        decayed_{{ reach }}_{{ name }} as decayed_{{ name }},
+        decayed_{{ decayed_reach() }}_{{ name }} as decayed_{{ name }},
         {%- endfor %}
         sess_session_id,
         dt
-    from decayed_{{ reach }}
+    from decayed_{{ decayed_reach() }}
 
 )
 
