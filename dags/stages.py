@@ -144,7 +144,9 @@ def evaluate(settings: Settings, day: date) -> Record:
     chosen = trained["pool"][record["chosen"]]
     path = layout.model(day) / "policy.safetensors"
     write_atomic(path, lambda temporary: shutil.copyfile(layout.root / chosen["policy"], temporary))
+    champions = promotion.champions_to_replay(settings, day)
     return record | {
+        "steadiness": evaluation.steadiness(settings, day, champions),
         "policy": path.relative_to(layout.root).as_posix(),
         "sha256": chosen["sha256"],
         "version": chosen["version"],

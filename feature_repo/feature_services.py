@@ -10,7 +10,8 @@ from training.contract.state import session_columns
 def state(settings: Settings) -> FeatureService:
     """``state_<version>``; a changed specification is a new service, and the old one stays."""
     *batch, session = features.views(settings)
-    names = [*session_columns(settings.signal_names), "sess_session_id", "sess_last_ts"]
+    sums = session_columns(settings.signal_names, settings.head_names)
+    names = [*sums, "sess_session_id", "sess_last_ts"]
     return FeatureService(
         name=f"state_{settings.state_spec.version}",
         features=[*batch, session[names]],

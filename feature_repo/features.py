@@ -21,6 +21,7 @@ from training.contract.state import history_columns, session_columns
 FOREVER = timedelta(0)
 PROFILE_TYPES: dict[str, PrimitiveFeastType] = {
     "numeric": Float64,
+    "saturating": Float64,
     "log": Float64,
     "flag": Int64,
     "categorical": String,
@@ -62,7 +63,10 @@ def user_session(settings: Settings) -> FeatureView:
         entities=[user],
         ttl=FOREVER,
         schema=[
-            *[Field(name=name, dtype=Float64) for name in session_columns(settings.signal_names)],
+            *[
+                Field(name=name, dtype=Float64)
+                for name in session_columns(settings.signal_names, settings.head_names)
+            ],
             Field(name="sess_session_id", dtype=String),
             Field(name="sess_last_ts", dtype=UnixTimestamp),
             Field(name="request_id", dtype=String),

@@ -28,6 +28,11 @@
     cast({{ value }} as decimal(18, 6))
 {%- endmacro %}
 
+{# A prediction that can be summed exactly: to one billionth, and below one billion. #}
+{% macro exact_prediction(value) -%}
+    cast(least(greatest(cast({{ value }} as double), -999999999), 999999999) as decimal(18, 9))
+{%- endmacro %}
+
 {# a / b, or 0 where b is 0 #}
 {% macro ratio(numerator, denominator) -%}
     coalesce(cast({{ numerator }} as double) / nullif(cast({{ denominator }} as double), 0), 0)

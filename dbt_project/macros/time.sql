@@ -30,11 +30,6 @@
     (select * from {{ relation }} where dt between {{ look_back_day() }} and {{ last_day() }}) as in_window
 {%- endmacro %}
 
-{# Days that one idle gap can span, beyond the day it begins on. #}
-{% macro reach_days() %}{{ return(1 + (var('session_gap_minutes') // 1440) | int) }}{% endmacro %}
-
-{% macro gap_microseconds() %}{{ return((var('session_gap_minutes') * 60000000) | round | int) }}{% endmacro %}
-
 {# The instant of the local midnight that ends a local day. #}
 {% macro end_of_day(day) -%}
     {{ instant('(' ~ day_number(day) ~ ' + 1) * 86400000000 - (' ~ var('utc_offset_hours') ~ ') * 3600000000') }}

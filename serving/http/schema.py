@@ -100,8 +100,8 @@ class Bodies:
                 Annotated[
                     Identifier | None,
                     Meta(
-                        description="when absent, the user's last session if it is not older than "
-                        f"{settings.session.gap_minutes:g} minutes, else a new one"
+                        description="when absent, the user's last session; one that was idle for over "
+                        f"{settings.session.gap_minutes:g} minutes goes on as a new one"
                     ),
                 ],
                 None,

@@ -25,18 +25,21 @@ from serving.running.batches import ThreadBatches
 from serving.state.questions import Feedback
 from serving.state.store import StateStore
 from training.contract.log import LATE_DAYS, feedback_line
+from training.contract.session import Shown
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.engine")
 
 
 class Owned(NamedTuple):
-    """Whose feedback it is: the user and the session of the request that it is about."""
+    """Whose feedback it is: the user and the session of the request that it is about, and what that showed
+    where this machine ranked it."""
 
     request: FeedbackRequest
     event_ts: datetime
     user_id: int
     session_id: str
+    shown: Shown | None
 
 
 class Encoded(NamedTuple):
@@ -57,7 +60,7 @@ class FeedbackPipeline:
     def __init__(
         self, settings: Settings, parser: Parser, index: RequestIndex, store: StateStore, files: DayFiles
     ) -> None:
-        self._offset = settings.calendar.utc_offset_hours
+        self._offset, self._heads = settings.calendar.utc_offset_hours, len(settings.heads)
         self._parser, self._index, self._store, self._files = parser, index, store, files
         self.log: ThreadBatches[Encoded, KnownEvents] = ThreadBatches("feedback log", self._write, LogError)
 
@@ -74,8 +77,11 @@ class FeedbackPipeline:
         event_ts = request.event_ts or datetime.now(UTC)
         try:
             served = self._index.requests.find(request.request_id)
+            shown: Shown | None = None
             if served is not None:
-                user_id, session_id = served
+                user_id, session_id, shown = served
+                if len(shown.predictions) != self._heads:  # ranked under settings with other heads
+                    shown = None
                 if request.user_id not in (None, user_id):
                     raise RequestError(
                         f"request {request.request_id!r} was not made for user {request.user_id}"
@@ -93,7 +99,7 @@ class FeedbackPipeline:
                 )
         except sqlite3.Error as error:
             raise LogError(f"cannot read the request index: {error}") from error
-        return Owned(request, event_ts, user_id, session_id)
+        return Owned(request, event_ts, user_id, session_id, shown)
 
     def _encode(self, owned: Owned) -> Encoded:
         request = owned.request
@@ -121,7 +127,15 @@ class FeedbackPipeline:
         """The user's state; False when the store did not take it, which the index is then told."""
         request_id = owned.request.request_id
         moved = await self._store.feedback(
-            Feedback(owned.user_id, owned.session_id, request_id, owned.event_ts, known.now, known.before)
+            Feedback(
+                owned.user_id,
+                owned.session_id,
+                request_id,
+                owned.event_ts,
+                known.now,
+                known.before,
+                owned.shown,
+            )
         )
         if not moved:
             items = [event["item_id"] for event in owned.request.events]

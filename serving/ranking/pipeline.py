@@ -303,6 +303,8 @@ class Pipeline:
             entries=len(decision.action),
             aside=self._assignment.by_exception(parsed.request.user_id, read.epoch, assigned.arm),
             epoch=read.epoch,
+            items=len(ordered.items),
+            predictions=ordered.predictions.sum(axis=0).tolist(),
         )
         shadowed = self._shadowed(ordered, day)
         return Encoded(day, line, served, decision, shadowed, answer, parsed.times)

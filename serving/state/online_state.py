@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -35,7 +35,7 @@ from feature_repo.online_store import Row, WideSqliteOnlineStore
 from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.files import locked
-from training.contract.session import add_feedback, is_current
+from training.contract.session import SessionRules, add_feedback, is_current
 from training.contract.settings import Settings
 from training.contract.state import context_values, days_since, session_columns
 
@@ -74,7 +74,7 @@ class _Reader:
         self.read = read
         self._spec = settings.state_spec
         self._offset = settings.calendar.utc_offset_hours
-        self._gap = timedelta(minutes=settings.session.gap_minutes)
+        self._gap = settings.session.gap
         place = {name: at for at, name in enumerate(names)}
         self._seen = itemgetter(place["sess_session_id"], place["sess_last_ts"], place["hist_last_ts"])
         self._categories = [(name, place[name]) for name in self._spec.categorical]
@@ -82,7 +82,7 @@ class _Reader:
         numbers = self._spec.numbers
         self._stored = [at for at, name in enumerate(numbers) if name in place]
         self._places = [place[numbers[at]] for at in self._stored]
-        sums = session_columns(settings.signal_names)
+        sums = session_columns(settings.signal_names, settings.head_names)
         self._sums = np.array([at for at, name in enumerate(numbers) if name in sums], dtype=int)
         self._days = numbers.index("hist_days_since_last") if "hist_days_since_last" in numbers else None
         self._context = [(name, numbers.index(name)) for name in self._spec.inputs("context")]
@@ -117,8 +117,7 @@ class OnlineState:
         self._folder = settings.layout.feast.absolute()
         self._spec = settings.state_spec
         self._budget = settings.serving.state_budget_ms / 1000.0
-        self._gap = timedelta(minutes=settings.session.gap_minutes)
-        self._signals = {signal.name: signal.column for signal in settings.signals}
+        self._rules = SessionRules.of(settings)
         # two stores, hence two connections: a reader never sees half of what the writer is writing
         self._read_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._reader: _Reader | None = None
@@ -172,13 +171,13 @@ class OnlineState:
                 for feedback in batch:
                     session = add_feedback(
                         sessions[feedback.user_id],
-                        self._signals,
+                        self._rules,
                         feedback.session_id,
                         feedback.request_id,
                         feedback.event_ts.astimezone(UTC),
                         feedback.events,
-                        self._gap,
                         feedback.before,
+                        feedback.shown,
                     )
                     if session is not None:
                         sessions[feedback.user_id] = moved[feedback.user_id] = session

@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import NamedTuple
 
+from training.contract.session import Shown
+
 
 class StateRequest(NamedTuple):
     """Whose state, at which request; ``event_ts`` is timezone-aware."""
@@ -16,7 +18,8 @@ class Feedback(NamedTuple):
     """What a user did with one request.
 
     ``events`` has one mapping per item that feedback is known of, with the signals' 0/1 columns and
-    ``play_time_ms``; ``before`` those among them that already moved the state, as they did.
+    ``play_time_ms``; ``before`` those among them that already moved the state, as they did; ``shown`` what
+    the request showed, if that is known.
     """
 
     user_id: int
@@ -25,3 +28,4 @@ class Feedback(NamedTuple):
     event_ts: datetime
     events: list[dict[str, int]]
     before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed
+    shown: Shown | None = None

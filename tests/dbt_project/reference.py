@@ -5,7 +5,9 @@ from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from training.contract.session import add_feedback
+import numpy as np
+
+from training.contract.session import SessionRules, Shown, add_feedback, within_gap
 from training.contract.settings import Settings
 
 Row = dict[str, Any]
@@ -41,7 +43,10 @@ class Reference:
         sessions: dict[tuple[int, str], list[str]] = {}
         for (user, served), events in logged.items():
             events.sort()
-            starts = [0, *(i for i, (a, b) in enumerate(pairwise(events), 1) if b[0] - a[0] > self.gap)]
+            starts = [
+                0,
+                *(i for i, (a, b) in enumerate(pairwise(events), 1) if not within_gap(a[0], b[0], self.gap)),
+            ]
             for first, last in pairwise([*starts, len(events)]):
                 start = microseconds(events[first][0])
                 name = f"{user}-{start}" if served is None else f"{served}~{start}" if first else served
@@ -69,7 +74,7 @@ class Reference:
                     continue
                 after = self.decisions.get(following)
                 fits = after is not None and after["state_spec"] == decision["state_spec"]
-                over = following is None and decision["event_ts"] + self.gap < self.log_end
+                over = following is None and not within_gap(decision["event_ts"], self.log_end, self.gap)
                 next_state = after["state"] if fits else None
                 shown = sorted(self.shown[request_id], key=lambda row: (row["position"], row["item_id"]))
                 found[request_id] = {
@@ -111,7 +116,7 @@ class Reference:
                     },
                     "hist_play_s": sum(r["play_time_ms"] for r in window) / 1000 / len(window),
                     "hist_completion": sum(completion) / len(completion) if completion else 0.0,
-                    "hist_sessions": sessions,
+                    "hist_daily_sessions": sessions / len({self.day(r["event_ts"]) for r in window}),
                     "hist_session_length": len(window) / sessions,
                     "hist_days_since_last": 0,
                     "hist_last_ts": window[-1]["event_ts"],
@@ -120,7 +125,7 @@ class Reference:
 
     def session_state(self) -> dict[str, Row]:
         """The feedback replayed through the rules that the service applies to it."""
-        signals = {signal.name: signal.column for signal in self.settings.signals}
+        rules = SessionRules.of(self.settings)
         arrivals = sorted(
             (rows[0]["feedback_ts"], request_id, rows)
             for request_id, rows in self.shown.items()
@@ -132,8 +137,12 @@ class Reference:
         for arrived, request_id, rows in arrivals:
             user = rows[0]["user_id"]
             session_id = rows[0]["session_id"] or session_of[request_id]
+            predictions = [
+                sum(float(np.float32(row[f"p_{head}"] or 0.0)) for row in rows) for head in rules.heads
+            ]
+            shown = Shown(len(rows), predictions)
             stored[user] = add_feedback(
-                stored.get(user, {}), signals, session_id, request_id, arrived, rows, self.gap
+                stored.get(user, {}), rules, session_id, request_id, arrived, rows, shown=shown
             )
             found[request_id] = {**stored[user], "event_timestamp": arrived}
         return found

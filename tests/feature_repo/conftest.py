@@ -22,7 +22,7 @@ class Marts:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         history = dict.fromkeys(history_columns(settings.signal_names), pa.float64())
-        sums = dict.fromkeys(session_columns(settings.signal_names), pa.float64())
+        sums = dict.fromkeys(session_columns(settings.signal_names, settings.head_names), pa.float64())
         # int8 and int32 as dbt gives them: the views' types are wider
         kinds = {"flag": pa.int8(), "categorical": pa.string(), "numeric": pa.float64(), "log": pa.int32()}
         profile = {p.column: kinds[p.kind] for p in settings.state.profile}

@@ -276,7 +276,7 @@ def test_columns_are_those_of_the_contract(settings):
     views = features.apply(settings)["views"]
     assert set(views["user_history"]) == {*history_columns(settings.signal_names), "hist_last_ts"}
     assert set(views["user_session"]) == {
-        *session_columns(settings.signal_names),
+        *session_columns(settings.signal_names, settings.head_names),
         "sess_session_id",
         "sess_last_ts",
         "request_id",

@@ -20,6 +20,7 @@ from training import features, ingest
 from training.contract.columns import impression_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
+from training.contract.session import DECAY, Shown, within_gap
 from training.contract.settings import GateSettings, ServingSettings
 
 D1, D2, D3 = date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7)
@@ -48,7 +49,7 @@ def traffic(settings, day, at, seed=0):
     state = OnlineState(settings)
     decisions, rows = [], []
     for user in range(1, 6):
-        now, sums, last_ts = at(day, 9 + user), None, None
+        now, sums, decayed, last_ts = at(day, 9 + user), None, None, None
         session = f"{user}-0"
         for number in range(8):
             now += timedelta(minutes=rng.choice([1, 5, 31]), microseconds=rng.randrange(10**6))
@@ -76,13 +77,14 @@ def traffic(settings, day, at, seed=0):
                 for _ in range(rng.randrange(1, 5))
             ]
             feedback_ts = now + timedelta(seconds=rng.choice([0, 20]))
-            state.feedback([Feedback(user, session, request, feedback_ts, events)])
+            told = Shown(len(events), [rng.random() for _ in settings.heads])
+            state.feedback([Feedback(user, session, request, feedback_ts, events, [], told)])
             fresh = (
                 sums is None
                 or rows[-1]["sess_session_id"] != session
-                or feedback_ts - last_ts > timedelta(minutes=settings.session.gap_minutes, seconds=1)
+                or not within_gap(last_ts, feedback_ts, settings.session.gap)
             )
-            sums = defaultdict(float) if fresh else sums
+            sums, decayed = (defaultdict(float), defaultdict(float)) if fresh else (sums, decayed)
             latest = {
                 "impressions": len(events),
                 "click_count": sum(e["is_click"] for e in events),
@@ -92,6 +94,9 @@ def traffic(settings, day, at, seed=0):
             sums["requests"] += 1
             for name, value in latest.items():
                 sums[name] += value
+            latest |= {f"p_{head}": p for head, p in zip(settings.head_names, told.predictions, strict=True)}
+            for name, value in latest.items():
+                decayed[name] = DECAY * decayed[name] + value
             rows.append(
                 {
                     "user_id": user,
@@ -101,6 +106,7 @@ def traffic(settings, day, at, seed=0):
                     "request_id": request,
                     **{f"sess_{name}": value for name, value in sums.items()},
                     **{f"last_{name}": value for name, value in latest.items()},
+                    **{f"decayed_{name}": value for name, value in decayed.items()},
                 }
             )
             now = last_ts = feedback_ts
@@ -171,7 +177,7 @@ def test_served_states_equal_feasts(settings, marts, loop, at):
     names = settings.state_spec.entry_names
     assert (everything[:, names.index("sess_requests")] > 0).sum() > 5
     # user 1 was last seen 50 h before D1 began, 74 h before D2: three whole days
-    assert everything[0, names.index("hist_days_since_last")] == pytest.approx(np.log1p(3))
+    assert everything[0, names.index("hist_days_since_last")] == pytest.approx(3 / (3 + 3))
 
 
 def test_a_difference_is_named(settings, loop):

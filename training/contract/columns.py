@@ -35,7 +35,13 @@ def decision_columns() -> list[Column]:
 
 def user_columns(settings: Settings) -> list[Column]:
     """One row per user whose profile is new or changed that day. Key: user_id."""
-    types = {"numeric": "double", "log": "double", "flag": "int8", "categorical": "string"}
+    types = {
+        "numeric": "double",
+        "saturating": "double",
+        "log": "double",
+        "flag": "int8",
+        "categorical": "string",
+    }
     return [
         Column("user_id", "int64", description="whose profile"),
         Column("updated_ts", "timestamp[us, UTC]", description="from when on it holds"),

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from training.contract.arrays import Float32Array, Float64Array
 from training.contract.errors import PolicyError
 
-Transform = Literal["identity", "log1p", "ratio", "log1p_ratio", "onehot", "hour_sin", "hour_cos"]
+Transform = Literal[
+    "identity", "saturating", "log1p", "ratio", "log1p_ratio", "onehot", "hour_sin", "hour_cos"
+]
 Source = Literal["profile", "history", "session", "context"]
 
 
@@ -30,7 +32,8 @@ class StateFeature:
 
     ``inputs`` are raw columns of its ``source``: one, or numerator and denominator for the ratios.
     A null input counts as 0, and an unknown category gives all zeros, so that a user never seen
-    before has a state too; ``hist_count`` tells such a user apart.
+    before has a state too; ``hist_count`` tells such a user apart. ``half`` belongs to ``saturating``,
+    x / (|x| + half): the value whose entry is one half.
     """
 
     name: str
@@ -38,6 +41,7 @@ class StateFeature:
     transform: Transform
     inputs: tuple[str, ...]
     categories: tuple[str, ...] = ()
+    half: float | None = None
 
     @property
     def width(self) -> int:
@@ -57,7 +61,15 @@ def _ratio(a: Float64Array, b: Float64Array) -> Float64Array:
 
 _RADIANS_AN_HOUR = 2.0 * math.pi / 24.0
 # in the order in which a state is worked out: ratios and logarithms lie side by side
-_ORDER: tuple[Transform, ...] = ("identity", "ratio", "log1p_ratio", "log1p", "hour_sin", "hour_cos")
+_ORDER: tuple[Transform, ...] = (
+    "identity",
+    "saturating",
+    "ratio",
+    "log1p_ratio",
+    "log1p",
+    "hour_sin",
+    "hour_cos",
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class _Plan:
 
     first: NDArray[np.int_]  # each one's first input, as a place in StateSpec.numbers
     second: NDArray[np.int_]  # the second ones of the ratios
+    half: Float64Array  # [saturating ones, 1]
     ends: list[int]  # of each transform's rows
     entries: NDArray[np.int_]  # of the state
     categories: list[tuple[str, dict[str, int]]]  # of a one-hot feature: its column, each category's entry
@@ -141,9 +154,11 @@ class StateSpec:
         if len(numbers):
             # also false for NaN and infinities; nan_to_num costs ten times as much on one row
             values = np.where(np.abs(numbers) <= _FLOAT32_MAX, numbers, 0.0)
-            identity, ratio, log_ratio, log, sine, _ = plan.ends
+            identity, saturating, ratio, log_ratio, log, sine, _ = plan.ends
             worked = values.take(plan.first, axis=0)
-            ratios = worked[identity:log_ratio]
+            saturated = worked[identity:saturating]
+            saturated /= np.abs(saturated) + plan.half
+            ratios = worked[saturating:log_ratio]
             ratios[:] = _ratio(ratios, values.take(plan.second, axis=0))
             logarithms = worked[ratio:log]
             logarithms[:] = _signed_log1p(logarithms)
@@ -167,6 +182,7 @@ class StateSpec:
         return _Plan(
             first=np.array([place[f.inputs[0]] for f in numeric], dtype=int),
             second=np.array([place[f.inputs[1]] for f in numeric if len(f.inputs) == 2], dtype=int),
+            half=np.array([[f.half] for f in numeric if f.transform == "saturating"]).reshape(-1, 1),
             ends=np.cumsum([len(group) for group in groups]).tolist(),
             entries=np.array([first[f] for f in numeric], dtype=int),
             categories=[
@@ -177,7 +193,13 @@ class StateSpec:
         )
 
     def to_json(self) -> str:
-        return json.dumps([asdict(feature) for feature in self.features], sort_keys=True)
+        """The features as JSON; ``half`` only where there is one, so that the version of a specification
+        without any is what it was when none could have it."""
+        features = [asdict(feature) for feature in self.features]
+        return json.dumps(
+            [{name: value for name, value in one.items() if value is not None} for one in features],
+            sort_keys=True,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "StateSpec":
@@ -190,6 +212,7 @@ class StateSpec:
                         transform=item["transform"],
                         inputs=tuple(item["inputs"]),
                         categories=tuple(item["categories"]),
+                        half=item.get("half"),
                     )
                     for item in json.loads(text)
                 )
@@ -212,26 +235,28 @@ def history_columns(signals: Sequence[str]) -> list[str]:
         *[f"hist_{signal}_rate" for signal in signals],
         "hist_play_s",  # mean play time of an impression, seconds
         "hist_completion",  # mean of min(play / duration, 1) where the duration is known
-        "hist_sessions",  # sessions that the window spans
-        "hist_session_length",  # impressions of the window per such session
+        "hist_daily_sessions",  # sessions that the window spans, per day on which it has impressions
+        "hist_session_length",  # impressions of the window per session
         "hist_days_since_last",  # whole days from the last interaction to the day it is used on
     ]
 
 
-def session_columns(signals: Sequence[str]) -> list[str]:
+def session_columns(signals: Sequence[str], heads: Sequence[str]) -> list[str]:
     """Columns of the ``user_session`` feature view: sums over the session so far.
 
     They are sums and not rates so that one piece of feedback can be added to them; the state's
-    ratios are taken by :class:`StateFeature`. ``last_*`` cover the latest request that got feedback.
+    ratios are taken by :class:`StateFeature`. ``last_*`` cover the latest request that got feedback,
+    ``decayed_*`` all of the session, each request weighing :data:`training.contract.session.DECAY` times
+    the one after it.
     """
+    felt = [*[f"{signal}_count" for signal in signals], "play_s"]  # shown items with it; seconds, summed
+    predicted = [f"p_{head}" for head in heads]  # the head's prediction, summed over the shown items
     return [
         "sess_requests",  # requests of this session that got feedback
         "sess_impressions",  # shown items among them
-        *[f"sess_{signal}_count" for signal in signals],
-        "sess_play_s",  # seconds played, summed
-        "last_impressions",
-        *[f"last_{signal}_count" for signal in signals],
-        "last_play_s",
+        *[f"sess_{name}" for name in felt],
+        *[f"last_{name}" for name in ("impressions", *felt, *predicted)],
+        *[f"decayed_{name}" for name in ("impressions", *felt, *predicted)],
     ]
 
 
@@ -254,34 +279,42 @@ def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: i
     return float(max((midnight - last_ts.replace(microsecond=0)) // timedelta(days=1), 0))
 
 
-def default_features(signals: Sequence[str]) -> list[StateFeature]:
-    """History, session and context features for the given feedback signals, in state order."""
-    log_history = {
-        "hist_count",
-        "hist_play_s",
-        "hist_sessions",
-        "hist_session_length",
-        "hist_days_since_last",
-    }
-    history = [
-        StateFeature(name, "history", "log1p" if name in log_history else "identity", (name,))
-        for name in history_columns(signals)
-    ]
+# Where the entries of counts are one half (ours). None of them grows for long: a history is full at
+# state.history_length, a session ends.
+_HALF = {"hist_count": 20.0, "hist_days_since_last": 3.0, "sess_requests": 5.0}
+
+
+def default_features(signals: Sequence[str], heads: Sequence[str]) -> list[StateFeature]:
+    """History, session and context features for the given feedback signals and heads, in state order.
+
+    No entry grows with the age of the log or of an account, for a policy would meet states that its log
+    did not hold: counts saturate, what was felt and predicted is a mean of a page, of the session, or of
+    the session decayed by requests.
+    """
+
+    def history(name: str) -> StateFeature:
+        if name in _HALF:
+            return StateFeature(name, "history", "saturating", (name,), half=_HALF[name])
+        logarithmic = name in ("hist_play_s", "hist_daily_sessions", "hist_session_length")
+        return StateFeature(name, "history", "log1p" if logarithmic else "identity", (name,))
+
+    def means(of: str, heads: Sequence[str]) -> list[StateFeature]:
+        per = f"{of}_impressions"
+        return [
+            *[StateFeature(f"{of}_{s}_rate", "session", "ratio", (f"{of}_{s}_count", per)) for s in signals],
+            StateFeature(f"{of}_play_s", "session", "log1p_ratio", (f"{of}_play_s", per)),
+            *[StateFeature(f"{of}_p_{h}", "session", "log1p_ratio", (f"{of}_p_{h}", per)) for h in heads],
+        ]
+
+    requests = "sess_requests"
     session = [
-        StateFeature("sess_requests", "session", "log1p", ("sess_requests",)),
-        *[
-            StateFeature(f"sess_{s}_rate", "session", "ratio", (f"sess_{s}_count", "sess_impressions"))
-            for s in signals
-        ],
-        StateFeature("sess_play_s", "session", "log1p_ratio", ("sess_play_s", "sess_impressions")),
-        *[
-            StateFeature(f"last_{s}_rate", "session", "ratio", (f"last_{s}_count", "last_impressions"))
-            for s in signals
-        ],
-        StateFeature("last_play_s", "session", "log1p_ratio", ("last_play_s", "last_impressions")),
+        StateFeature(requests, "session", "saturating", (requests,), half=_HALF[requests]),
+        *means("sess", ()),
+        *means("last", heads),
+        *means("decayed", heads),
     ]
     context = [
         StateFeature("hour_sin", "context", "hour_sin", ("hour",)),
         StateFeature("hour_cos", "context", "hour_cos", ("hour",)),
     ]
-    return [*history, *session, *context]
+    return [*map(history, history_columns(signals)), *session, *context]

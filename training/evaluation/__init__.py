@@ -2,5 +2,6 @@
 
 from training.evaluation.estimators import Judgement, estimate
 from training.evaluation.judge import assess, evaluate
+from training.evaluation.steadiness import steadiness
 
-__all__ = ["Judgement", "assess", "estimate", "evaluate"]
+__all__ = ["Judgement", "assess", "estimate", "evaluate", "steadiness"]

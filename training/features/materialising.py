@@ -58,7 +58,7 @@ def _batch_views(settings: Settings, store: "FeatureStore") -> list["FeatureView
 
 def _purge(settings: Settings, store: "FeatureStore", end: datetime) -> dict[str, int]:
     """Remove what no state is made of any more: ended sessions, and histories past their ttl."""
-    ends = {PUSHED: end - LOOK_BACK - timedelta(minutes=settings.session.gap_minutes)}
+    ends = {PUSHED: end - LOOK_BACK - settings.session.gap}
     if settings.store.history_ttl_days:
         ends[HISTORY] = end - timedelta(days=settings.store.history_ttl_days)
     online: Any = store.provider.online_store  # of SQLite it is our own, which can purge

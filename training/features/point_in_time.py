@@ -1,7 +1,7 @@
 """Feature values and states as a request at an instant saw them, read from the marts' exports."""
 
 import contextlib
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +67,7 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
     columns = ["request_id", "user_id", "session_id", "event_ts", "features_until"]
     known = decisions[[name for name in columns if name in decisions]]
     raw = historical(settings, known.rename(columns={"event_ts": "event_timestamp"}))
-    gap = timedelta(minutes=settings.session.gap_minutes)
+    gap = settings.session.gap
     offset = settings.calendar.utc_offset_hours
     instants = [ts.to_pydatetime() for ts in raw["event_timestamp"]]
     current = np.array(
@@ -92,7 +92,7 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
         )
     for name in history_columns(settings.signal_names):
         inputs[name] = raw[name].to_numpy(np.float64, na_value=np.nan)
-    for name in session_columns(settings.signal_names):
+    for name in session_columns(settings.signal_names, settings.head_names):
         inputs[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
     inputs["hist_days_since_last"] = np.array(
         [

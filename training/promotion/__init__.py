@@ -1,6 +1,21 @@
 """Which policy is served? The gate, the model registry, promotion and rollback."""
 
-from training.promotion.champion import champion_before, champion_policy, history, promote, rollback
+from training.promotion.champion import (
+    champion_before,
+    champion_policy,
+    champions_to_replay,
+    history,
+    promote,
+    rollback,
+)
 from training.promotion.gate import gate
 
-__all__ = ["champion_before", "champion_policy", "gate", "history", "promote", "rollback"]
+__all__ = [
+    "champion_before",
+    "champion_policy",
+    "champions_to_replay",
+    "gate",
+    "history",
+    "promote",
+    "rollback",
+]

@@ -8,12 +8,12 @@ whole by running it again.
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from training.contract import history as log
 from training.contract import rollout
-from training.contract.errors import MtfError
+from training.contract.errors import MtfError, PolicyError
 from training.contract.files import write_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import Policy, constant_policy, load_policy
@@ -35,10 +35,41 @@ def champion_policy(settings: Settings, before: date | None = None) -> Policy:
     pointer = read_champion(settings.layout.champion) if before is None else champion_before(settings, before)
     if pointer is not None:
         policy = load_policy(settings.data / pointer.policy, pointer.sha256)
-        header = policy.header
-        if header.spec.version == settings.state_spec.version and header.fusion == settings.fusion:
+        if _fits(settings, policy):
             return policy
     return constant_policy(settings.state_spec, settings.fusion, settings.fusion.static_action, "static")
+
+
+def champions_to_replay(settings: Settings, day: date) -> dict[date, Policy]:
+    """The champion from before ``day`` and the one of ``evaluation.steadiness_days`` earlier, by their days.
+
+    Where none is as old as that, the oldest that is known takes its place. Those whose file is gone, or which
+    the settings' state or heads no longer fit, are left out: no state of today could be shown to them.
+    """
+    present = champion_before(settings, day)
+    earlier = day - timedelta(days=settings.evaluation.steadiness_days)
+    old = present
+    while old is not None and old.day > earlier.isoformat():
+        older = rollout.previous(old)
+        if older is None:
+            break
+        old = older
+    found = {}
+    for pointer in (old, present):
+        if pointer is None:
+            continue
+        try:
+            policy = load_policy(settings.data / pointer.policy, pointer.sha256)
+        except PolicyError:
+            continue
+        if _fits(settings, policy):
+            found[date.fromisoformat(pointer.day)] = policy
+    return found
+
+
+def _fits(settings: Settings, policy: Policy) -> bool:
+    header = policy.header
+    return header.spec.version == settings.state_spec.version and header.fusion == settings.fusion
 
 
 def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from training.contract.errors import DataError
 from training.contract.files import read_json, replaced_folder, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS, TABLES
 from training.contract.log import DECISION
+from training.contract.session import DECAY
 from training.contract.settings import Settings
 from training.warehouse.days import (
     held_days,
@@ -44,7 +45,13 @@ PROJECT = Path(__file__).parents[2] / "dbt_project"
 BUILD_RESULTS = (
     "build_results.json"  # in dbt's target folder: the last build's, which later commands leave alone
 )
-PROFILE_TYPES = {"numeric": "double", "log": "double", "flag": "bigint", "categorical": "string"}
+PROFILE_TYPES = {
+    "numeric": "double",
+    "saturating": "double",
+    "log": "double",
+    "flag": "bigint",
+    "categorical": "string",
+}
 
 
 def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, Any]:
@@ -125,12 +132,13 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
         "utc_offset_hours": settings.calendar.utc_offset_hours,
         "session_gap_minutes": settings.session.gap_minutes,
         "session_max_requests": _max_requests(settings),
+        "session_decay": DECAY,
         "history_length": settings.state.history_length,
         "play_time_weight": settings.reward.play_time_weight,
         "play_time_cap_ms": round(settings.reward.play_time_cap_s * 1000),
         "integrity_weight": settings.reward.integrity_weight,
         "signals": [signal.model_dump() for signal in settings.signals],
-        "heads": [head.name for head in settings.heads],
+        "heads": settings.head_names,
         "profile": [
             {"column": p.column, "kind": p.kind, "type": PROFILE_TYPES[p.kind]}
             for p in settings.state.profile

@@ -34,6 +34,9 @@ shown as (
         cast(sum(case when was_positive then 1 else 0 end) as bigint) as positive_interactions,
         cast(sum(case when was_played then 1 else 0 end) as bigint) as plays,
         cast(sum(case when was_played and was_positive then 1 else 0 end) as bigint) as positive_plays,
+        {%- for head in var('heads') %}
+        cast(sum({{ exact_prediction('p_' ~ head) }}) as double) as shown_p_{{ head }},
+        {%- endfor %}
         {{ floats_in_order(head_columns(), ['shown_position', 'item_id']) }} as item_scores,
         {{ floats_in_order(
             [reward('capped_play_ms', 'coalesce(completion, 0)', 'signal_', '')], ['shown_position', 'item_id']
@@ -74,6 +77,9 @@ joined as (
         coalesce(shown.positive_interactions, 0) as positive_interactions,
         coalesce(shown.plays, 0) as plays,
         coalesce(shown.positive_plays, 0) as positive_plays,
+        {%- for head in var('heads') %}
+        coalesce(shown.shown_p_{{ head }}, 0) as shown_p_{{ head }},
+        {%- endfor %}
         shown.item_scores,
         shown.item_rewards,
         coalesce(decisions.dt, shown.dt) as dt
@@ -116,6 +122,9 @@ select
     positive_plays,
     watch_reward,
     reward,
+    {%- for head in var('heads') %}
+    shown_p_{{ head }},
+    {%- endfor %}
     item_scores,
     item_rewards,
     dt

@@ -80,7 +80,7 @@ cut as (
 
     select
         *,
-        sum(case when event_us - previous_us <= {{ gap_microseconds() }} then 0 else 1 end) over (
+        sum(case when {{ within_gap('previous_us', 'event_us') }} then 0 else 1 end) over (
             partition by user_id, coalesce(served_session_id, '')
             order by event_ts, request_id
             rows between unbounded preceding and current row

@@ -1,6 +1,7 @@
 -- The same rules as training.contract.session applies to what the service pushes: feedback in the order
--- of its arrival, sums that start again with another session id or after an idle gap. Times are held
--- against the last one in whole seconds, as the online store keeps them.
+-- of its arrival, sums that start again with another session id or after the idle gap.
+
+{%- set page = page_columns() %}
 
 with feedback as (
 
@@ -15,12 +16,18 @@ with feedback as (
         requests.{{ signal.name }}_count,
         {%- endfor %}
         requests.play_ms,
+        {%- for head in var('heads') %}
+        requests.shown_p_{{ head }} as p_{{ head }},
+        {%- endfor %}
         cast(null as bigint) as known_requests,
         cast(null as bigint) as known_impressions,
         {%- for signal in var('signals') %}
         cast(null as bigint) as known_{{ signal.name }}_count,
         {%- endfor %}
         cast(null as bigint) as known_play_ms,
+        {%- for name in page %}
+        cast(null as double) as known_decayed_{{ name }},
+        {%- endfor %}
         requests.dt
     from {{ ref('int_requests') }} as requests
     inner join {{ ref('int_session_requests') }} as sessions
@@ -49,12 +56,18 @@ carried as (
         last_{{ signal.name }}_count as {{ signal.name }}_count,
         {%- endfor %}
         cast(round(last_play_s * 1000) as bigint) as play_ms,
+        {%- for head in var('heads') %}
+        last_p_{{ head }} as p_{{ head }},
+        {%- endfor %}
         sess_requests as known_requests,
         sess_impressions as known_impressions,
         {%- for signal in var('signals') %}
         sess_{{ signal.name }}_count as known_{{ signal.name }}_count,
         {%- endfor %}
         cast(round(sess_play_s * 1000) as bigint) as known_play_ms,
+        {%- for name in page %}
+        decayed_{{ name }} as known_decayed_{{ name }},
+        {%- endfor %}
         dt
     from {{ this }}
     where
@@ -93,7 +106,7 @@ cut as (
         case
             when
                 sess_session_id = previous_session_id
-                and event_us - (previous_us - previous_us % 1000000) <= {{ gap_microseconds() }}
+                and {{ within_gap('previous_us', 'event_us') }}
                 then 0
             else 1
         end as starts
@@ -127,10 +140,18 @@ added as (
             else {{ signal.name }}_count
         end as more_{{ signal.name }}_count,
         {%- endfor %}
+        {%- for name in page %}
+        case
+            when starts = 1 then coalesce(known_decayed_{{ name }}, {{ page_value(name) }})
+            else {{ page_value(name) }}
+        end as decayed_1_{{ name }},
+        {%- endfor %}
         case when starts = 1 then coalesce(known_play_ms, play_ms) else play_ms end as more_play_ms
     from numbered
 
 ),
+
+{{ decayed_sums('added', page) }}
 
 summed as (
 
@@ -150,9 +171,15 @@ summed as (
         {{ signal.name }}_count as last_{{ signal.name }}_count,
         {%- endfor %}
         play_ms as last_play_ms,
+        {%- for head in var('heads') %}
+        p_{{ head }} as last_p_{{ head }},
+        {%- endfor %}
+        {%- for name in page %}
+        decayed_{{ decayed_reach() }}_{{ name }} as decayed_{{ name }},
+        {%- endfor %}
         sess_session_id,
         dt
-    from added
+    from decayed_{{ decayed_reach() }}
 
 )
 
@@ -172,6 +199,12 @@ select
     last_{{ signal.name }}_count,
     {%- endfor %}
     {{ seconds('last_play_ms') }} as last_play_s,
+    {%- for head in var('heads') %}
+    last_p_{{ head }},
+    {%- endfor %}
+    {%- for name in page %}
+    decayed_{{ name }},
+    {%- endfor %}
     sess_session_id,
     event_timestamp as sess_last_ts,
     dt

@@ -55,7 +55,7 @@ paired as (
         {% if var('session_max_requests') -%}
         and steps.step + 1 < {{ var('session_max_requests') }}
         {% endif -%}
-        and {{ microseconds('steps.event_ts') }} + {{ gap_microseconds() }} < log_end.end_us as done,
+        and not {{ within_gap(microseconds('steps.event_ts'), 'log_end.end_us') }} as done,
         steps.next_request_id,
         decisions.state_spec,
         cast(requests.impressions as int) as impressions,

@@ -120,7 +120,8 @@ summed as (
                     then {{ completion('impressions.play_ms', 'impressions.duration_ms') }}
             end
         ) as completion,
-        cast(count(distinct impressions.session_id) as bigint) as hist_sessions,
+        cast(count(distinct impressions.session_id) as bigint) as sessions,
+        cast(count(distinct impressions.dt) as bigint) as days,
         max(impressions.event_ts) as hist_last_ts
     from windows
     inner join impressions
@@ -142,8 +143,8 @@ select
     {%- endfor %}
     {{ ratio(seconds('play_ms'), 'hist_count') }} as hist_play_s,
     {{ ratio('completion', 'known_durations') }} as hist_completion,
-    hist_sessions,
-    {{ ratio('hist_count', 'hist_sessions') }} as hist_session_length,
+    {{ ratio('sessions', 'days') }} as hist_daily_sessions,
+    {{ ratio('hist_count', 'sessions') }} as hist_session_length,
     cast(
         floor(
             ({{ microseconds(end_of_day('dt')) }} - {{ microseconds('hist_last_ts') }})

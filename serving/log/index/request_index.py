@@ -6,7 +6,7 @@ killed process but need not survive a power cut, and feedback may name its user 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,9 @@ class ServedRequest(NamedTuple):
 
     ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
     ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
-    ``entries`` were at a bound. ``aside``: the user is in the arm by exception, and not as it was drawn.
+    ``entries`` were at a bound; ``items`` and ``predictions`` are what it showed
+    (:class:`training.contract.session.Shown`). ``aside``: the user is in the arm by exception,
+    and not as it was drawn.
     """
 
     request_id: str
@@ -42,6 +44,8 @@ class ServedRequest(NamedTuple):
     entries: int = 0
     aside: bool = False
     epoch: int = 0
+    items: int = 0
+    predictions: Sequence[float] = ()
 
 
 # One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up

@@ -1,17 +1,20 @@
 """Which session is a request of, and which arm and epoch does that keep?
 
-A request without a session continues the user's last one when that is not older than the session gap. One
-that names a session idle for longer begins it anew, as far as arm and epoch go.
+A request without a session continues the user's last one, and one that names a session that one, where
+they are within the idle gap of it (:func:`training.contract.session.within_gap`). After the gap a session
+begins, with an arm and an epoch of its own: a named one takes the name, ``~`` and its first microsecond, as dbt names a
+session that it cuts, and further requests of that name are part of it.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from serving.log.index.file import connect
+from training.contract.session import within_gap
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS sessions (
@@ -30,6 +33,7 @@ INSERT INTO sessions VALUES (NEW.user_id, NEW.session_id, NEW.event_s, NEW.arm, 
 FORGET = "DELETE FROM sessions WHERE seen < ?"
 
 _REMEMBERED_USERS = 100_000
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class SessionRequest(NamedTuple):
@@ -59,6 +63,17 @@ class _Last(NamedTuple):
     arm: str | None
     epoch: int | None
 
+    @property
+    def event_ts(self) -> datetime:
+        return datetime.fromtimestamp(self.event_s, UTC)
+
+    def is_of(self, name: str | None) -> bool:
+        """Whether it is the session of that name, or was cut from it."""
+        if name is None:
+            return False
+        whole, _, cut = self.session_id.rpartition("~")
+        return self.session_id == name or (whole == name and cut.isdigit())
+
 
 class Sessions:
     """For any thread. What this process has seen is remembered beside the file, where it comes later."""
@@ -66,20 +81,18 @@ class Sessions:
     def __init__(self, path: Path, gap_minutes: float) -> None:
         # of the connection, and of what is remembered
         self._connection, self._lock = connect(path), threading.Lock()
-        self._gap_s = gap_minutes * 60.0
+        self._gap = timedelta(minutes=gap_minutes)
         self._remembered: OrderedDict[int, _Last] = OrderedDict()
 
     def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
-        """The sessions of requests, in their order: each its own, else the user's last within the gap, else
-        a new one. Raises sqlite3.Error.
+        """The sessions of requests, in their order: each the one that it names, else the user's last, while
+        that is within the gap, else a new one. Raises sqlite3.Error.
         """
         with self._lock:
             asked = {
                 user_id
                 for user_id, session_id, _ in requests
-                if session_id is None
-                or (last := self._remembered.get(user_id)) is None
-                or last.session_id != session_id
+                if (last := self._remembered.get(user_id)) is None or not last.is_of(session_id)
             }
             stored = self._stored(asked)
             return [self._of(*request, stored) for request in requests]
@@ -94,23 +107,22 @@ class Sessions:
     def close(self) -> None:
         self._connection.close()
 
-    def _of(
-        self, user_id: int, session_id: str | None, event_ts: datetime, stored: Mapping[int, _Last]
-    ) -> Session:
+    def _of(self, user_id: int, name: str | None, event_ts: datetime, stored: Mapping[int, _Last]) -> Session:
         event_s = event_ts.timestamp()
         last = self._remembered.get(user_id)
-        if session_id is None or last is None or last.session_id != session_id:
+        if last is None or not last.is_of(name):
             # the nearest in time: another worker may know a later one than this process, and a clock that
             # was set back leaves sessions of the future behind
             known = [one for one in (stored.get(user_id), last) if one is not None]
             last = min(known, key=lambda one: abs(event_s - one.event_s), default=None)
-        if session_id is None:
-            if last is not None and abs(event_s - last.event_s) <= self._gap_s:
-                session_id = last.session_id
-            else:
-                session_id = f"{user_id}-{int(event_s * 1000)}"
+        if last is not None and (name is None or last.is_of(name)):
+            if within_gap(last.event_ts, event_ts, self._gap):
+                name = last.session_id
+            elif name is not None:
+                name = f"{name}~{(event_ts - _EPOCH) // timedelta(microseconds=1)}"
+        session_id = f"{user_id}-{int(event_s * 1000)}" if name is None else name
         arm = epoch = None
-        if last is not None and last.session_id == session_id and abs(event_s - last.event_s) <= self._gap_s:
+        if last is not None and last.session_id == session_id:
             arm, epoch = last.arm, last.epoch
         # remembered at once: the user's next request may come before this one is on disk
         self._remember(user_id, _Last(session_id, event_s, arm, epoch))

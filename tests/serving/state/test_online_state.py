@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from serving.state.online_state import OnlineState, StoreError
 from serving.state.questions import Feedback, StateRequest
 from tests.servers import Redis, redis_server
 from training import features
+from training.contract.session import DECAY, Shown
 from training.contract.settings import (
+    DEFAULT_HEADS,
     ProfileFeature,
     ServingSettings,
     Settings,
@@ -98,6 +100,16 @@ def named(settings: Settings, vector: np.ndarray) -> dict[str, float]:
     return dict(zip(settings.state_spec.entry_names, vector.tolist(), strict=True))
 
 
+def of_requests(count: int) -> float:
+    """The state's entry of so many requests."""
+    return count / (count + 5)
+
+
+def page(items: int, *predictions: float) -> Shown:
+    """Shown items whose predictions sum to these, of the first heads."""
+    return Shown(items, [*predictions, *[0.0] * (len(DEFAULT_HEADS) - len(predictions))])
+
+
 def shown(click: int = 0, like: int = 0, play_ms: int = 0) -> dict[str, int]:
     return {"item_id": 1, "is_click": click, "is_like": like, "play_time_ms": play_ms, "duration_ms": 1}
 
@@ -114,12 +126,12 @@ def test_an_unknown_user_has_a_state_of_zeros_and_the_hour(profile, state, user)
 def test_feedback_moves_the_next_state(profile, state, user):
     feedback(state, user, "s", "r1", T0, [shown(1, 0, 3_000), shown(0, 0, 1_000)])
     entries = named(profile, read(state, user, "s", T0))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(1))
+    assert entries["sess_requests"] == pytest.approx(of_requests(1))
     assert entries["sess_click_rate"] == entries["last_click_rate"] == 0.5
     assert entries["sess_play_s"] == pytest.approx(np.log1p(2.0))
     feedback(state, user, "s", "r2", T0 + MINUTE, [shown(1, 1), shown(1, 0)])
     entries = named(profile, read(state, user, "s", T0 + 2 * MINUTE))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(2))
+    assert entries["sess_requests"] == pytest.approx(of_requests(2))
     assert entries["sess_click_rate"] == 0.75 and entries["last_click_rate"] == 1.0
     assert entries["sess_like_rate"] == 0.25 and entries["last_play_s"] == 0.0
 
@@ -133,7 +145,7 @@ def test_more_feedback_of_one_request_adds_what_is_new_of_it(profile, state, use
         state.feedback([Feedback(user, "s", "r1", T0, now, before)])
         before = now
     entries = named(profile, read(state, user, "s", T0))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(2))
+    assert entries["sess_requests"] == pytest.approx(of_requests(2))
     assert entries["sess_click_rate"] == pytest.approx(2 / 3)
     assert entries["last_click_rate"] == 0.5
 
@@ -143,7 +155,7 @@ def test_feedback_sent_again_for_an_earlier_request_counts_no_request(profile, s
     feedback(state, user, "s", "r2", T0 + MINUTE, [shown(0)])
     state.feedback([Feedback(user, "s", "r1", T0 + 2 * MINUTE, [shown(1)], [shown(1)])])
     entries = named(profile, read(state, user, "s", T0 + 2 * MINUTE))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(2))
+    assert entries["sess_requests"] == pytest.approx(of_requests(2))
     assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 1.0
 
 
@@ -152,7 +164,7 @@ def test_feedback_sent_again_after_the_session_was_forgotten_counts_whole(profil
     late = T0 + timedelta(minutes=profile.session.gap_minutes) + MINUTE
     state.feedback([Feedback(user, "s", "r1", late, [shown(1)], [shown(1)])])
     entries = named(profile, read(state, user, "s", late))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(1)) and entries["sess_click_rate"] == 1.0
+    assert entries["sess_requests"] == pytest.approx(of_requests(1)) and entries["sess_click_rate"] == 1.0
 
 
 def test_another_session_or_a_long_pause_forgets(profile, state, user):
@@ -178,6 +190,44 @@ def test_late_feedback_of_the_same_session_is_counted_but_is_not_the_latest(prof
     feedback(state, user, "s", "r1", T0 - MINUTE, [shown(0)])
     entries = named(profile, read(state, user, "s", T0))
     assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 1.0
+
+
+def test_the_last_request_weighs_most_in_what_is_decayed(profile, state, user):
+    """Felt and predicted: pages of two items, of which the first, the second and the third are clicked."""
+    for number, clicks in enumerate(((1, 1), (1, 0), (0, 0))):
+        events = [shown(click, 0, 1_000 * number) for click in clicks]
+        at = T0 + number * MINUTE
+        told = page(2, 2 * 0.1 * number, 2.0 * number)
+        state.feedback([Feedback(user, "s", f"r{number}", at, events, [], told)])
+    entries = named(profile, read(state, user, "s", T0 + 2 * MINUTE))
+    weights = 1 + DECAY + DECAY**2
+    assert entries["decayed_click_rate"] == pytest.approx((DECAY**2 + 0.5 * DECAY) / weights)
+    assert entries["sess_click_rate"] == 0.5 and entries["last_click_rate"] == 0.0
+    assert entries["decayed_play_s"] == pytest.approx(np.log1p((2 + DECAY) / weights))
+    assert entries["last_p_click"] == pytest.approx(np.log1p(0.2))
+    assert entries["decayed_p_click"] == pytest.approx(np.log1p((0.2 + 0.1 * DECAY) / weights))
+    assert entries["decayed_p_long_view"] == pytest.approx(np.log1p((2 + DECAY) / weights))
+
+
+def test_what_a_request_showed_counts_once_and_without_waiting_for_every_item(profile, state, user):
+    before: list[dict[str, int]] = []
+    for now in ([shown(1)], [shown(1), shown(1)], [shown(1), shown(1)]):
+        state.feedback([Feedback(user, "s", "r", T0, now, before, page(4, 2.0))])
+        before = now
+    entries = named(profile, read(state, user, "s", T0))
+    assert {entries[f"{of}_click_rate"] for of in ("sess", "last", "decayed")} == {0.5}
+    assert entries["last_p_click"] == entries["decayed_p_click"] == pytest.approx(np.log1p(0.5))
+
+
+def test_late_feedback_weighs_as_the_request_before_the_latest(profile, state, user):
+    other = next(USERS)
+    for who, order in ((user, (0, 1, 2)), (other, (0, 2, 1))):
+        for number in order:
+            events = [shown(number != 1, 0, 1_000 * number)]
+            at, told = T0 + number * MINUTE, page(1, 0.1 * number)
+            state.feedback([Feedback(who, "s", f"r{number}", at, events, [], told)])
+    at = T0 + 3 * MINUTE
+    np.testing.assert_allclose(read(state, other, "s", at), read(state, user, "s", at), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +261,7 @@ def test_a_batch_is_as_good_as_one_after_another(profile, state):
     together = state.read(asked)
     np.testing.assert_array_equal(together, [state.read([request])[0] for request in asked])
     entries = [named(profile, vector) for vector in together]
-    assert [e["sess_requests"] for e in entries] == pytest.approx([np.log1p(1), 0.0, np.log1p(2)])
+    assert [e["sess_requests"] for e in entries] == pytest.approx([of_requests(1), 0.0, of_requests(2)])
     assert [e["sess_click_rate"] for e in entries] == [0.0, 0.0, 0.5]
     assert entries[0]["last_like_rate"] == 1.0
 
@@ -225,6 +275,20 @@ requests = st.lists(
     min_size=1,
     max_size=6,
 )
+
+
+def decayed(pages: list[list[tuple[int, int, int]]]) -> dict[str, list[float]]:
+    weights = [DECAY**back for back in reversed(range(len(pages)))]
+
+    def total(of: Callable[[list[tuple[int, int, int]]], float]) -> list[float]:
+        return [sum(weight * of(page) for weight, page in zip(weights, pages, strict=True))]
+
+    return {
+        "decayed_impressions": total(len),
+        "decayed_click_count": total(lambda page: sum(item[0] for item in page)),
+        "decayed_like_count": total(lambda page: sum(item[1] for item in page)),
+        "decayed_play_s": total(lambda page: sum(item[2] for item in page) / 1000),
+    }
 
 
 @given(requests)
@@ -248,6 +312,8 @@ def test_sums_equal_a_plain_recomputation(profile, state, sequence):
             raw[f"{prefix}_click_count"] = [sum(item[0] for item in items)]
             raw[f"{prefix}_like_count"] = [sum(item[1] for item in items)]
             raw[f"{prefix}_play_s"] = [sum(item[2] for item in items) / 1000]
+        raw |= decayed(so_far)
+        raw |= {name: [0.0] for name in profile.state_spec.inputs("session") if "_p_" in name}
         raw["sess_requests"] = [len(so_far)]
         expected = profile.state_spec.assemble(raw)[0]
         np.testing.assert_allclose(read(state, user, session, now), expected, rtol=1e-6, atol=1e-6)
@@ -267,7 +333,7 @@ def test_threads_lose_no_feedback(profile, state, user):
         thread.start()
     for thread in threads:
         thread.join()
-    assert named(profile, read(state, user, "s", T0))["sess_requests"] == pytest.approx(np.log1p(40))
+    assert named(profile, read(state, user, "s", T0))["sess_requests"] == pytest.approx(of_requests(40))
 
 
 def _worker(settings: Settings, user: int, name: str) -> None:
@@ -285,7 +351,7 @@ def test_processes_lose_no_feedback(profile, user):
         worker.join(60)
         assert worker.exitcode == 0
     entries = named(profile, read(OnlineState(profile), user, "s", T0))
-    assert entries["sess_requests"] == pytest.approx(np.log1p(50))
+    assert entries["sess_requests"] == pytest.approx(of_requests(50))
 
 
 def test_a_missing_store_is_named_and_found_once_it_is_there(settings):

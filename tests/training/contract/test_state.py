@@ -37,7 +37,7 @@ def test_the_state_is_profile_history_session_context_in_order() -> None:
     assert len(names) == SPEC.width == len(set(names))
     signals = Settings().signal_names
     assert SPEC.inputs("history") == history_columns(signals)
-    assert set(SPEC.inputs("session")) == set(session_columns(signals))
+    assert set(SPEC.inputs("session")) == set(session_columns(signals, Settings().head_names))
     assert SPEC.inputs("context") == ["hour"]
     assert names[-2:] == ["hour_sin", "hour_cos"]
 
@@ -74,6 +74,9 @@ def test_each_transform() -> None:
     assert log == pytest.approx([1.0, -1.0])
     ratio = StateFeature("x", "session", "ratio", ("a", "b"))
     assert entry(ratio, a=[1, 5, 1], b=[4, 0, None]) == [0.25, 0.0, 0.0]
+    saturating = StateFeature("x", "history", "saturating", ("x",), half=5.0)
+    assert entry(saturating, x=[5, 0, None, -15, 1e300]) == [0.5, 0.0, 0.0, -0.75, 0.0]
+    assert entry(saturating, x=[3e38]) == [1.0]
     log_ratio = StateFeature("x", "session", "log1p_ratio", ("a", "b"))
     assert entry(log_ratio, a=[4 * (math.e - 1)], b=[4]) == pytest.approx([1.0])
     hot = StateFeature("x", "profile", "onehot", ("x",), ("a", "1"))
@@ -88,6 +91,24 @@ def test_a_missing_column_is_named() -> None:
     del columns["hist_count"]
     with pytest.raises(KeyError, match="hist_count"):
         SPEC.assemble(columns)
+
+
+def test_a_specification_without_saturating_entries_reads_and_counts_as_ever() -> None:
+    text = '[{"categories": [], "inputs": ["x"], "name": "x", "source": "history", "transform": "log1p"}]'
+    assert StateSpec.from_json(text).to_json() == text
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=40, max_size=40))
+def test_what_happened_twice_as_often_moves_no_entry_far(counts: list[int]) -> None:
+    """A log and an account twice as old, a session twice as long: a logarithm would move by ln 2."""
+    means = {name for name in history_columns(Settings().signal_names) if name.startswith("hist_")}
+    means -= {"hist_count", "hist_days_since_last"}
+    means |= {"hour", "is_lowactive_period", "is_video_author"}
+    columns = {name: [counts[at % 40]] for at, name in enumerate(SPEC.numbers)}
+    twice = {name: [value if name in means else 2 * value] for name, (value,) in columns.items()}
+    nobody = {name: [None] for name in SPEC.categorical}
+    moved = np.abs(SPEC.assemble(twice | nobody) - SPEC.assemble(columns | nobody)).max()
+    assert moved <= (math.sqrt(2) - 1) / (math.sqrt(2) + 1) + 1e-6  # of x / (x + half) at half / sqrt(2)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}]", "null", '[{"name": "x"}]'])

@@ -15,6 +15,7 @@ from training.contract.settings import Settings
 from training.promotion import (
     champion_before,
     champion_policy,
+    champions_to_replay,
     gate,
     history,
     promote,
@@ -268,3 +269,26 @@ def test_a_rollback_during_a_canary_takes_the_challenger_out_for_good(
     assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p1"
     again = promote(careful, DAYS[1], gate(careful, DAYS[1]))
     assert not again["promoted"] and "it looks odd" in again["reason"]
+
+
+def test_the_champion_of_some_days_ago_is_replayed_or_the_oldest_known(
+    settings: Settings, arrange: Arrange
+) -> None:
+    assert champions_to_replay(settings, DAYS[0]) == {}
+    for number, day in enumerate(DAYS):
+        run_day(settings, arrange, day, number + 1, lower=1.2 + number)
+
+    def replayed(day: date, days: int) -> list[str]:
+        how = settings.model_copy(
+            update={"evaluation": settings.evaluation.model_copy(update={"steadiness_days": days})}
+        )
+        return [policy.version for policy in champions_to_replay(how, day).values()]
+
+    after = DAYS[-1] + timedelta(days=1)
+    assert replayed(after, 7) == ["p1", "p4"]  # none is a week old
+    assert replayed(after, 3) == ["p2", "p4"]
+    assert replayed(after, 1) == ["p4"]
+    assert replayed(DAYS[-1], 2) == ["p2", "p3"]
+    assert replayed(after + timedelta(days=30), 7) == ["p4"]  # it was the champion a week ago, too
+    (settings.data / champion_before(settings, after).policy).unlink()
+    assert replayed(after, 7) == ["p1"]

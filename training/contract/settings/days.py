@@ -25,3 +25,7 @@ class SessionSettings(Section):
         description="requests after which the platform itself ends a session, which is then truncated, not "
         "over; none: it never does. The simulated world has its own (ours)",
     )
+
+    @property
+    def gap(self) -> timedelta:
+        return timedelta(minutes=self.gap_minutes)

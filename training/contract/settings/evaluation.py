@@ -47,6 +47,11 @@ class EvaluationSettings(Section):
     weight_clip: Positive | None = Field(
         None, description="largest product of density ratios; none leaves them, clipping is biased (ours)"
     )
+    steadiness_days: int = Field(
+        7,
+        ge=1,
+        description="the champion from so many days before is replayed on its states and today's (ours)",
+    )
     bootstraps: int = Field(400, ge=50, description="resamples of the sessions for pdis (ours)")
     min_effective_sessions: Positive = Field(
         30.0, description="fewer effective sessions of pdis and dr are warned of (ours)"

@@ -4,16 +4,24 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from training.contract.settings.section import Name, Section
+from training.contract.settings.section import Name, Positive, Section
 
 
 class ProfileFeature(Section):
     column: Name = Field(description="column of the users table")
-    kind: Literal["numeric", "log", "flag", "categorical"] = "numeric"
+    kind: Literal["numeric", "saturating", "log", "flag", "categorical"] = Field(
+        "numeric",
+        description="a count that grows with the account should be saturating: log and numeric move with it",
+    )
     categories: tuple[str, ...] = Field((), description="for kind categorical: the known values")
+    half: Positive | None = Field(
+        None, description="for kind saturating, x / (x + half): the value whose entry is one half"
+    )
 
     @model_validator(mode="after")
-    def _categories(self) -> Self:
+    def _belongs_to_its_kind(self) -> Self:
+        if (self.kind == "saturating") != (self.half is not None):
+            raise ValueError("half belongs to kind 'saturating', which needs it")
         if (self.kind == "categorical") != bool(self.categories):
             raise ValueError("categories belong to kind 'categorical', and it needs at least one")
         return self
@@ -30,10 +38,10 @@ class StateSettings(Section):
             ),
             ProfileFeature(column="is_lowactive_period", kind="flag"),
             ProfileFeature(column="is_video_author", kind="flag"),
-            ProfileFeature(column="follow_user_num", kind="log"),
-            ProfileFeature(column="fans_user_num", kind="log"),
-            ProfileFeature(column="friend_user_num", kind="log"),
-            ProfileFeature(column="register_days", kind="log"),
+            ProfileFeature(column="follow_user_num", kind="saturating", half=150),
+            ProfileFeature(column="fans_user_num", kind="saturating", half=50),
+            ProfileFeature(column="friend_user_num", kind="saturating", half=15),
+            ProfileFeature(column="register_days", kind="saturating", half=1000),
         ),
-        description="columns of the users table that are part of the state",
+        description="columns of the users table that are part of the state (half: near KuaiRand's median)",
     )

@@ -136,16 +136,21 @@ class Settings(BaseSettings):
         return datetime.combine(day, time(), UTC) - timedelta(hours=self.calendar.utc_offset_hours)
 
     @property
+    def head_names(self) -> list[str]:
+        return [head.name for head in self.heads]
+
+    @property
     def state_spec(self) -> StateSpec:
         """Profile features as the settings name them, then history, session and context."""
         kinds: dict[str, Transform] = {
             "numeric": "identity",
             "flag": "identity",
+            "saturating": "saturating",
             "log": "log1p",
             "categorical": "onehot",
         }
         profile = [
-            StateFeature(p.column, "profile", kinds[p.kind], (p.column,), p.categories)
+            StateFeature(p.column, "profile", kinds[p.kind], (p.column,), p.categories, p.half)
             for p in self.state.profile
         ]
-        return StateSpec((*profile, *default_features(self.signal_names)))
+        return StateSpec((*profile, *default_features(self.signal_names, self.head_names)))

@@ -13,12 +13,13 @@ from training.contract.state import StateSpec, history_columns, session_columns
 from training.world.simulator.scene import Scene
 from training.world.simulator.sessions import Outcome, Requests, Sessions
 
-_FIELDS = ("user_row", "session", "events", "play_s", "completion")
+_FIELDS = ("user_row", "session", "day", "events", "play_s", "completion")
 
 
 @dataclass
 class History:
-    """The last impressions of every user, oldest first; ``session`` counts sessions of the whole world.
+    """The last impressions of every user, oldest first; ``session`` counts sessions of the whole world,
+    ``day`` is an ordinal.
 
     ``completion`` is min(play / duration, 1), NaN where the duration is unknown; ``events`` is a bit a
     signal, the settings' first one lowest.
@@ -26,6 +27,7 @@ class History:
 
     user_row: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     session: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    day: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     events: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     play_s: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     completion: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
@@ -55,8 +57,12 @@ class History:
 
         count = total(np.ones(len(self.user_row)))
         known = ~np.isnan(self.completion)
-        pair = np.unique(np.stack([self.user_row.astype(np.int64), self.session]), axis=1)
-        sessions = np.bincount(pair[0], minlength=users).astype(np.float64)
+
+        def distinct(values: np.ndarray) -> np.ndarray:
+            pairs = np.unique(np.stack([self.user_row.astype(np.int64), values]), axis=1)
+            return np.bincount(pairs[0], minlength=users).astype(np.float64)
+
+        sessions = distinct(self.session)
 
         def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
             return np.divide(numerator, denominator, out=np.zeros(users), where=denominator > 0)
@@ -69,7 +75,7 @@ class History:
             *rates,
             ratio(total(self.play_s), count),
             ratio(total(np.nan_to_num(self.completion)), total(known)),
-            sessions,
+            ratio(sessions, distinct(self.day)),
             ratio(count, sessions),
             np.where(count > 0, days_since_last, 0),
         ]
@@ -89,6 +95,7 @@ def history_chunk(scene: Scene, requests: Requests, outcome: Outcome, first_sess
     return History(
         user_row=np.repeat(requests.user_row, page).astype(np.int32),
         session=np.repeat(requests.session + first_session, page).astype(np.int64),
+        day=np.full(len(requests) * page, scene.day.toordinal(), dtype=np.int32),
         events=(outcome.events[..., scene.signals].astype(np.uint64) @ bits).ravel(),
         play_s=(outcome.play_time_ms / 1000.0).astype(np.float32).ravel(),
         completion=np.minimum(completion, 1.0).astype(np.float32).ravel(),
@@ -100,7 +107,7 @@ class States:
 
     def __init__(self, settings: Settings, raw: dict[str, np.ndarray]) -> None:
         self.settings, self.spec = settings, settings.state_spec
-        self.session_names = session_columns(settings.signal_names)
+        self.session_names = session_columns(settings.signal_names, settings.head_names)
         moving = np.array([f.source in ("session", "context") for f in self.spec.features])
         widths = [f.width for f in self.spec.features]
         self.moving_entries = np.repeat(moving, widths)
@@ -111,7 +118,7 @@ class States:
     def assemble(self, sessions: Sessions, requests: Requests) -> np.ndarray:
         """States float32[b, d] at the requests: what :meth:`StateSpec.assemble` gives for them."""
         s = requests.session
-        values = np.column_stack([sessions.sums[s], sessions.last[s]])
+        values = np.column_stack([sessions.sums[s], sessions.last[s], sessions.decayed[s]])
         raw = dict(zip(self.session_names, values.T, strict=True))
         seconds = requests.event_ts.astype("int64") // 1_000_000
         raw["hour"] = (seconds // 3600 + self.settings.calendar.utc_offset_hours) % 24

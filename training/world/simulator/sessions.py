@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from training.contract.errors import DataError
+from training.contract.session import DECAY
 from training.world.simulator import randomness, response
 from training.world.simulator.scene import Scene
 
@@ -97,10 +98,10 @@ class Sessions:
         self.step = np.zeros(n, dtype=np.int64)
         self.ended = np.full(n, ALIVE, dtype=object)
         self.reward, self.discounted, self.play_s = np.zeros(n), np.zeros(n), np.zeros(n)
-        signals = len(scene.signals)
-        # requests, impressions, signals, play_s — of the session, then of its last request
-        self.sums = np.zeros((n, 3 + signals))
-        self.last = np.zeros((n, 2 + signals))
+        felt = 2 + len(scene.signals)  # impressions, signals, play_s
+        self.sums = np.zeros((n, 1 + felt))  # of the session, after its requests
+        # of its last request and decayed by requests: felt, then each head's predictions
+        self.last, self.decayed = (np.zeros((n, felt + len(scene.settings.heads))) for _ in range(2))
 
     def requests(self, session: np.ndarray) -> Requests:
         """The next request of each given session."""
@@ -179,9 +180,13 @@ class Sessions:
         self.discounted[s] += settings.learner.gamma ** self.step[s] * reward
         self.play_s[s] += viewed
         counts = events[..., scene.signals].sum(axis=1)
-        latest = np.column_stack([np.full(len(s), page), counts, viewed])
-        self.last[s] = latest
-        self.sums[s] += np.column_stack([np.ones(len(s)), latest])
+        felt = np.column_stack([np.full(len(s), page), counts, viewed])
+        predicted = np.take_along_axis(requests.predictions, places[..., None], axis=1).sum(
+            axis=1, dtype=np.float64
+        )
+        self.last[s] = np.column_stack([felt, predicted])
+        self.decayed[s] = self.last[s] + DECAY * self.decayed[s]
+        self.sums[s] += np.column_stack([np.ones(len(s)), felt])
         self.step[s] += 1
 
         feedback_us = self.clock_us[s] + np.ceil(viewed * 1e6).astype(np.int64) + 200_000

@@ -20,6 +20,7 @@ from scipy.stats import poisson
 from training.contract.columns import user_columns
 from training.contract.errors import DataError
 from training.contract.files import json_sha256, replaced_folder
+from training.contract.session import beyond_gap
 from training.contract.settings import Settings
 from training.world.simulator import randomness, response
 from training.world.simulator.calibration import calibrate
@@ -30,7 +31,7 @@ from training.world.simulator.population import Population, synthetic
 from training.world.simulator.scene import Calibration, Scene
 from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, TRUNCATED, Outcome, Requests, Sessions
 
-FORMAT = 1
+FORMAT = 2
 _COME, _SESSIONS, _HOUR, _SUB_HOUR, _PANEL = 101, 102, 103, 104, 105
 
 _ARROW = {"double": pa.float64(), "int8": pa.int8(), "string": pa.string(), "int64": pa.int64()}
@@ -83,7 +84,7 @@ class World:
         # sessions lie by user, then number: the first of each user is due, the others wait for it
         self.following = np.append(rows[1:] == rows[:-1], False)
         self.live = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, int)
-        self.gap_us = int(settings.session.gap_minutes * 60e6) + 60_000_000
+        self.gap_us = beyond_gap(settings.session.gap) // timedelta(microseconds=1)
 
     def scene_of(self, day: date) -> Scene:
         return Scene(self.settings, self.constants, self.population, self.calibration, day, self.seed)

@@ -44,6 +44,22 @@ def test_a_named_session_is_kept_and_continued(index):
     assert session(index, 5, "other", NOON + timedelta(minutes=2)) == "other"
 
 
+def test_a_named_session_is_cut_after_the_gap_and_goes_on_under_the_name_of_the_cut(tmp_path):
+    path = tmp_path / "requests.sqlite"
+    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+    one.sessions.hold(5, session(one, 5, "mine", NOON), "noise")
+    later = NOON + timedelta(minutes=31)
+    cut = f"mine~{int(later.timestamp()) * 1_000_000}"
+    assert session_of(one, 5, "mine", later) == (cut, None)
+    one.sessions.hold(5, cut, "random")
+    one.add([entry("r1", 5, cut, later.timestamp(), "random")])
+    for index, named in ((one, "mine"), (two, "mine"), (two, cut), (two, None)):
+        assert session_of(index, 5, named, later + timedelta(minutes=1)) == (cut, "random")
+    again = later + timedelta(minutes=62)
+    assert session(two, 5, "mine", again) == f"mine~{int(again.timestamp()) * 1_000_000}"
+    assert session(one, 5, "mine~too", later) == "mine~too"
+
+
 def test_another_workers_later_session_is_continued(tmp_path):
     path = tmp_path / "requests.sqlite"
     one, two = RequestIndex(path, 30), RequestIndex(path, 30)

@@ -78,6 +78,24 @@ def test_a_refused_day_shows_the_rules_the_estimates_and_the_curves(settings: Se
     assert len(page.find_all("svg")) == 3  # volumes, estimates, curves
 
 
+def test_a_champion_that_moved_is_warned_of_on_the_page(settings: Settings):
+    replayed = {"version": "p1", "day": "2025-12-29", "states": [500, 400]}
+    moved = {"moved": {"click": 0.25}, "largest": 0.25, "weights": {"click": [1.38, 1.77]}}
+    few = {**replayed, "version": "p2", "skipped": "2026-01-04 has 3 states"}
+    steadiness = {"bound": 0.1, "warnings": ["p1 moved"], "policies": [{**replayed, **moved}, few]}
+    record = {"success": True, "estimates": {"static": estimate(2.0)}, "steadiness": steadiness}
+    write_record(settings.layout, DAY, "evaluate", record)
+    page = read(build(settings, DAY))
+    rows = page.select('[aria-label="Champions replayed"] tr')
+    assert [cell.text.strip() for cell in rows[1].select("td")] == [
+        "p1",
+        "2025-12-29",
+        "0.250",
+        "click 1.380 → 1.770",
+    ]
+    assert "p1 moved" in page.select_one(".held").text and "has 3 states" in rows[2].text
+
+
 def test_a_day_that_stopped_names_the_stage_and_the_column(settings: Settings):
     fault = {
         "expectation": "e",

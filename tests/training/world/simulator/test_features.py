@@ -15,8 +15,11 @@ def test_states_are_what_the_specification_assembles(world: World) -> None:
     signals = [s.column for s in settings.signals]
     order = ("is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward", "is_hate")
     places = [order.index(column) for column in signals]
-    log: dict[int, list[tuple]] = {}  # user row: (session id, events, play_s, completion)
-    names = [*history_columns(settings.signal_names), *session_columns(settings.signal_names)]
+    log: dict[int, list[tuple]] = {}  # user row: (session id, day, events, predictions, play_s, completion)
+    names = [
+        *history_columns(settings.signal_names),
+        *session_columns(settings.signal_names, settings.head_names),
+    ]
     checked = 0
     last_day: dict[int, int] = {}
     for offset in (0, 1, 3):
@@ -46,7 +49,16 @@ def test_states_are_what_the_specification_assembles(world: World) -> None:
                 for place in range(6):
                     d, play = int(outcome.duration_ms[row, place]), int(outcome.play_time_ms[row, place])
                     completion = min(play / d, 1.0) if d else None
-                    page.append((name, outcome.events[row, place, places].tolist(), play / 1000, completion))
+                    page.append(
+                        (
+                            name,
+                            day,
+                            outcome.events[row, place, places].tolist(),
+                            requests.predictions[row, place].tolist(),
+                            play / 1000,
+                            completion,
+                        )
+                    )
                 log.setdefault(int(requests.user_row[row]), []).extend(page)
                 running.setdefault(name, []).append(page)
         for user in {int(u) for u in world.sessions.user_row[world.sessions.step > 0]}:
@@ -60,29 +72,31 @@ def _history(rows: list[tuple], day, last_day: int | None) -> list[float]:
     if not count:
         return [0.0] * (1 + 7 + 5)
     known = [completion for *_, completion in rows if completion is not None]
-    sessions = len({name for name, *_ in rows})
-    rates = [sum(events[k] for _, events, *_ in rows) / count for k in range(7)]
+    sessions, days = len({name for name, *_ in rows}), len({day for _, day, *_ in rows})
+    rates = [sum(events[k] for _, _, events, *_ in rows) / count for k in range(7)]
     return [
         count,
         *rates,
         sum(play for *_, play, _ in rows) / count,
         sum(known) / len(known) if known else 0.0,
-        sessions,
+        sessions / days,
         count / sessions,
         day.toordinal() - last_day - 1,
     ]
 
 
 def _session(pages: list[list[tuple]]) -> list[float]:
-    def sums(part: list[list[tuple]]) -> list[float]:
+    def felt(part: list[list[tuple]]) -> np.ndarray:
         rows = [row for page in part for row in page]
-        return [
-            len(rows),
-            *[sum(events[k] for _, events, *_ in rows) for k in range(7)],
-            sum(play for *_, play, _ in rows),
-        ]
+        counts = [sum(events[k] for _, _, events, *_ in rows) for k in range(7)]
+        return np.array([len(rows), *counts, sum(play for *_, play, _ in rows)])
 
-    return [len(pages), *sums(pages), *sums(pages[-1:])]
+    def predicted(part: list[list[tuple]]) -> np.ndarray:
+        return np.array([sum(row[3][k] for page in part for row in page) for k in range(8)])
+
+    whole = [np.concatenate([felt([page]), predicted([page])]) for page in pages]
+    decayed = sum((0.7**back * page for back, page in enumerate(reversed(whole))), np.zeros(17))
+    return [len(pages), *felt(pages), *felt(pages[-1:]), *predicted(pages[-1:]), *decayed]
 
 
 def test_history_keeps_the_last_impressions_of_each_user() -> None:
@@ -91,6 +105,7 @@ def test_history_keeps_the_last_impressions_of_each_user() -> None:
         return History(
             np.array(user, np.int32),
             np.zeros(n, np.int64),
+            np.zeros(n, np.int32),
             np.zeros(n, np.uint64),
             np.array(play, np.float32),
             np.zeros(n, np.float32),
