@@ -16,12 +16,12 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
 from training.policies import (
-    bandit,
-    batchrl_mtf,
     checkpoint,
     cql_sac,
+    ensemble,
     iql,
     lineage,
+    rebrac,
     supervised,
     td3,
     unified_rl,
@@ -32,14 +32,15 @@ from training.policies.learner import Learner
 ALGORITHMS: dict[str, type[Learner]] = {
     learner.kind: learner
     for learner in (
-        batchrl_mtf.BatchRLMTF,
+        ensemble.BatchRLMTFEnsemble,
         td3.TD3,
         td3.TD3BC,
+        rebrac.ReBRAC,
         td3.UWACTD3,
         unified_rl.UnifiedRL,
         cql_sac.CQLSAC,
         iql.IQL,
-        bandit.Bandit,
+        ensemble.BanditEnsemble,
         supervised.Supervised,
         xmtf.XMTF,
     )

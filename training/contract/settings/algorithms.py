@@ -12,6 +12,7 @@ Algorithm = Literal[
     "xmtf",
     "td3",
     "td3_bc",
+    "rebrac",
     "uwac_td3",
     "cql_sac",
     "iql",
@@ -21,6 +22,13 @@ Algorithm = Literal[
 
 
 class BatchRLMTFSettings(Section):
+    members: int = Field(
+        1,
+        ge=1,
+        le=50,
+        description="K: seeds that act as one policy, by the mean of their actions; a retrain and a request "
+        "take K times as long (ours; not xmtf)",
+    )
     rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
     candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
     serving_candidates: int = Field(
@@ -68,6 +76,15 @@ class TD3BCSettings(Section):
     alpha: Positive = Field(2.5, description="weight of Q against imitation (Fujimoto and Gu 2021)")
 
 
+class ReBRACSettings(Section):
+    actor_weight: float = Field(
+        0.01, ge=0.0, description="β₁ of imitation in the actor's loss, of λQ about 1 (of their .001 to .1)"
+    )
+    critic_weight: float = Field(
+        0.01, ge=0.0, description="β₂ of the distance to what was served at s', in units of reward (likewise)"
+    )
+
+
 class UWACSettings(Section):
     dropout: float = Field(0.1, gt=0.0, lt=1.0, description="of the critics' hidden units (Wu et al. 2021)")
     samples: int = Field(10, ge=2, description="dropout passes behind a variance (ours; their code: 100)")
@@ -88,7 +105,10 @@ class UnifiedRLSettings(Section):
 class CQLSACSettings(Section):
     conservative_weight: float = Field(5.0, ge=0.0, description="of the penalty (Kumar et al. 2020)")
     actions: int = Field(10, ge=1, description="drawn thrice a state for it (Kumar et al. 2020)")
-    temperature_lr: Positive = Field(1e-4, description="of SAC's entropy weight (d3rlpy's)")
+    temperature: Positive = Field(0.1, description="SAC's entropy weight at the start (ours; d3rlpy's: 1)")
+    temperature_lr: Positive = Field(
+        3e-3, description="of it (ours: it falls within thousands of steps; d3rlpy's 1e-4 takes 20,000)"
+    )
 
 
 class IQLSettings(Section):

@@ -9,6 +9,7 @@ from training.contract.settings.algorithms import (
     BatchRLMTFSettings,
     CQLSACSettings,
     IQLSettings,
+    ReBRACSettings,
     TD3BCSettings,
     TD3Settings,
     UnifiedRLSettings,
@@ -57,8 +58,9 @@ class LearnerSettings(Section):
     batchrl_mtf: BatchRLMTFSettings = Field(
         BatchRLMTFSettings(), description="of batchrl_mtf, bandit and xmtf"
     )
-    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
+    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc, rebrac and uwac_td3")
     td3_bc: TD3BCSettings = TD3BCSettings()
+    rebrac: ReBRACSettings = ReBRACSettings()
     uwac: UWACSettings = UWACSettings()
     unified_rl: UnifiedRLSettings = UnifiedRLSettings()
     cql_sac: CQLSACSettings = CQLSACSettings()
