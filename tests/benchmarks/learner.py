@@ -68,7 +68,9 @@ def transitions(count: int, seed: int = 0) -> Transitions:
         action_means=torch.zeros(count, ACTION),
         log_densities=torch.zeros(count, dtype=torch.float64),
         sessions=torch.arange(count),
+        users=torch.arange(count),
         steps=torch.zeros(count, dtype=torch.int64),
+        by_session=torch.zeros(count, dtype=torch.bool),
         arms=torch.zeros(count, dtype=torch.int64),
         arm_names=("random",),
     )

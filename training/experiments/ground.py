@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.contract.errors import DataError
 from training.contract.files import write_atomic
 from training.experiments.table import ExplorationLog, Table, slug
 from training.trajectories import Transitions
@@ -135,7 +136,10 @@ class Ground:
 
 
 def concatenated(parts: list[Transitions]) -> Transitions:
-    """Logs one after another, with session numbers of their own; all must have the same arms and columns."""
+    """Logs of one world one after another, with session numbers of their own.
+
+    All must have the same arms and columns; the users are the world's.
+    """
     columns: dict[str, Any] = {}
     for field in fields(Transitions):
         values = [getattr(part, field.name) for part in parts]
@@ -158,7 +162,12 @@ def write_transitions(path: Path, data: Transitions) -> None:
 
 
 def read_transitions(path: Path) -> Transitions:
+    """What :func:`write_transitions` wrote. Raises :class:`DataError` for a file of an older version."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
+    if "users" not in arrays:
+        raise DataError(
+            f"{path} has no users: it was written by an older version; remove it and run this again"
+        )
     names = tuple(str(name) for name in arrays.pop("arm_names"))
     return Transitions(**{n: torch.from_numpy(values) for n, values in arrays.items()}, arm_names=names)

@@ -90,6 +90,7 @@ class SplitColumns:
         return Transitions(
             **{name: torch.from_numpy(column) for name, column in self.columns.items()},
             sessions=torch.from_numpy(self.sessions),
+            by_session=torch.zeros(len(self.rows), dtype=torch.bool),
             arms=torch.from_numpy(self.arms),
             arm_names=self.arm_names,
         )

@@ -17,6 +17,8 @@ class Transitions:
     ``next_actions`` is what was served at s' (where the session ended: zeros, masked by ``dones``;
     where that request is not in the window: the row's own action). ``log_densities`` is NaN for an
     action that was not drawn. ``sessions`` numbers the trajectories; ``arms`` indexes ``arm_names``.
+    ``users`` are the users' own ids, the same in both splits and on every day: arms are assigned to users, so
+    these are the clusters of whatever is resampled.
     """
 
     states: Tensor  # float32[N, d], as served
@@ -28,7 +30,11 @@ class Transitions:
     action_means: Tensor  # float32[N, k], of the behaviour policy
     log_densities: Tensor  # float64[N], of the behaviour policy
     sessions: Tensor  # int64[N]
+    users: Tensor  # int64[N]
     steps: Tensor  # int64[N], 0 is the first request of the session
+    by_session: (
+        Tensor  # bool[N], what explores was drawn once for the session: not for each request, or not at all
+    )
     arms: Tensor  # int64[N]
     arm_names: tuple[str, ...]
     # of the behaviour policy at s', as next_actions (always there but in tests that do without)

@@ -54,7 +54,9 @@ def sessions(count: int, seed: int, longest: int = LONGEST, stop: float = STOP) 
         action_means=torch.zeros_like(a),
         log_densities=torch.from_numpy(exploration.log_density(a.double().numpy(), np.zeros((1, 1)), STD)),
         sessions=columns["session"].long(),
+        users=columns["session"].long(),
         steps=columns["step"].long(),
+        by_session=torch.zeros(len(a), dtype=torch.bool),
         arms=torch.zeros(len(a), dtype=torch.int64),
         arm_names=("random",),
     )

@@ -45,7 +45,9 @@ def transitions(log: dict[str, np.ndarray]) -> Transitions:
         action_means=flat(actions),
         log_densities=torch.full((count,), torch.nan, dtype=torch.float64),
         sessions=torch.from_numpy(sessions),
+        users=torch.from_numpy(sessions),
         steps=torch.from_numpy(np.tile(np.arange(rewards.shape[1]), len(rewards))),
+        by_session=torch.zeros(count, dtype=torch.bool),
         arms=torch.zeros(count, dtype=torch.int64),
         arm_names=("controller",),
     )

@@ -76,6 +76,21 @@ def test_the_test_split_is_the_last_sessions_and_splits_none(toy):
     assert (data.test.steps == 0).sum() == len(torch.unique(data.test.sessions))
 
 
+def test_users_are_those_of_the_log_in_both_splits(toy):
+    world = toy(learner=NO_MIX)
+    world.log(20)
+    data = trajectories.load(world.settings, DAY)
+    logged = {}  # a state belongs to one request
+    for day in world.days:
+        for row in pq.read_table(part(world, day), partitioning=None).to_pylist():
+            logged[np.float32(row["state"]).tobytes()] = row["user_id"]
+    for split in (data.train, data.test):
+        assert split.users.tolist() == [logged[state.tobytes()] for state in split.states.numpy()]
+        assert split.users.dtype == torch.int64
+        assert split.by_session.shape == split.users.shape and not split.by_session.any()
+    assert len(torch.unique(data.test.users)) > 1
+
+
 def test_the_order_of_rows_in_the_file_does_not_matter(toy):
     world = toy()
     world.log(30)

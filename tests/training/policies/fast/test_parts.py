@@ -103,7 +103,16 @@ class Case:
 
 
 def transitions(count: int, d: int, k: int, g: torch.Generator, dones: float) -> Transitions:
-    empty = ("next_actions", "action_means", "log_densities", "sessions", "steps", "arms")
+    empty = (
+        "next_actions",
+        "action_means",
+        "log_densities",
+        "sessions",
+        "users",
+        "steps",
+        "by_session",
+        "arms",
+    )
     return Transitions(
         states=torch.randn(count, d, generator=g).bfloat16().float(),
         next_states=torch.randn(count, d, generator=g).bfloat16().float(),

@@ -42,6 +42,13 @@ def test_rows_follow_each_other(collected):
     assert bench.settings.state_spec.width == data.states.shape[1]
 
 
+def test_users_are_those_whose_sessions_were_played(collected):
+    bench, data = collected
+    expected = bench.scene.population.user_id[bench.user_row[data.sessions.numpy()]]
+    np.testing.assert_array_equal(data.users.numpy(), expected)
+    assert not data.by_session.any()
+
+
 def test_arms_have_their_densities_and_actions(collected):
     _, data = collected
     counts = data.arm_counts()
