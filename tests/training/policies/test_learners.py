@@ -57,6 +57,7 @@ def test_a_step_reads_what_it_should(algorithm, random_transitions, small, three
 # what the torch side acts by, for the learners whose export is a plain deterministic actor
 MEANS = {
     "td3": lambda learner, s: learner.policy(s),
+    "rebrac": lambda learner, s: learner.policy(s),
     "td3_bc": lambda learner, s: learner.policy(s),
     "uwac_td3": lambda learner, s: learner.policy(s),
     "unified_rl": lambda learner, s: learner.policy(s),
