@@ -113,6 +113,7 @@ def logged(make_toy, tmp_path_factory):
 LEARNS = {
     "td3": 0.7,
     "td3_bc": 0.7,
+    "rebrac": 0.5,
     "uwac_td3": 0.7,
     "unified_rl": 0.2,  # half of the toy log is its noise group, whose box it keeps to
     "cql_sac": 0.5,

@@ -23,7 +23,7 @@ Algorithm = Literal[
 
 class BatchRLMTFSettings(Section):
     members: int = Field(
-        1,
+        5,
         ge=1,
         le=50,
         description="K: seeds that act as one policy, by the mean of their actions; a retrain and a request "
@@ -46,8 +46,8 @@ class BatchRLMTFSettings(Section):
     latent_size: int | None = Field(
         None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"
     )
-    latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
-    kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
+    latent_clip: Positive = Field(3.0, description="|z| when generating (ours; BCQ's .5; paper silent)")
+    kl_weight: float = Field(0.02, ge=0.0, description="of eq. (3) (ours; BCQ's .5; paper silent)")
     freeze_generator_after: int | None = Field(
         None,
         ge=1,

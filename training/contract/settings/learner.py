@@ -26,10 +26,10 @@ class LearnerSettings(Section):
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
     gamma: float = Field(0.95, ge=0.0, lt=1.0, description="discount (paper)")
     target_steps: int = Field(
-        1,
+        5,
         ge=1,
         le=100,
-        description="requests whose logged rewards a target sums before it bootstraps (paper: 1)",
+        description="requests whose logged rewards a target sums before it bootstraps (ours; paper: 1)",
     )
     critic_lr: Positive = Field(2e-4, description="(paper)")
     actor_lr: Positive = Field(1e-4, description="of the other algorithms' actors (ours: perturbation_lr's)")
