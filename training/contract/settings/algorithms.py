@@ -96,7 +96,7 @@ class UnifiedRLSettings(Section):
     critics: int = Field(24, ge=2, description="E: critics of each of the two groups (UnifiedRL)")
     watch_weight: float = Field(1.0, ge=0.0, description="w of the play-time and integrity group (ours)")
     interaction_weight: float = Field(1.0, ge=0.0, description="w of the interaction group (ours)")
-    box: Positive = Field(0.15, description="half-width around the logged mean (UnifiedRL)")
+    box: Positive = Field(0.15, description="half-width around the present mean (UnifiedRL)")
     outside: float = Field(1.0, ge=0.0, description="η: weight of squared distances to the box (ours)")
     spread: float = Field(0.1, ge=0.0, description="λ: weight of the critics' spread (ours)")
     decay: float = Field(2.0, ge=0.0, description="bootstrap x exp(-decay x distance to the box) (ours)")
@@ -105,9 +105,9 @@ class UnifiedRLSettings(Section):
 class CQLSACSettings(Section):
     conservative_weight: float = Field(5.0, ge=0.0, description="of the penalty (Kumar et al. 2020)")
     actions: int = Field(10, ge=1, description="drawn thrice a state for it (Kumar et al. 2020)")
-    temperature: Positive = Field(0.1, description="SAC's entropy weight at the start (ours; d3rlpy's: 1)")
+    temperature: Positive = Field(1.0, description="SAC's entropy weight at the start (d3rlpy's)")
     temperature_lr: Positive = Field(
-        3e-3, description="of it (ours: it falls within thousands of steps; d3rlpy's 1e-4 takes 20,000)"
+        1e-4, description="of it (d3rlpy's); it has fallen after about 2 over this many steps"
     )
 
 
