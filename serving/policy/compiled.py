@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from training.contract.errors import PolicyError
-from training.contract.policy import BatchRLMTFActor, DeterministicActor, Policy, XMTFActor
+from training.contract.policy import BatchRLMTFActor, DeterministicActor, EnsembleActor, Policy, XMTFActor
 
 _OPSET, _IR_VERSION = 17, 8  # a runtime of 2022 reads them
 _STATES, _ACTIONS = "states", "actions"
@@ -32,6 +32,8 @@ def compiled(policy: Policy) -> Policy:
         return replace(policy, actor=_CompiledRanker(_batch_rl_mtf(actor), actor))
     if isinstance(actor, BatchRLMTFActor):
         return replace(policy, actor=_CompiledActor(_batch_rl_mtf(actor)))
+    if isinstance(actor, EnsembleActor):
+        return replace(policy, actor=_CompiledActor(_batch_rl_mtf(*actor.members)))
     if isinstance(actor, DeterministicActor):
         return replace(policy, actor=_CompiledActor(_deterministic(actor)))
     return policy
@@ -134,17 +136,25 @@ class _CompiledRanker(_CompiledActor):
         self.scores = actor.scores
 
 
-def _batch_rl_mtf(actor: BatchRLMTFActor) -> onnxruntime.InferenceSession:
-    """Eq. (4), as :class:`BatchRLMTFActor` has it."""
-    t, g = actor.tensors, _Graph()
-    d, n, k = len(t["state_mean"]), len(t["latents"]), len(_last_bias(t, "decoder"))
-    s = g.standardised(t, actor.state_clip)
+def _batch_rl_mtf(*members: BatchRLMTFActor) -> onnxruntime.InferenceSession:
+    """Eq. (4), as :class:`BatchRLMTFActor` has it; of several seeds the mean."""
+    first, g = members[0], _Graph()
+    d, k = len(first.tensors["state_mean"]), len(_last_bias(first.tensors, "decoder"))
+    s = g.standardised(first.tensors, first.state_clip)
+    chosen = [_chosen(g, member, s, d, k) for member in members]
+    mean = g.do("Mean", *chosen) if len(chosen) > 1 else chosen[0]
+    return g.session(mean, d, k)
+
+
+def _chosen(g: _Graph, actor: BatchRLMTFActor, s: str, d: int, k: int) -> str:
+    """What one of them does at the standardised states ``s``: [m, k]."""
+    t, n = actor.tensors, len(actor.tensors["latents"])
     candidates = g.do("Tanh", g.joint(s, t["latents"], t, "decoder", d, n))
     shift = g.do("Mul", g.do("Tanh", g.joint(s, candidates, t, "perturbation", d, n)), g.put(actor.rho))
     actions = g.do("Clip", g.do("Add", candidates, shift), g.put(-1.0), g.put(1.0))
     values = g.shaped(g.joint(s, actions, t, "critic", d, n), -1, n)
     best = g.do("ArgMax", values, axis=1, keepdims=1)
-    return g.session(g.do("GatherND", g.shaped(actions, -1, n, k), best, batch_dims=1), d, k)
+    return g.do("GatherND", g.shaped(actions, -1, n, k), best, batch_dims=1)
 
 
 def _deterministic(actor: DeterministicActor) -> onnxruntime.InferenceSession:

@@ -82,6 +82,7 @@ def learner_settings(
     """``own`` are of BatchRL-MTF's section."""
     return LearnerSettings(
         batch_size=BATCH,
+        target_steps=1,
         critic_hidden=widths["others"],
         device="cpu",
         batchrl_mtf={

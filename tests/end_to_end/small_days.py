@@ -15,6 +15,7 @@ TINY = [16, 16]
 NETWORKS = {
     "critic_hidden": TINY,
     "batchrl_mtf": {
+        "members": 2,
         "generator_hidden": TINY,
         "perturbation_hidden": TINY,
         "latent_size": 4,

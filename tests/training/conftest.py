@@ -158,6 +158,7 @@ def toy_settings(data: Path, **sections: object) -> Settings:
         "threads": 1,
     } | sections.pop("learner", {})
     learner["batchrl_mtf"] = {
+        "members": 2,
         "candidates": 5,
         "serving_candidates": 20,
         "generator_hidden": (32, 32),

@@ -229,6 +229,33 @@ class BatchRLMTFActor:
 
 
 @dataclass(frozen=True)
+class EnsembleActor:
+    """The mean of the actions of K policies, each an :class:`BatchRLMTFActor` of a seed of its own.
+
+    A mean of actions within the box lies within it, and its noise is that of one policy over √K.
+    """
+
+    members: tuple[BatchRLMTFActor, ...]
+
+    def __call__(self, states: Float32Array) -> Float32Array:
+        mean: Float32Array = np.mean([member(states) for member in self.members], axis=0)
+        return mean
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, Float32Array], rho: float, state_clip: float, members: int
+    ) -> "EnsembleActor":
+        """Tensors ``<member>.<name>``, and the standardisation that all share."""
+        shared = {name: tensors[name] for name in ("state_mean", "state_scale")}
+        parts: list[dict[str, Float32Array]] = [dict(shared) for _ in range(members)]
+        for name, tensor in tensors.items():
+            member, dot, own = name.partition(".")
+            if dot and member.isdecimal() and int(member) < members:
+                parts[int(member)][own] = tensor
+        return cls(tuple(BatchRLMTFActor(part, rho, state_clip) for part in parts))
+
+
+@dataclass(frozen=True)
 class XMTFActor(BatchRLMTFActor):
     """xMTF: items are ordered by Σ_k h_k(log(o_k + β_k), s), one monotone cell for each head k.
 
@@ -273,6 +300,9 @@ def make_actor(kind: str, tensors: Mapping[str, Float32Array], options: Mapping[
         clip = float(options.get("state_clip", float("inf")))
         if kind == "deterministic":
             return DeterministicActor(dict(tensors), clip)
+        members = int(options.get("members", 1))
+        if kind == "batchrl_mtf" and members > 1:
+            return EnsembleActor.of(tensors, float(options["rho"]), clip, members)
         if kind == "batchrl_mtf":
             return BatchRLMTFActor(dict(tensors), float(options["rho"]), clip)
         if kind == "xmtf":

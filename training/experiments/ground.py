@@ -5,7 +5,8 @@ own on that day's snapshot, and the judge's sessions lie on the day after the lo
 purposes, seeds and rounds never share their luck.
 """
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import fields
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Ground:
         path = self._log(name)
         if not path.is_file():
             log = self.table.logs[name]
-            write_transitions(path, self.collect(log, self.static, log.sessions, part=0))
+            write_transitions(path, self.collect(self.mixed(log, self.static), log.sessions, part=0))
 
     def log(self, name: str) -> Transitions:
         return read_transitions(self._log(name))
@@ -101,15 +102,17 @@ class Ground:
     def static(self, states: np.ndarray, requests: object) -> np.ndarray:
         return np.repeat(self.settings.fusion.static_action[None], len(states), axis=0)
 
-    def collect(
-        self, log: ExplorationLog, mean: Choose, sessions: int, part: int, noise: Arm | None = None
-    ) -> Transitions:
-        """Sessions spread over the log's days, of the random group and of noise around ``mean``."""
+    def mixed(self, log: ExplorationLog, mean: Choose) -> list[Arm]:
+        """The random group, and noise around ``mean``."""
         heads, how = len(self.settings.heads), self.settings.serving
-        arms = [
-            random_arm(heads, how.random_std, log.random),
-            replace(noise or Arm("noise", mean, how.noise_std), share=log.noise),
+        unit = how.exploration.unit
+        return [
+            random_arm(heads, how.random_std, log.random, unit),
+            Arm("noise", mean, how.noise_std, share=log.noise, unit=unit),
         ]
+
+    def collect(self, arms: Sequence[Arm], sessions: int, part: int) -> Transitions:
+        """Sessions spread over the log's days."""
         days = []
         for place, day in enumerate(self.log_days):
             count = sessions * (place + 1) // len(self.log_days) - sessions * place // len(self.log_days)

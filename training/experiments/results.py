@@ -31,6 +31,8 @@ COLUMNS: dict[str, tuple[str, int, bool]] = {
     "bound_share": ("actions on a bound", 3, False),
     "distance_to_logged": ("distance to the nearest logged action", 3, False),
     "seed_spread": ("deviation of an action over seeds", 3, False),
+    "sessions": ("sessions to learn from", 0, False),
+    "tuning_runs": ("runs it was tuned by", 0, False),
 }
 
 
@@ -106,6 +108,8 @@ def _level(name: str, one: Measured) -> float | None:
         return offline and offline["estimates"]["policy"]["bound_share"]
     if name == "distance_to_logged":
         return offline and offline["estimates"]["policy"]["mean_distance_to_logged"]
+    if name in ("sessions", "tuning_runs"):
+        return float(one.result[name])
     arrays = one.arrays
     return {
         "session_return": lambda: float(arrays["session_return"].mean()),
@@ -202,7 +206,7 @@ def _cell(value: Mapping[str, Any] | None, column: str) -> str:
         return _percent(value, digits)
     if value is None:
         return "–"
-    if value["lower"] is None:
+    if value["lower"] is None or value["lower"] == value["upper"]:
         return f"{value['mean']:.{digits}f}"
     return f"{value['mean']:.{digits}f} ({value['lower']:.{digits}f} to {value['upper']:.{digits}f})"
 

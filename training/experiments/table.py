@@ -76,6 +76,17 @@ class Method(Section):
         description="for kind learner: 1 trains on the fixed log; n collects the log in n equal parts, each "
         "after the first with the noise group around the policy learnt so far",
     )
+    explore: Literal["mixed", "box", "cells"] = Field(
+        "mixed",
+        description="of a learner's rounds: the log's groups; box, uniform within serving.box_width of the "
+        "present policy's mean (UnifiedRL); or cells, the log's groups on xMTF's cells from the second on",
+    )
+    tuning_runs: int = Field(
+        0,
+        ge=0,
+        description="runs on this world's truth, of one setting and seed each, that its settings were "
+        "chosen by: a column of the table",
+    )
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
@@ -84,6 +95,10 @@ class Method(Section):
             raise ValueError("budget_sessions belongs to searches (every kind but static and learner)")
         if self.kind != "learner" and (self.learner or self.reward or self.rounds > 1):
             raise ValueError("learner, reward and rounds belong to kind learner")
+        if self.explore != "mixed" and self.rounds == 1:
+            raise ValueError(f"explore: {self.explore} belongs to rounds; one round has the fixed log")
+        if self.explore == "cells" and self.learner.get("algorithm") != "xmtf":
+            raise ValueError("explore: cells belongs to the algorithm xmtf")
         return self
 
 
@@ -99,6 +114,8 @@ Column = Literal[
     "bound_share",
     "distance_to_logged",
     "seed_spread",
+    "sessions",
+    "tuning_runs",
 ]
 
 

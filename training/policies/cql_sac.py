@@ -21,25 +21,26 @@ _LOG_STD = (-20.0, 2.0)  # SAC's
 
 
 class Temperature(nn.Module):
-    """SAC's α = exp(log α), 1 at the start."""
+    """SAC's α = exp(log α)."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: float) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.zeros(()))
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
 
 
 class CQLSAC(Learner):
     """A stochastic actor tanh(N(mean(s), std(s)²)); its mean is what is served."""
 
     kind = "cql_sac"
-    curves = ("critic_loss", "conservative_loss", "q", "target", "actor_loss", "temperature")
+    curves = ("critic_loss", "conservative_loss", "q", "target", "actor_loss", "temperature", "entropy")
 
     def build(self, d: int, k: int) -> None:
         settings = self.settings
         self.policy = self.add("actor", MLP(d, settings.actor_hidden, 2 * k), settings.actor_lr)
         self.critics = self.add("critics", Critics(d, k, settings.critic_hidden), settings.critic_lr)
         self.target_critics = self.add_target("target_critics", self.critics)
-        self.temperature = self.add("temperature", Temperature(), settings.cql_sac.temperature_lr)
+        own = settings.cql_sac
+        self.temperature = self.add("temperature", Temperature(own.temperature), own.temperature_lr)
 
     def sample(self, s: Tensor, *count: int) -> tuple[Tensor, Tensor]:
         """Actions [B, *count, k] of the policy at s [B, d], and their log densities [B, *count]."""
@@ -83,7 +84,8 @@ class CQLSAC(Learner):
         self.step_count += 1
         if self.step_count % settings.target_interval == 0:
             self.track(self.critics, self.target_critics, settings.target_rate)
-        return torch.stack([critic_loss, conservative_loss, q.mean(), y.mean(), actor_loss, alpha]).detach()
+        points = critic_loss, conservative_loss, q.mean(), y.mean(), actor_loss, alpha, entropy
+        return torch.stack(points).detach()
 
     def softmax_q(self, batch: Batch) -> Tensor:
         """log Σ_a exp(Q_j(s, a)) / density(a), [2, B], over n actions of π(s), n of π(s') and n uniform."""

@@ -16,12 +16,12 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
 from training.policies import (
-    bandit,
-    batchrl_mtf,
     checkpoint,
     cql_sac,
+    ensemble,
     iql,
     lineage,
+    rebrac,
     return_regression,
     supervised,
     td3,
@@ -34,14 +34,15 @@ from training.trajectories import Transitions
 ALGORITHMS: dict[str, type[Learner]] = {
     learner.kind: learner
     for learner in (
-        batchrl_mtf.BatchRLMTF,
+        ensemble.BatchRLMTFEnsemble,
         td3.TD3,
         td3.TD3BC,
+        rebrac.ReBRAC,
         td3.UWACTD3,
         unified_rl.UnifiedRL,
         cql_sac.CQLSAC,
         iql.IQL,
-        bandit.Bandit,
+        ensemble.BanditEnsemble,
         supervised.Supervised,
         xmtf.XMTF,
     )
@@ -62,8 +63,8 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     learner. ``progress(algorithm, step, steps, metrics)`` is called about a hundred times for each.
 
     Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy``,
-    its path relative to the data folder, ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``. Raises
-    :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
+    its path relative to the data folder, ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``.
+    Raises :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
     :class:`MtfError` when training diverges.
     """
     algorithms = settings.learner.algorithms

@@ -2,8 +2,8 @@
 
 A request without a session continues the user's last one, and one that names a session that one, where
 they are within the idle gap of it (:func:`training.contract.session.within_gap`). After the gap a session
-begins, with an arm and an epoch of its own: a named one takes the name, ``~`` and its first microsecond, as dbt names a
-session that it cuts, and further requests of that name are part of it.
+begins, with an arm and an epoch of its own: a named one takes the name, ``~`` and its first microsecond,
+as dbt names a session that it cuts, and further requests of that name are part of it.
 """
 
 import threading

@@ -41,16 +41,26 @@ def policy(folder: Path, kind: str, hidden: list[int], clip: dict[str, float], s
             **({"cells": [D, *hidden, K * 7]} if kind == "xmtf" else {}),
         )
         tensors["latents"] = rng.normal(size=(20, latent))
+    if kind == "ensemble":
+        seeds = [policy(folder, "batchrl_mtf", hidden, clip, seed + place).actor for place in (100, 200, 300)]
+        tensors = {
+            f"{place}.{name}": tensor
+            for place, one in enumerate(seeds)
+            for name, tensor in one.tensors.items()
+            if not name.startswith("state_")
+        } | {name: tensors[name] for name in ("state_mean", "state_scale")}
     if kind == "xmtf":
         tensors |= {"beta": SETTINGS.fusion.beta, "sign": np.ones(K)}
         tensors |= {"x_mean": np.zeros(K), "x_scale": np.ones(K)}
-    options = {"rho": 0.3, "units": 2, **clip}
-    header = PolicyHeader(kind, "v1", SETTINGS.state_spec, SETTINGS.fusion, options)
+    options = {"rho": 0.3, "units": 2, **clip} | ({"members": 3} if kind == "ensemble" else {})
+    header = PolicyHeader(
+        kind.replace("ensemble", "batchrl_mtf"), "v1", SETTINGS.state_spec, SETTINGS.fusion, options
+    )
     save_policy(folder / "policy.safetensors", header, tensors)
     return load_policy(folder / "policy.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["batchrl_mtf", "deterministic", "xmtf"])
+@pytest.mark.parametrize("kind", ["batchrl_mtf", "ensemble", "deterministic", "xmtf"])
 @pytest.mark.parametrize(("hidden", "clip"), [([64, 48], {"state_clip": 2.0}), ([32], {}), ([], {})])
 def test_actions_are_those_of_the_numpy_actor(tmp_path, kind, hidden, clip):
     """For one state and for many, states beyond the clip among them; a value's tie may go either way."""

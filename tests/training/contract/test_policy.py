@@ -15,6 +15,7 @@ from training.contract.policy import (
     PolicyHeader,
     constant_policy,
     load_policy,
+    make_actor,
     mlp,
     save_policy,
 )
@@ -91,6 +92,27 @@ def test_the_action_is_the_argmax_of_the_papers_equation_4(saved: Path) -> None:
         if q > best_q:
             best, best_q = a[0], q
     np.testing.assert_allclose(load_policy(saved).act(state[None])[0], best, atol=1e-6)
+
+
+def test_an_ensemble_acts_by_the_mean_of_its_members(saved: Path, tmp_path: Path) -> None:
+    members = [tensors(seed) for seed in range(3)]
+    shared = {name: members[0][name] for name in ("state_mean", "state_scale")}
+    own = {
+        f"{place}.{name}": tensor
+        for place, member in enumerate(members)
+        for name, tensor in member.items()
+        if name not in shared
+    }
+    options, path = {"rho": 0.15, "members": 3}, tmp_path / "ensemble.safetensors"
+    save_policy(path, header(options=options), own | shared)
+    states = np.random.default_rng(3).normal(size=(9, D)).astype(np.float32)
+    alone = [make_actor("batchrl_mtf", member | shared, {"rho": 0.15})(states) for member in members]
+    np.testing.assert_allclose(load_policy(path).act(states), np.mean(alone, axis=0), atol=1e-6)
+    assert np.ptp(alone, axis=0).max() > 0.1
+    # one that is said to have more members than it has
+    save_policy(path, header(options=options | {"members": 4}), own | shared)
+    with pytest.raises(PolicyError, match="do not fit each other"):
+        load_policy(path)
 
 
 def test_a_constant_policy_is_a_file_and_lives_in_memory(tmp_path: Path) -> None:

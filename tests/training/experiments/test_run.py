@@ -147,3 +147,18 @@ def test_a_wrong_table_is_refused_with_the_place(change: dict, message: str, tmp
     path.write_text(yaml.safe_dump(yaml.safe_load(SMALL.read_text()) | change))
     with pytest.raises(SettingsError, match=message):
         load_table(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"explore": "box", "learner": {"algorithm": "unified_rl"}}, "belongs to rounds"),
+        ({"explore": "cells", "rounds": 2}, "belongs to the algorithm xmtf"),
+    ],
+)
+def test_exploring_otherwise_is_for_rounds(method: dict, message: str, tmp_path: Path) -> None:
+    path, values = tmp_path / "wrong.yaml", yaml.safe_load(SMALL.read_text())
+    values["methods"].append({"name": "x", "kind": "learner", **method})
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(SettingsError, match=message):
+        load_table(path)

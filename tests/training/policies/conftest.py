@@ -54,6 +54,7 @@ def small() -> Callable[..., LearnerSettings]:
     """Learner settings with small networks and batches of 16; any may be named otherwise."""
     shared = {"batch_size": 16, "critic_hidden": (10, 12), "actor_hidden": (9, 8)}
     own = {
+        "latent_clip": 0.5,  # narrower than any latent that is asked for: a clip that was left out is seen
         "candidates": 4,
         "serving_candidates": 7,
         "generator_hidden": (11, 9),

@@ -21,7 +21,8 @@ def policy(net, s):
 
 def test_one_step_is_the_papers(random_transitions, small):
     data = random_transitions()
-    config = small(cql_sac={"conservative_weight": 3.0, "actions": 4, "temperature_lr": 0.1})
+    own = {"conservative_weight": 3.0, "actions": 4, "temperature": 0.3, "temperature_lr": 0.1}
+    config = small(cql_sac=own)
     learner = CQLSAC(config, data, seed=3)
     before, noise = copy.deepcopy(learner), torch.Generator().manual_seed(3)
     curves = dict(zip(CQLSAC.curves, learner.step().tolist(), strict=True))
@@ -55,6 +56,8 @@ def test_one_step_is_the_papers(random_transitions, small):
     mean, std, distribution = policy(before.policy, s)
     new_a = torch.tanh(mean + std * torch.randn(16, 3, generator=noise))
     log_density = distribution.log_prob(new_a).sum(dim=-1)
+    assert curves["entropy"] == pytest.approx(-log_density.mean().item(), rel=1e-4)
+    assert before.temperature.log.exp().item() == pytest.approx(0.3)
     temperature_loss = -(before.temperature.log.exp() * (log_density.detach() - 3)).mean()
     assert_adam_step(learner.temperature, before.temperature, temperature_loss, 0.1)
     alpha = learner.temperature.log.detach().exp()

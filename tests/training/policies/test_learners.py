@@ -57,6 +57,7 @@ def test_a_step_reads_what_it_should(algorithm, random_transitions, small, three
 # what the torch side acts by, for the learners whose export is a plain deterministic actor
 MEANS = {
     "td3": lambda learner, s: learner.policy(s),
+    "rebrac": lambda learner, s: learner.policy(s),
     "td3_bc": lambda learner, s: learner.policy(s),
     "uwac_td3": lambda learner, s: learner.policy(s),
     "unified_rl": lambda learner, s: learner.policy(s),
@@ -112,6 +113,7 @@ def logged(make_toy, tmp_path_factory):
 LEARNS = {
     "td3": 0.7,
     "td3_bc": 0.7,
+    "rebrac": 0.5,
     "uwac_td3": 0.7,
     "unified_rl": 0.2,  # half of the toy log is its noise group, whose box it keeps to
     "cql_sac": 0.5,

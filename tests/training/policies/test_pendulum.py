@@ -56,6 +56,7 @@ def transitions(log: dict[str, np.ndarray]) -> Transitions:
 def ours(data: Transitions, seed: int) -> float:
     settings = LearnerSettings(
         batch_size=BATCH,
+        target_steps=1,
         gamma=GAMMA,
         critic_lr=RATE,
         target_rate=TARGET_RATE,
@@ -63,6 +64,8 @@ def ours(data: Transitions, seed: int) -> float:
         critic_hidden=WIDTHS,
         batchrl_mtf={
             "rho": RHO,
+            "latent_clip": 0.5,  # BCQ's
+            "kl_weight": 0.5,
             "candidates": N,
             "serving_candidates": N,
             "generator_lr": RATE,

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,37 @@ def test_a_strong_penalty_keeps_the_actor_in_the_box():
     for _ in range(400):
         free.step()
     assert beyond(free.act(data.states), means, 0.15).mean() > 0.2
+
+
+@pytest.mark.parametrize("arm", ["noise", "random"])
+def test_the_box_is_around_the_present_policy_and_not_around_what_was_logged(arm):
+    """Whatever the arm: also where the random group was, the present policy's box binds."""
+    present = np.array([-0.4, 0.6, 0.1], dtype=np.float32)
+    asked = []
+
+    def behaviour(states):
+        asked.append(states)
+        return np.tile(present, (len(states), 1))
+
+    data, config = transitions(arm), settings({"outside": 1_000.0, "decay": 1.5}, actor_lr=3e-3)
+    learner = UnifiedRL(config, data, seed=0, behaviour=behaviour)
+    # it sees states as the policy file does: raw
+    np.testing.assert_array_equal(asked[0], data.states.numpy())
+    np.testing.assert_array_equal(asked[1], data.next_states.numpy())
+    before = copy.deepcopy(learner)
+    target = dict(zip(CURVES, learner.step().tolist(), strict=True))["target"]
+    i = learner.batch(0).rows
+    next_s = standardise(data.next_states, *standardisation(data.states))[i]
+    next_a = plain_pi(before.policy, next_s)
+    far = ((next_a - torch.from_numpy(present)).abs() - 0.15).clamp(min=0).max(dim=1).values
+    keep = 0.95 * (1 - data.dones[i]) * torch.exp(-1.5 * far)
+    next_q = [plain_q(before.critics, member, next_s, next_a) for member in range(2 * E)]
+    assert target == pytest.approx(
+        (data.rewards[i].mean() + sum((keep * q).mean() for q in next_q) / E).item(), rel=1e-4
+    )
+    for _ in range(400):
+        learner.step()
+    assert beyond(learner.act(data.states), torch.from_numpy(present), 0.15).mean() < 0.01
 
 
 @given(st.lists(st.floats(-1.0, 1.0), min_size=2, max_size=2), st.floats(-1.0, 1.0), st.floats(0.01, 1.0))

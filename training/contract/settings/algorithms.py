@@ -14,6 +14,7 @@ Algorithm = Literal[
     "xmtf",
     "td3",
     "td3_bc",
+    "rebrac",
     "uwac_td3",
     "cql_sac",
     "iql",
@@ -41,6 +42,13 @@ class ReturnRegressionSettings(Section):
 
 
 class BatchRLMTFSettings(Section):
+    members: int = Field(
+        5,
+        ge=1,
+        le=50,
+        description="K: seeds that act as one policy, by the mean of their actions; a retrain and a request "
+        "take K times as long (ours; not xmtf)",
+    )
     rho: float = Field(0.15, ge=0.0, le=2.0, description="perturbation bound, eq. (5) (paper)")
     candidates: int = Field(10, ge=1, description="n of eq. (4) and (7) in training (BCQ's; paper silent)")
     serving_candidates: int = Field(
@@ -58,8 +66,8 @@ class BatchRLMTFSettings(Section):
     latent_size: int | None = Field(
         None, ge=1, description="of the generator; none means 2 x heads (BCQ's; paper silent)"
     )
-    latent_clip: Positive = Field(0.5, description="|z| when generating (BCQ's; paper silent)")
-    kl_weight: float = Field(0.5, ge=0.0, description="of eq. (3) (BCQ's; paper silent)")
+    latent_clip: Positive = Field(3.0, description="|z| when generating (ours; BCQ's .5; paper silent)")
+    kl_weight: float = Field(0.02, ge=0.0, description="of eq. (3) (ours; BCQ's .5; paper silent)")
     freeze_generator_after: int | None = Field(
         None,
         ge=1,
@@ -88,6 +96,15 @@ class TD3BCSettings(Section):
     alpha: Positive = Field(2.5, description="weight of Q against imitation (Fujimoto and Gu 2021)")
 
 
+class ReBRACSettings(Section):
+    actor_weight: float = Field(
+        0.01, ge=0.0, description="β₁ of imitation in the actor's loss, of λQ about 1 (of their .001 to .1)"
+    )
+    critic_weight: float = Field(
+        0.01, ge=0.0, description="β₂ of the distance to what was served at s', in units of reward (likewise)"
+    )
+
+
 class UWACSettings(Section):
     dropout: float = Field(0.1, gt=0.0, lt=1.0, description="of the critics' hidden units (Wu et al. 2021)")
     samples: int = Field(10, ge=2, description="dropout passes behind a variance (ours; their code: 100)")
@@ -99,7 +116,7 @@ class UnifiedRLSettings(Section):
     critics: int = Field(24, ge=2, description="E: critics of each of the two groups (UnifiedRL)")
     watch_weight: float = Field(1.0, ge=0.0, description="w of the play-time and integrity group (ours)")
     interaction_weight: float = Field(1.0, ge=0.0, description="w of the interaction group (ours)")
-    box: Positive = Field(0.15, description="half-width around the logged mean (UnifiedRL)")
+    box: Positive = Field(0.15, description="half-width around the present mean (UnifiedRL)")
     outside: float = Field(1.0, ge=0.0, description="η: weight of squared distances to the box (ours)")
     spread: float = Field(0.1, ge=0.0, description="λ: weight of the critics' spread (ours)")
     decay: float = Field(2.0, ge=0.0, description="bootstrap x exp(-decay x distance to the box) (ours)")
@@ -108,7 +125,10 @@ class UnifiedRLSettings(Section):
 class CQLSACSettings(Section):
     conservative_weight: float = Field(5.0, ge=0.0, description="of the penalty (Kumar et al. 2020)")
     actions: int = Field(10, ge=1, description="drawn thrice a state for it (Kumar et al. 2020)")
-    temperature_lr: Positive = Field(1e-4, description="of SAC's entropy weight (d3rlpy's)")
+    temperature: Positive = Field(1.0, description="SAC's entropy weight at the start (d3rlpy's)")
+    temperature_lr: Positive = Field(
+        1e-4, description="of it (d3rlpy's); it has fallen after about 2 over this many steps"
+    )
 
 
 class IQLSettings(Section):

@@ -9,6 +9,7 @@ from training.contract.settings.algorithms import (
     BatchRLMTFSettings,
     CQLSACSettings,
     IQLSettings,
+    ReBRACSettings,
     ReturnRegressionSettings,
     TD3BCSettings,
     TD3Settings,
@@ -30,10 +31,10 @@ class LearnerSettings(Section):
     batch_size: int = Field(256, ge=1, description="transitions a step (paper)")
     gamma: float = Field(0.95, ge=0.0, lt=1.0, description="discount (paper)")
     target_steps: int = Field(
-        1,
+        5,
         ge=1,
         le=100,
-        description="requests whose logged rewards a target sums before it bootstraps (paper: 1)",
+        description="requests whose logged rewards a target sums before it bootstraps (ours; paper: 1)",
     )
     critic_lr: Positive = Field(2e-4, description="(paper)")
     actor_lr: Positive = Field(1e-4, description="of the other algorithms' actors (ours: perturbation_lr's)")
@@ -65,8 +66,9 @@ class LearnerSettings(Section):
     batchrl_mtf: BatchRLMTFSettings = Field(
         BatchRLMTFSettings(), description="of batchrl_mtf, bandit and xmtf"
     )
-    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc and uwac_td3")
+    td3: TD3Settings = Field(TD3Settings(), description="of td3, td3_bc, rebrac and uwac_td3")
     td3_bc: TD3BCSettings = TD3BCSettings()
+    rebrac: ReBRACSettings = ReBRACSettings()
     uwac: UWACSettings = UWACSettings()
     unified_rl: UnifiedRLSettings = UnifiedRLSettings()
     cql_sac: CQLSACSettings = CQLSACSettings()

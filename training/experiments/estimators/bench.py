@@ -61,9 +61,10 @@ def served_log(settings_json: str, folder: Path, sessions: int, seed: int) -> Tr
     bench = bench_of(settings_json, sessions, seed)
     static = around(constant(bench.settings, bench.settings.fusion.static_action, STATIC))
     champion = around(load_policy(folder / f"{CHAMPION}.safetensors"))
+    how = bench.settings.serving
     arms = [
-        random_arm(len(bench.settings.heads), bench.settings.serving.random_std, share=0.3),
-        Arm("noise", champion, bench.settings.serving.noise_std, share=0.3),
+        random_arm(len(bench.settings.heads), how.random_std, 0.3, how.exploration.unit),
+        Arm("noise", champion, how.noise_std, share=0.3, unit=how.exploration.unit),
         Arm("champion", champion, share=0.2),
         Arm("static", static, share=0.2),
     ]

@@ -92,8 +92,10 @@ def make_learnt(settings_json: str, sizes: Sizes, folder: Path, algorithm: str, 
     bench = bench_of(settings_json, sizes.train_sessions, TRAIN)
     settings = bench.settings
     static = around(constant(settings, settings.fusion.static_action, STATIC))
-    random = random_arm(len(settings.heads), settings.serving.random_std, share=0.5)
-    data = collect(bench, [random, Arm("noise", static, settings.serving.noise_std, share=0.5)], seed=TRAIN)
+    how = settings.serving
+    random = random_arm(len(settings.heads), how.random_std, 0.5, how.exploration.unit)
+    noise = Arm("noise", static, how.noise_std, share=0.5, unit=how.exploration.unit)
+    data = collect(bench, [random, noise], seed=TRAIN)
     learner_settings = LearnerSettings(
         **settings.learner.model_dump() | {"algorithms": [algorithm], "threads": 1, "device": "cpu"}
     )
