@@ -16,7 +16,7 @@ from training.world.simulator.references import Bench, Choose
 from training.world.simulator.world import World
 
 # benches of their own for each purpose: no session is used for two
-TRAIN, SEARCH, LOG, TRUTH, DRAWS = 101, 102, 103, 104, 1_000
+TRAIN, SEARCH, LOG, TRUTH, DRAWS, WHOLE = 101, 102, 103, 104, 1_000, 5_000
 STATIC, CHAMPION = "static", "champion"
 
 
@@ -34,6 +34,8 @@ class Sizes:
     truth_sessions: int = 8_000
     draws: int = 60
     draw_sessions: int = 1_000
+    logs: int = 20  # that the estimators in closed form judge all policies on
+    judge_sessions: int = 10_000  # of each
     batch: int = 6  # policies judged at once
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from training.contract import exploration
 from training.contract.policy import load_policy
 from training.evaluation import acting
-from training.evaluation.estimators import estimate
+from training.evaluation.estimators import closed_forms, estimate
 from training.experiments.estimators.bench import TRUTH, Sizes, around, bench_of, served_log, world_of
 from training.policies.retrain import reproducible
 
@@ -43,7 +43,8 @@ def judge(
     settings = world_of(settings_json).settings
     policies = {name: load_policy(folder / f"{name}.safetensors") for name in names}
     with reproducible(1):
-        judgement = estimate(data, acting.act(data, policies), settings, seed)
+        closed, _ = closed_forms(data, policies, settings, seed)
+        judgement = estimate(data, acting.act(data, policies), settings, seed, closed)
     return {
         "transitions": len(data),
         "estimates": {e: {n: v.interval(n) for n in names} for e, v in judgement.estimates.items()},
@@ -51,4 +52,20 @@ def judge(
             e: {n: v.difference(n, names[0]) for n in names[1:]} for e, v in judgement.estimates.items()
         },
         "effective_sessions": {n: judgement.overlap[n]["effective_sessions"] for n in names},
+    }
+
+
+def judge_closed(
+    settings_json: str, sizes: Sizes, folder: Path, names: tuple[str, ...], seed: int, sessions: int
+) -> dict[str, Any]:
+    """The estimators in closed form of all policies on a fresh log: differences to the first of them."""
+    data = served_log(settings_json, folder, sessions, seed)
+    settings = world_of(settings_json).settings
+    policies = {name: load_policy(folder / f"{name}.safetensors") for name in names}
+    with reproducible(1):
+        closed, session = closed_forms(data, policies, settings, seed)
+    assert session is not None  # it is among the estimators
+    return {
+        "differences": {e: {n: v.difference(n, names[0]) for n in names[1:]} for e, v in closed.items()},
+        "trusted": session.trusted,
     }

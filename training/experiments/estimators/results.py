@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 
 def _target(estimator: str) -> str:
     """Which of the true returns an estimator estimates."""
+    if estimator in ("session_return", "lstd_q"):
+        return "session_return"
     return "smoothed_discounted" if estimator in ("pdis", "dr") else "discounted"
 
 
@@ -83,6 +85,43 @@ def coverage(
     return result
 
 
+CLASSES = {"untrained": "untrained networks", "batchrl_mtf": "BatchRL-MTF", "td3": "TD3 (corners)"}
+
+
+def whole(truth: Mapping[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The estimators in closed form over many logs: ranks, regret of what they choose, coverage by class.
+
+    A policy is chosen by the highest lower bound of its difference to static weights, static itself where no
+    bound is above 0. All is of the session's undiscounted return.
+    """
+    result: dict[str, Any] = {}
+    for estimator in logs[0]["differences"] if logs else ():
+        names = list(logs[0]["differences"][estimator])
+        true = np.array([truth[n]["session_return"] - truth[STATIC]["session_return"] for n in names])
+        found = [[log["differences"][estimator][n] for n in names] for log in logs]
+        value = np.array([[i["value"] for i in row] for row in found])
+        lower = np.array([[i["lower"] for i in row] for row in found])
+        upper = np.array([[i["upper"] for i in row] for row in found])
+        kind = np.array(
+            [next((c for k, c in CLASSES.items() if n.startswith(k)), "constants") for n in names]
+        )
+        inner = kind != CLASSES["td3"]
+        chosen = np.where(lower.max(axis=1) > 0.0, true[lower.argmax(axis=1)], 0.0)
+        regret = max(true.max(), 0.0) - chosen
+        covered = (lower <= true) & (true <= upper)
+        result[estimator] = {
+            "logs": len(logs),
+            "spearman": float(np.median([spearmanr(row, true).statistic for row in value])),
+            "spearman_without_corners": float(
+                np.median([spearmanr(row[inner], true[inner]).statistic for row in value])
+            ),
+            "regret": {"mean": float(regret.mean()), "worst": float(regret.max())},
+            "coverage": {str(name): float(covered[:, kind == name].mean()) for name in np.unique(kind)},
+            "bias": float((value - true).mean()),
+        }
+    return result
+
+
 def _covered(intervals: list[dict[str, float]], truth: float, of_95: float) -> dict[str, float]:
     values = np.array([i["value"] for i in intervals])
     halves = np.array([i["upper"] - i["value"] for i in intervals])
@@ -117,6 +156,23 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
         lines.append(
             f"| {name} | {own['discounted']['spearman']:.2f} | {own['discounted']['kendall']:.2f} | "
             f"{own['session_return']['spearman']:.2f} | {own['root_mean_square_error']:.2f} |"
+        )
+    lines += [
+        "",
+        wrapped(
+            f"The closed forms on {result['sizes']['logs']} logs of {result['sizes']['judge_sessions']} "
+            "sessions, of differences to static weights in undiscounted return: median Spearman with the "
+            "truth, regret of the policy with the highest lower bound, and how often intervals hold the truth."
+        ),
+        "",
+        "| estimator | Spearman | without TD3 | regret, mean | worst | coverage |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in result["whole"].items():
+        held = ", ".join(f"{kind} {share:.0%}" for kind, share in own["coverage"].items())
+        lines.append(
+            f"| {name} | {own['spearman']:.2f} | {own['spearman_without_corners']:.2f} | "
+            f"{own['regret']['mean']:.2f} | {own['regret']['worst']:.2f} | {held} |"
         )
     lines += [
         "",

@@ -18,8 +18,8 @@ from training.contract.policy import load_policy
 from training.contract.settings import Estimator, Settings
 from training.evaluation import stability
 from training.experiments.estimators import bench, judging, policies
-from training.experiments.estimators.bench import DRAWS, LOG, STATIC, Sizes, served_log
-from training.experiments.estimators.results import coverage, markdown, plot, rank
+from training.experiments.estimators.bench import DRAWS, LOG, STATIC, WHOLE, Sizes, served_log
+from training.experiments.estimators.results import coverage, markdown, plot, rank, whole
 from training.experiments.pages import header, provenance
 from training.policies.retrain import ALGORITHMS
 
@@ -33,6 +33,7 @@ UNITS = {
         policies.make_learnt,
         judging.measure_truth,
         judging.judge,
+        judging.judge_closed,
     )
 }
 
@@ -87,6 +88,10 @@ def run(
         f"rank_{i}": ("judge", ((STATIC, *group), LOG, how.log_sessions)) for i, group in enumerate(groups)
     }
     units |= {f"draw_{i}": ("judge", (few, DRAWS + i, how.draw_sessions)) for i in range(how.draws)}
+    units |= {
+        f"whole_{i}": ("judge_closed", ((STATIC, *others), WHOLE + i, how.judge_sessions))
+        for i in range(how.logs)
+    }
     judged = stage(units)
     result = {
         "sizes": asdict(how),
@@ -94,6 +99,7 @@ def run(
         "evaluation": settings.evaluation.model_dump(mode="json"),
         "truth": truth,
         "rank": rank(truth, [judged[f"rank_{i}"] for i in range(len(groups))]),
+        "whole": whole(truth, [judged[f"whole_{i}"] for i in range(how.logs)]),
         "coverage": coverage(
             truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.gain, measured
         ),
