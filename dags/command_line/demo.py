@@ -195,7 +195,7 @@ def in_words(truth: dict[str, Any] | None) -> str:
     said = "more" if mean >= 0.0 else "less"
     sure = "" if lower > 0.0 or upper < 0.0 else " That could be chance."
     return (
-        f"In short: ranked by what was learnt from the log, a session brings {abs(mean):.0%} {said} than by the "
+        f"In short: ranked by what was learnt, a session brings {abs(mean):.0%} {said} than by the "
         f"hand-tuned weights ({lower:+.0%} to {upper:+.0%}).{sure}"
     )
 
