@@ -15,6 +15,8 @@ from training.evaluation.intervals import Estimates, renamed
 from training.evaluation.session_returns import SessionReturns
 from training.trajectories import Transitions
 
+CLOSED = ("session_return", "lstd_q")  # those that read the log of all arms, in closed form
+FITTED = ("fqe", "conservative_ope")
 WEIGHTED = ("pdis", "dr")  # those that weigh logged sessions by their densities
 _STATES = 4_000  # of the log, that session_return has policies act on
 LOGGED = "__logged__"  # the logging policy among the fitted ones, for calibration
@@ -62,18 +64,19 @@ def estimate(
     how, gamma = settings.evaluation, settings.learner.gamma
     bandwidth = how.bandwidth or settings.serving.noise_std
     fitted_policies = {**policies, LOGGED: logged(data)}
-    sessions = importance.logged_sessions(data)
     overlap, unavailable = {}, None
-    if len(sessions) < 2:
-        unavailable = (
-            f"{len(sessions)} sessions have a density for every action ({sessions.left_out} have not, "
-            f"{sessions.partial} are partial)"
-        )
-    else:
-        overlap = {
-            name: importance.overlap(data, actions, sessions, bandwidth, how.weight_clip)
-            for name, actions in policies.items()
-        }
+    if {*FITTED, *WEIGHTED} & {*how.estimators}:
+        sessions = importance.logged_sessions(data)
+        if len(sessions) < 2:
+            unavailable = (
+                f"{len(sessions)} sessions have a density for every action ({sessions.left_out} have not, "
+                f"{sessions.partial} are partial)"
+            )
+        else:
+            overlap = {
+                name: importance.overlap(data, actions, sessions, bandwidth, how.weight_clip)
+                for name, actions in policies.items()
+            }
 
     found: dict[str, Estimates] = dict(closed or {})
     if "conservative_ope" in how.estimators:

@@ -1,6 +1,7 @@
 """Judge policies on the test split: estimates, paired differences, calibration, stability."""
 
 import hashlib
+import math
 from collections.abc import Collection, Mapping
 from datetime import date
 from itertools import permutations
@@ -14,11 +15,13 @@ from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation import acting, stability
-from training.evaluation.estimators import LOGGED, WEIGHTED, closed_forms, estimate
+from training.evaluation.estimators import CLOSED, FITTED, LOGGED, WEIGHTED, closed_forms, estimate
 from training.evaluation.intervals import Interval, mean_interval, renamed
 from training.evaluation.pool import choose
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
+
+_ROWS = 5_000
 
 
 def evaluate(
@@ -75,6 +78,8 @@ def assess(
             f"the test split has {sessions} sessions and {initial} initial states; raise "
             f"evaluation.test_share ({how.test_share}) or wait for more data"
         )
+    if not {*FITTED, *WEIGHTED} & {*how.estimators}:  # else they only say where policies act
+        test = test.take(_some(test, seed))
     acts = acting.act(test, policies)
     with reproducible(settings.learner.threads):
         closed, session = closed_forms(test if every is None else every, policies, settings, seed)
@@ -102,7 +107,9 @@ def assess(
     for name in policies:
         interval = chosen.interval(name)
         distance = float(logged.distances(actions[name]).mean())
-        reasons = _alarms(interval["value"], distance, test, logged.threshold, gamma)
+        # the closed forms say in their intervals how far the log has looked
+        threshold = math.inf if settings.gate.estimator in CLOSED else logged.threshold
+        reasons = _alarms(interval["value"], distance, test, threshold, gamma)
         if settings.gate.estimator in WEIGHTED:
             overlap = judgement.overlap[name]
             if overlap["effective_sessions"] < how.min_effective_sessions:
@@ -125,7 +132,13 @@ def assess(
                 **own,
                 "warnings": [
                     *judgement.warnings[estimator][name],
-                    *_alarms(own["value"], distance, test, logged.threshold, gamma),
+                    *_alarms(
+                        own["value"],
+                        distance,
+                        test,
+                        math.inf if estimator in CLOSED else logged.threshold,
+                        gamma,
+                    ),
                     *_miscalibrated(calibrations.get(estimator)),
                 ],
             }
@@ -161,6 +174,12 @@ def assess(
             "distance_threshold": logged.threshold,
         },
     }
+
+
+def _some(data: Transitions, seed: int) -> torch.Tensor:
+    """int64[n], ascending: a sample of rows, of at most :data:`_ROWS`."""
+    rows = np.random.default_rng(seed).permutation(len(data))[:_ROWS]
+    return torch.from_numpy(np.sort(rows))
 
 
 def _alarms(value: float, distance: float, test: Transitions, threshold: float, gamma: float) -> list[str]:

@@ -75,7 +75,7 @@ def from_model(
 ) -> dict[str, Proposal]:
     """What the model speaks for, on users like those of ``states`` float64[n, d]."""
     fusion, rng = model.features.fusion, np.random.default_rng(seed)
-    constant, gain = best_constant(model, states.mean(axis=0), fusion.static_action, how.caution, rng)
+    constant, gain = best_constant(model, states.mean(axis=0), fusion.static_action, how, rng)
     about = {
         "sessions": model.rows,
         "explained": model.explained,
@@ -91,29 +91,33 @@ def from_model(
 
 
 def best_constant(
-    model: ReturnModel, state: Float64Array, origin: np.ndarray, caution: float, rng: np.random.Generator
+    model: ReturnModel,
+    state: Float64Array,
+    origin: np.ndarray,
+    how: ReturnRegressionSettings,
+    rng: np.random.Generator,
 ) -> tuple[Float64Array, dict[str, float]]:
-    """argmax of E[Δ] − ``caution`` · sd[Δ] over actions, Δ the difference to ``origin`` at the mean state.
+    """argmax of E[Δ] − κ · sd[Δ] over actions, Δ the difference to ``origin`` at the mean state.
 
     By a random search that closes in on its best (the posterior is a cheap function of 8 or so numbers, with
     more than one summit). Returns the action float64[k] and Δ's ``value`` and ``deviation``.
     """
     origin = np.asarray(origin, dtype=np.float64)
-    k = len(origin)
+    k, most = len(origin), 1.0 - how.margin
     at_origin = _at(model, state, origin[None])
 
     def judged(actions: Float64Array) -> tuple[Float64Array, Float64Array]:
         return _gains(model, _at(model, state, actions) - at_origin)
 
     steps = rng.normal(size=(_WIDE, k)) * rng.uniform(0.05, 1.0, (_WIDE, 1))
-    tried = np.vstack([origin, np.clip(origin + steps, -1.0, 1.0), rng.uniform(-1.0, 1.0, (_UNIFORM, k))])
+    tried = np.vstack([origin, np.clip(origin + steps, -most, most), rng.uniform(-most, most, (_UNIFORM, k))])
     for nth in range(_ROUNDS):
         value, deviation = judged(tried)
-        best = tried[np.argsort(caution * deviation - value, kind="stable")[:_BEST]]
+        best = tried[np.argsort(how.caution * deviation - value, kind="stable")[:_BEST]]
         steps = rng.normal(size=(_NEAR, k)) * 0.3 * 0.7**nth
-        tried = np.vstack([best, np.clip(best[rng.integers(0, len(best), _NEAR)] + steps, -1.0, 1.0)])
+        tried = np.vstack([best, np.clip(best[rng.integers(0, len(best), _NEAR)] + steps, -most, most)])
     value, deviation = judged(tried)
-    chosen = int(np.argmax(value - caution * deviation))
+    chosen = int(np.argmax(value - how.caution * deviation))
     return tried[chosen], {"value": float(value[chosen]), "deviation": float(deviation[chosen])}
 
 
@@ -125,9 +129,9 @@ def _menu(
     rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors of the menu policy, and what it promises over the constant."""
-    size, k = how.menu_candidates, len(constant)
+    size, k, most = how.menu_candidates, len(constant), 1.0 - how.margin
     steps = rng.normal(size=(size, k)) * rng.uniform(0.1, how.menu_reach, (size, 1))
-    actions = np.vstack([constant, np.clip(constant + steps, -1.0, 1.0)])
+    actions = np.vstack([constant, np.clip(constant + steps, -most, most)])
     mean = states.mean(axis=0)
     at = _at(model, mean, actions)
     value, deviation = _gains(model, at - at[0])

@@ -33,6 +33,12 @@ class ReturnRegressionSettings(Section):
     caution: float = Field(
         1.0, ge=0.0, description="κ: posterior deviations that a gain over static must be worth (ours)"
     )
+    margin: float = Field(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        description="kept from the bounds of an action, so that noise explores to both sides (ours)",
+    )
     menu: int = Field(32, ge=1, description="J: weight vectors that a state's is chosen from, at most (ours)")
     menu_candidates: int = Field(1_500, ge=1, description="tried for the menu, around the constant (ours)")
     menu_reach: float = Field(
