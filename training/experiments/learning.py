@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.contract.policy import Policy, PolicyHeader, make_actor
+from training.contract.policy import Policy, PolicyHeader, constant_policy, make_actor
 from training.contract.settings import Settings
+from training.evaluation import pool
+from training.evaluation.estimators import closed_forms
 from training.experiments.ground import Ground, concatenated
 from training.experiments.table import Method
 from training.policies import return_regression
@@ -39,9 +41,9 @@ class Learnt:
 def train(ground: Ground, method: Method, settings: Settings, progress: Progress) -> Learnt:
     """All rounds of a method; each takes its share of the steps."""
     how, judge = settings.learner, ground.table.judge
+    if {*how.algorithms} <= {*return_regression.ALGORITHMS}:
+        return _regression(ground, method, settings)
     (algorithm,) = how.algorithms  # the table is refused otherwise
-    if algorithm in return_regression.ALGORITHMS:
-        return _regression(ground, method, settings, algorithm)
     curve_bench, curve = ground.curve(), []
     marks = {how.steps * (place + 1) // judge.checkpoints for place in range(judge.checkpoints)}
     rounds = Rounds(ground, method, settings)
@@ -59,8 +61,9 @@ def train(ground: Ground, method: Method, settings: Settings, progress: Progress
     return replace(rounds.learnt(), curve=curve, transitions=len(learner.data))
 
 
-def _regression(ground: Ground, method: Method, settings: Settings, algorithm: str) -> Learnt:
-    """The closed forms: of the fixed log, or in rounds, each after the first around what was learnt."""
+def _regression(ground: Ground, method: Method, settings: Settings) -> Learnt:
+    """The closed forms: of the fixed log, or in rounds, each after the first around what was learnt; of
+    several the judge's choice."""
     log, how = ground.table.logs[method.log], settings.learner.return_regression
     data: Transitions | None = None
     policy: Policy | None = None
@@ -68,14 +71,27 @@ def _regression(ground: Ground, method: Method, settings: Settings, algorithm: s
         if method.rounds == 1:
             data = ground.log(method.log)
         else:
-            fresh = ground.collect(
-                ground.mixed(log, _around(ground, policy)), log.sessions // method.rounds, part + 1
-            )
+            arms = ground.mixed(log, _around(ground, policy))
+            fresh = ground.collect(arms, log.sessions // method.rounds, part + 1)
             data = fresh if data is None else concatenated([data, fresh])
-        one = return_regression.propose(settings.fusion, how, data, 1_000 * part + ground.seed)[algorithm]
-        policy = policy_of(settings, method.name, one.kind, dict(one.tensors), dict(one.options))
+        seed = 1_000 * part + ground.seed
+        proposed = {
+            name: policy_of(settings, name, one.kind, dict(one.tensors), dict(one.options))
+            for name, one in return_regression.propose(settings.fusion, how, data, seed).items()
+            if name in settings.learner.algorithms
+        }
+        policy = _judged(settings, data, proposed, seed)
     assert policy is not None and data is not None  # there is a round
     return replace(acting(policy), transitions=len(data))
+
+
+def _judged(settings: Settings, data: Transitions, proposed: dict[str, Policy], seed: int) -> Policy:
+    """The one that a night's judge would have chosen."""
+    if len(proposed) == 1:
+        return next(iter(proposed.values()))
+    static = constant_policy(settings.state_spec, settings.fusion, settings.fusion.static_action, pool.RIVAL)
+    found, _ = closed_forms(data, proposed | {pool.RIVAL: static}, settings, seed)
+    return proposed[pool.choose(found["session_return"], proposed)["chosen"]]
 
 
 def _around(ground: Ground, policy: Policy | None) -> Choose:
