@@ -97,7 +97,7 @@ class Method(Section):
             raise ValueError("learner, reward and rounds belong to kind learner")
         if self.explore != "mixed" and self.rounds == 1:
             raise ValueError(f"explore: {self.explore} belongs to rounds; one round has the fixed log")
-        if self.explore == "cells" and self.learner.get("algorithm") != "xmtf":
+        if self.explore == "cells" and self.learner.get("algorithms") != ["xmtf"]:
             raise ValueError("explore: cells belongs to the algorithm xmtf")
         return self
 
