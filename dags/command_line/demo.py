@@ -186,6 +186,20 @@ def verdict(summary: dict[str, Any]) -> str:
     return f"not shown, intervals overlap: {text}"
 
 
+def in_words(truth: dict[str, Any] | None) -> str:
+    """What the policy brings, for anyone; shares of what static weights bring, with the interval."""
+    if truth is None:
+        return "In short: the weights that were found in place serve on; nothing better was shown yet."
+    gain, static = truth["difference"], truth["static"]["mean"]
+    lower, mean, upper = (gain[end] / static for end in ("lower", "mean", "upper"))
+    said = "more" if mean >= 0.0 else "less"
+    sure = "" if lower > 0.0 or upper < 0.0 else " That could be chance."
+    return (
+        f"In short: ranked by what was learnt, a session brings {abs(mean):.0%} {said} than by the "
+        f"hand-tuned weights ({lower:+.0%} to {upper:+.0%}).{sure}"
+    )
+
+
 def _interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.2f} ({value['lower']:.2f} to {value['upper']:.2f})"
 
@@ -226,6 +240,7 @@ def _show(settings: Settings, summary: dict[str, Any], console: Console, keep: b
     console.print(f"summary   {layout.summary}")
     console.print(f"report    {layout.reports / 'index.html'}")
     console.print(f"data docs {_data_docs(settings, summary)}")
+    console.print(in_words(summary["truth"]))
     console.print("`mtf up` starts Airflow, the service and MLflow over the same data folder")
     if keep:
         for service in stack.services(settings, settings_path()):

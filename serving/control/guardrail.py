@@ -117,8 +117,10 @@ class Guardrail:
             stratum = self._look(champion, challenger, canary)
             if challenger is not None and canary is not None:
                 self._try(challenger, canary, champion, stratum, seen)
-            champion = read_champion(self._settings.layout.champion)
-            if champion is not None and champion.version != STATIC_VERSION:
+            stays = champion == read_champion(
+                self._settings.layout.champion
+            )  # a new one has brought nothing yet
+            if champion is not None and champion.version != STATIC_VERSION and stays:
                 verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
                 if verdict is not None:
                     target = rollout.step_back(
@@ -126,13 +128,13 @@ class Guardrail:
                     )
                     self._rolled_back(arms.CHAMPION, champion, verdict.rule, verdict.reason, target.version)
         seen["canary"] = left = read_canary(self._settings)
-        self._on_step(*((0, False) if left is None else (left["step"] + 1, left["paused"] is not None)))
+        self._on_step(*((0, False) if left is None else (left["step"] + 1, left.get("paused") is not None)))
         write_json_atomic(self._settings.layout.guardrail, seen)
 
     def _canary_of(self, challenger: ChampionPointer) -> dict[str, Any]:
         canary = read_canary(self._settings)
         if canary is not None and canary["sha256"] == challenger.sha256:
-            return canary
+            return {"paused": None, "lifted": [], **canary}
         return {
             "sha256": challenger.sha256,
             "version": challenger.version,
@@ -200,9 +202,8 @@ class Guardrail:
             rollout.withdraw_challenger(settings, f"guardrail, {verdict.rule}: {verdict.reason}")
             self._rolled_back(arms.CHALLENGER, challenger, verdict.rule, verdict.reason, None)
             return
-        if (
-            not loaded or settings.gate.evidence == "offline"
-        ):  # then a person decides: `mtf arms --challenger`
+        # without a canary a person decides: `mtf arms --challenger`
+        if not loaded or settings.gate.evidence == "offline":
             return
         found = self._found[arms.CHALLENGER][1]
         if canary["step"] >= 0:

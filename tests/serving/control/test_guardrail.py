@@ -243,6 +243,23 @@ def test_without_a_champion_a_challenger_is_held_against_static_weights(watch, c
     assert "100 against 200 sessions" in events(watch, "rollback")[0]["reason"]
 
 
+def test_the_first_champion_comes_of_a_canary_too_and_is_then_held_against_static_weights(watch, constant):
+    two = constant(watch.settings, "v2", 0.2)
+    with history.changing(watch.settings.layout):
+        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    watch.look()
+    generator = np.random.default_rng(3)
+    for others, own in ((690, 80), (460, 500)):  # static and champion arm .86, then .46
+        watch.serve("champion", "", generator.normal(10.0, 1.0, others))
+        watch.serve("challenger", two.sha256, generator.normal(11.0, 1.0, own), range(others, others + own))
+        watch.now += 21 * 60.0
+        watch.look()
+    assert read_champion(watch.settings.layout.champion).version == "v2"
+    watch.look()
+    seen = read_json(watch.settings.layout.guardrail)["arms"]
+    assert seen["champion"]["version"] == "v2" and seen["champion"]["verdict"] is None
+
+
 def test_how_long_it_takes_is_said_before(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")

@@ -162,7 +162,7 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
         wrapped(
             f"The closed forms on {result['sizes']['logs']} logs of {result['sizes']['judge_sessions']} "
             "sessions, of differences to static weights in undiscounted return: median Spearman with the "
-            "truth, regret of the policy with the highest lower bound, and how often intervals hold the truth."
+            "truth, regret of the policy with the highest lower bound, how often intervals hold the truth."
         ),
         "",
         "| estimator | Spearman | without TD3 | regret, mean | worst | coverage |",
