@@ -102,7 +102,7 @@ def _fit_of_arms(
 ) -> tuple[dict[str, dict[str, Any]], float]:
     """How the models fit the sessions of each arm among the users that they have not seen, and τ."""
     how = settings.evaluation
-    y, _ = returns_to_go(data, how.gamma)
+    y = returns_to_go(data, how.gamma)
     first = np.flatnonzero(data.steps.numpy() == 0)
     predicted = np.zeros(len(first))
     halves = half[cluster_of(data.users.numpy()[first])]

@@ -146,7 +146,7 @@ def _menu(
     for _ in range(how.menu - 1):
         more = np.maximum(worth - reached[:, None], 0.0).mean(axis=0)
         best = int(np.argmax(more))
-        if more[best] <= 1e-3 * model.level:
+        if more[best] <= 1e-3 * abs(model.level):
             break
         kept.append(best)
         reached = np.maximum(reached, worth[:, best])

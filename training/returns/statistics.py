@@ -44,33 +44,30 @@ class Statistics:
         )
 
 
-def returns_to_go(data: Transitions, gamma: float) -> tuple[Float64Array, Float64Array]:
-    """Σ_{u ≥ t} γ^{u−t} r_u of every row float64[N], and how many requests its session has from it on.
+def returns_to_go(data: Transitions, gamma: float) -> Float64Array:
+    """Σ_{u ≥ t} γ^{u−t} r_u of every row, float64[N].
 
     A session counts with the rows that are there: of one that was cut, with what it brought until then.
     """
-    sessions, steps = data.sessions.numpy(), data.steps.numpy()
-    rewards = data.rewards.numpy().astype(np.float64)
-    order = np.lexsort((steps, sessions))
-    last = np.append(np.diff(sessions[order]) != 0, True)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    ends = np.flatnonzero(last)
-    begins = np.append(0, ends[:-1] + 1)
-    at = np.arange(len(order)) - np.repeat(begins, ends - begins + 1)  # place within the session
-    # γ^t r_t summed from the end, and the power taken out again; γ = 1 is exact
-    discounted = rewards[order] * gamma**at
-    total = np.cumsum(discounted[::-1])[::-1]
-    total -= np.repeat(np.append(total, 0.0)[ends + 1], ends - begins + 1)
-    remaining = np.repeat(ends, ends - begins + 1) - np.arange(len(order)) + 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        to_go = np.where(gamma**at > 0.0, total / gamma**at, 0.0)
-    return to_go[place], remaining[place].astype(np.float64)
+    sessions = data.sessions.numpy()
+    order = np.lexsort((data.steps.numpy(), sessions))
+    begins = np.flatnonzero(np.diff(sessions[order], prepend=-1))
+    lengths = np.diff(begins, append=len(order))
+    longest_first = np.argsort(-lengths, kind="stable")
+    begins, lengths = begins[longest_first], lengths[longest_first]
+    to_go = data.rewards.numpy().astype(np.float64)[order]
+    # from the last request but one of the longest sessions to the first: no power of γ is divided by
+    for place in range(int(lengths.max(initial=1)) - 2, -1, -1):
+        at = begins[: np.searchsorted(-lengths, -(place + 1))] + place
+        to_go[at] += gamma * to_go[at + 1]
+    found = np.empty_like(to_go)
+    found[order] = to_go
+    return found
 
 
 def of_transitions(features: Features, data: Transitions, gamma: float = 1.0) -> Statistics:
     """The statistics of all rows of ``data``; memory is that of a part whatever their number."""
-    y, _ = returns_to_go(data, gamma)
+    y = returns_to_go(data, gamma)
     steps, by_session = data.steps.numpy(), data.by_session.numpy()
     drawn_each = np.isfinite(data.log_densities.numpy()) & ~by_session
     rows = np.flatnonzero((steps == 0) | drawn_each)
