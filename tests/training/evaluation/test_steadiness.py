@@ -1,4 +1,4 @@
-"""A champion replayed on the states of its day and of today: it moves where its state does, and only there."""
+"""A champion replayed on the states of its day and of today: it moves where its state does."""
 
 from datetime import date, timedelta
 from pathlib import Path
