@@ -130,3 +130,12 @@ def test_an_export_that_cannot_be_read_is_said(settings: Settings) -> None:
     path.write_bytes(b"x")
     told = answer(settings, "better")
     assert told.state == "open" and "Served sessions: cannot be read" in told.text and str(path) in told.text
+
+
+def test_a_state_that_moved_under_an_unchanged_policy_is_drift(settings: Settings) -> None:
+    write_record(settings.layout, DAY, "validate_landed", {"success": True, "suites": {}})
+    for warnings, state in (([], "open"), (["p1 moved"], "held")):
+        record = {"success": True, "steadiness": {"bound": 0.1, "warnings": warnings, "policies": []}}
+        write_record(settings.layout, DAY, "evaluate", record)
+        assert answer(settings, "drifting").state == state
+    assert answer(settings, "drifting").text == f"the state under an unchanged policy on {DAY}."
