@@ -167,7 +167,13 @@ def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
         dict(zip(names, decision(server, r.request_id)["state"], strict=True)) for r in (first, second, other)
     ]
     assert [state["sess_requests"] for state in states] == pytest.approx([0.0, 1 / 6, 0.0])
-    assert [state["sess_click_rate"] for state in states] == pytest.approx([0.0, 1.0, 0.0])
+    share = 3 / len(first.items)  # of what was shown, as the lake will have it
+    assert 0.0 < share < 1.0
+    assert [state["sess_click_rate"] for state in states] == pytest.approx([0.0, share, 0.0])
+    # what was predicted of it, too
+    mean = np.mean(decision(server, first.request_id)["scores"]["click"])
+    for name in ("last_p_click", "decayed_p_click"):
+        assert [state[name] for state in states] == pytest.approx([0.0, np.log1p(mean), 0.0])
     [line] = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
     assert (line["v"], line["user_id"], line["event_ts"]) == (2, user, "2026-01-05T04:02:10.000000Z")
     assert [event["item_id"] for event in line["events"]] == first.items[:3]
@@ -190,7 +196,7 @@ def test_feedback_sent_again_moves_the_state_once_and_a_correction_corrects_it(s
     names = server.settings.state_spec.entry_names
     state = dict(zip(names, decision(server, second.request_id)["state"], strict=True))
     assert state["sess_requests"] == pytest.approx(1 / 6)
-    assert state["sess_click_rate"] == pytest.approx(3 / 4)
+    assert state["sess_click_rate"] == pytest.approx(3 / len(first.items))
     lines = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
     assert len(lines) == 4  # the log has all that was acknowledged; the lake takes the last of an item
 

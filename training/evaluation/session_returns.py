@@ -6,7 +6,9 @@ functional of θ, so its interval is exact given the model.
 
 The users are split in halves, each with a model of its own, and V̂ is the mean of both. What the closed
 forms propose is the best that *their* model knows of, which flatters it: so they are made again from each
-half, and judged by the other's model (cross-fitting). The intervals of the halves are independent.
+half, and judged by the other's model (cross-fitting). The intervals of the halves are independent. A
+champion that a closed form has made of some of these days is flattered likewise: what the pool's own policy
+of its kind loses by being made again is taken from it, by the share of the log that it was made of.
 
 What the arms are known to have returned tests the models on the half that they have not seen, and widens
 the intervals: the mean residual of each arm's sessions has an error of its own, and what the residuals
@@ -69,6 +71,7 @@ def estimate(
     refit = [name for name in policies if name in return_regression.ALGORITHMS]
     fixed = {name: policy.act_in_parts(states) for name, policy in policies.items() if name not in refit}
     rng = np.random.default_rng(seed)
+    flattery = np.zeros(len(policies))  # what an own policy has above itself made again
     value, draws = np.zeros(len(policies)), np.zeros((_DRAWS, len(policies)))
     for model, other in zip(models, reversed(models), strict=True):
         actions = dict(fixed)
@@ -79,10 +82,20 @@ def estimate(
         functionals = np.stack([model.functional(states, actions[name]) for name in policies])
         functionals[:, : features.d] = 0.0  # whoever serves meets the same users
         mean, covariance = model.effects(functionals)
+        for place, name in enumerate(policies):
+            if name in refit:
+                own = model.functional(states, policies[name].act_in_parts(states))
+                own[: features.d] = 0.0
+                flattery[place] += 0.5 * (own @ model.theta - mean[place])
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         value += 0.5 * (model.level + mean)
         draws += 0.5 * rng.normal(size=draws.shape) @ root.T
+    names = list(policies)
+    for place, name in enumerate(names):
+        kind = policies[name].header.lineage.get("algorithm")
+        if name not in refit and kind in refit:
+            value[place] -= _share_made_of(policies[name], data) * flattery[names.index(kind)]
     arms, misfit = _fit_of_arms(models, half, data, settings)
     draws += misfit * rng.normal(size=draws.shape)
     draws -= draws.mean(axis=0)
@@ -95,6 +108,12 @@ def estimate(
         arms,
         misfit,
     )
+
+
+def _share_made_of(policy: Policy, data: Transitions) -> float:
+    """The share of the log that a policy was made of, by the rows of its days; 0 for one without lineage."""
+    rows = sum(day["rows"] for day in policy.header.lineage.get("partitions", {}).values())
+    return min(1.0, rows / len(data))
 
 
 def _fit_of_arms(

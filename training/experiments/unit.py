@@ -38,13 +38,13 @@ def run_unit(
         truth = learnt.evaluate(ground.judge())
         progress(0.9, "offline estimates")
         offline, actions = _offline(ground, learnt)
-    learner_sessions = ground.table.logs[method.log].sessions
+    log_sessions = ground.table.logs[method.log].sessions if method.kind == "learner" else 0
     result = {
         "truth": truth.summary(),
         "offline": offline,
         "curve": learnt.curve,
         "transitions": learnt.transitions,
-        "sessions": method.budget_sessions or (learner_sessions if method.kind == "learner" else 0),
+        "sessions": method.budget_sessions or log_sessions,
         "tuning_runs": method.tuning_runs,
         "learning_s": learning_s,
         "seconds": time.monotonic() - started,

@@ -176,7 +176,8 @@ def _drifting(settings: Settings) -> Answer:
     else:
         return Answer(question, "open", "No day has been validated yet.")
     faults = drifting(record)
-    if not faults:
+    moved = (read_record(settings.layout, day, "evaluate") or {}).get("steadiness", {}).get("warnings", [])
+    if not faults and not moved:
         heads = (read_record(settings.layout, day, "drift") or {}).get("heads", {})
         compared = sum("psi" in head for head in heads.values())
         if not compared:
@@ -185,8 +186,10 @@ def _drifting(settings: Settings) -> Answer:
             question, "good", f"Nothing on {day}: {compared} heads are spread as on recent days.", day
         )
     state = "stopped" if any(fault["severity"] == "critical" for fault in faults) else "held"
-    told = "; ".join(dict.fromkeys(fault["column"] for fault in faults))
-    return Answer(question, state, f"{told} on {day}.", day)
+    told = list(dict.fromkeys(fault["column"] for fault in faults))
+    if moved:
+        told.append("the state under an unchanged policy")
+    return Answer(question, state, f"{'; '.join(told)} on {day}.", day)
 
 
 def drifting(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -159,3 +159,12 @@ def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: 
         "Held since 2026-01-06T00:00:00Z by negative: +0.2 items. `mtf canary --go-on` lifts it",
     ):
         assert words in text
+
+
+def test_a_state_that_moved_under_an_unchanged_policy_is_drift(settings: Settings) -> None:
+    write_record(settings.layout, DAY, "validate_landed", {"success": True, "suites": {}})
+    for warnings, state in (([], "open"), (["p1 moved"], "held")):
+        record = {"success": True, "steadiness": {"bound": 0.1, "warnings": warnings, "policies": []}}
+        write_record(settings.layout, DAY, "evaluate", record)
+        assert answer(settings, "drifting").state == state
+    assert answer(settings, "drifting").text == f"the state under an unchanged policy on {DAY}."
