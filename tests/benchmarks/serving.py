@@ -108,7 +108,7 @@ def _fill_store(settings: Settings) -> None:
     users = {"user_id": np.arange(USERS), "event_timestamp": now}
     numbers = {
         "user_history": history_columns(settings.signal_names),
-        "user_session": session_columns(settings.signal_names),
+        "user_session": session_columns(settings.signal_names, settings.head_names),
     }
     own = {
         "user_history": {"hist_last_ts": now},

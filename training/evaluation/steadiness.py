@@ -60,8 +60,8 @@ def steadiness(settings: Settings, day: date, champions: Mapping[date, Policy]) 
             size = about["largest"]
             text = (
                 f"policy {policy.version} of {of} does other things than on its day: its mean weight of "
-                f"{heads[largest]} went from {before:.3f} to {after:.3f}, {size:.2f} of its action; its "
-                f"exploration (serving.noise_std) is {bound:g}: look for an entry of the state that moved"
+                f"{heads[largest]} went from {before:.3f} to {after:.3f}, {size:.2f} of its action, where "
+                f"its exploration (serving.noise_std) is {bound:g}; look for an entry of the state that moved"
             )
             record["warnings"].append(text)
             _log.warning("a fixed policy's weights moved", day=day.isoformat(), reason=text)

@@ -328,7 +328,8 @@ def test_a_file_that_cannot_be_served_refuses(settings: Settings, arrange: Arran
     elif fault == "shape":
         digest = write_policy(settings, DAY, 1, perturbation=3)
     else:
-        other = settings.model_copy(update={"heads": settings.heads[:-1]})
+        first, *rest = settings.heads  # whose weight has another interval; other names are another state
+        other = settings.model_copy(update={"heads": (first.model_copy(update={"high": 3.0}), *rest)})
         digest = write_policy(other, DAY, 1)
     change(settings, "evaluate", sha256=digest)
     record = gate(settings, DAY)

@@ -103,7 +103,7 @@ def test_a_better_policy_passes(settings, arrange: Arrange, world, log) -> None:
 @pytest.mark.slow
 def test_an_untrained_network_is_refused_as_out_of_the_data(settings, arrange: Arrange, world, log) -> None:
     arrange(DAY)
-    challenger = present(settings, *untrained(settings))
+    challenger = present(settings, *untrained(settings, scale=8.0))  # most of its actions are near a bound
     bench = Bench(world, DAY, sessions=1_000, seed=7)
     truth = bench.evaluate(lambda states, requests: challenger.act_in_parts(states))
     static = bench.evaluate_constant(settings.fusion.static_action)
