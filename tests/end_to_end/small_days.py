@@ -46,7 +46,7 @@ def values(data: Path) -> dict[str, Any]:
             **NETWORKS,
         },
         "evaluation": {
-            "estimators": ["fqe"],
+            "estimators": ["fqe", "lstd_q"],
             "steps": 40,
             "batch_size": 64,
             "replicates": 2,
@@ -57,6 +57,7 @@ def values(data: Path) -> dict[str, Any]:
         "validation": {"min_transitions": 50, "min_drift_rows": 1000, "max_volume_ratio": 4.0},
         # so few steps learn nothing: what is tested is that days run, not what they learn
         "gate": {
+            "estimator": "fqe",
             "evidence": "offline",
             "gain": -10.0,
             "delta": 10.0,

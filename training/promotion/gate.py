@@ -152,7 +152,7 @@ def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPoint
     limits = settings.gate
     estimates = record["estimates"]
     challenger = estimates["challenger"]
-    trusted = bool(record.get("trusted", True))
+    trusted = record.get("trusted") is not False  # null where the session estimator was not asked for
     passed = trusted or limits.evidence == "canary"
     told = "no estimator is to be trusted on this log"
     if trusted:

@@ -78,4 +78,4 @@ class Features:
         s = np.asarray(states, dtype=np.float64)
         of_action = self.of_actions(actions)
         products = s[:, :, None] * of_action[:, None, : self.k]
-        return np.hstack([np.ones((len(s), 1)), s, of_action, products.reshape(len(s), -1)])
+        return np.hstack([np.ones((len(s), 1)), s, of_action, products.reshape(len(s), self.d * self.k)])

@@ -66,7 +66,9 @@ class ReturnModel:
         groups, features = self.features.groups, self.features
         state = rows[:, groups["state"]] - self.centre[: features.d]
         linear = rows[:, groups["linear"]] - self.centre[features.d : features.d + features.k]
-        z[:, groups["interaction"].start - 1 :] = (state[:, :, None] * linear[:, None, :]).reshape(len(z), -1)
+        z[:, groups["interaction"].start - 1 :] = (state[:, :, None] * linear[:, None, :]).reshape(
+            len(z), features.d * features.k
+        )
         standard: Float64Array = (z - self.centre) * self.scale
         return standard
 

@@ -27,6 +27,15 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+FITTED = {"estimators": ("fqe", "conservative_ope")}  # the closed forms have tests of their own
+
+
+def fitted(make, *where, **sections):
+    """A world that is judged by fits alone."""
+    evaluation = FITTED | sections.pop("evaluation", {})
+    return make(*where, evaluation=evaluation, **{"gate": {"estimator": "fqe"}} | sections)
+
+
 def constant(settings, *action: float) -> Policy:
     return constant_policy(settings.state_spec, settings.fusion, np.array(action), f"constant {action}")
 
@@ -39,7 +48,8 @@ def true_value(world, policy: Policy) -> float:
 def judged(tmp_path_factory, request):
     """One judgement of three constants by a log of uniform actions; shared, for it takes seconds."""
     make = request.getfixturevalue("make_toy")
-    world = make(
+    world = fitted(
+        make,
         tmp_path_factory.mktemp("judged"),
         evaluation={
             "test_share": 0.6,
@@ -103,7 +113,7 @@ def test_the_estimate_of_the_logging_policy_is_near_its_observed_return(judged):
 
 
 def test_judging_twice_gives_the_same_record_and_equal_policies_no_difference(toy):
-    world = toy(evaluation={"steps": 20, "test_share": 0.5})
+    world = fitted(toy, evaluation={"steps": 20, "test_share": 0.5})
     world.log(30)
     one = constant(world.settings, 0.2, 0.1)
     policies = {"a": one, "b": constant(world.settings, 0.2, 0.1), "c": constant(world.settings, 0.9, 0.1)}
@@ -119,7 +129,7 @@ def narrow(states, rng):
 
 
 def test_a_policy_outside_the_data_raises_the_alarm_apart_from_its_value(toy):
-    world = toy(evaluation={"steps": 20, "test_share": 0.5})
+    world = fitted(toy, evaluation={"steps": 20, "test_share": 0.5})
     world.log(60, {"random": narrow, "noise": narrow})
     record = evaluate(
         world.settings,
@@ -134,7 +144,7 @@ def test_a_policy_outside_the_data_raises_the_alarm_apart_from_its_value(toy):
 
 
 def test_a_value_that_the_rewards_make_impossible_raises_the_alarm(toy):
-    world = toy(evaluation={"test_share": 0.5})
+    world = fitted(toy, evaluation={"test_share": 0.5})
     world.log(30)
     test = trajectories.load(world.settings, DAY).test
     assert _alarms(1e4, 0.0, test, 1.0, GAMMA)[0].startswith("value 10000.000 is impossible")
@@ -144,7 +154,7 @@ def test_a_value_that_the_rewards_make_impossible_raises_the_alarm(toy):
 
 def test_states_are_acted_on_once_each_and_in_place(toy):
     """A policy that answers with its state's taste: every row must get its own."""
-    world = toy(evaluation={"test_share": 0.5, "steps": 5})
+    world = fitted(toy, evaluation={"test_share": 0.5, "steps": 5})
     world.log(20)
     calls = []
 
@@ -162,7 +172,7 @@ def test_states_are_acted_on_once_each_and_in_place(toy):
 
 def test_one_step_of_the_estimator_is_the_papers(toy, monkeypatch):
     """Eq. (10) by hand for the fit on the data: the whole change of one step of Adam."""
-    world = toy(evaluation={"test_share": 0.5})
+    world = fitted(toy, evaluation={"test_share": 0.5})
     world.log(15)
     test = trajectories.load(world.settings, DAY).test
     settings = EvaluationSettings(steps=1, hidden=(8,), replicates=2, batch_size=32, cql_weight=0.3, lr=1e-2)
@@ -217,7 +227,7 @@ def test_fqe_covers_the_true_value_and_ranks(judged):
 
 def test_one_step_of_fqe_moves_the_targets_by_their_rate(toy):
     """The second step's y comes from θ' = θ_0 + η (θ_1 − θ_0): by hand, with linear Q."""
-    world = toy(evaluation={"test_share": 0.5})
+    world = fitted(toy, evaluation={"test_share": 0.5})
     world.log(15)
     test = trajectories.load(world.settings, DAY).test
     settings = EvaluationSettings(steps=2, hidden=(), replicates=2, batch_size=64, lr=1e-2)
@@ -252,14 +262,15 @@ def test_without_densities_the_weighted_estimators_are_left_out_and_said_so(judg
 
 
 def test_a_gate_whose_estimator_cannot_be_had_is_an_error(toy):
-    world = toy(evaluation={"steps": 5, "test_share": 0.5}, gate={"estimator": "dr"})
+    evaluation = {"steps": 5, "test_share": 0.5, "estimators": ("fqe", "dr")}
+    world = fitted(toy, evaluation=evaluation, gate={"estimator": "dr"})
     world.log(12)
     with pytest.raises(DataError, match=r"gate.estimator dr cannot be had: 0 sessions"):
         evaluate(world.settings, DAY, {"a": constant(world.settings, 0.0, 0.0)})
 
 
 def test_too_little_to_judge_is_an_error(toy):
-    world = toy(evaluation={"test_share": 0.01})
+    world = fitted(toy, evaluation={"test_share": 0.01})
     world.log(12)
     with pytest.raises(DataError, match="test split"):
         evaluate(world.settings, DAY, {"a": constant(world.settings, 0.0, 0.0)})

@@ -31,6 +31,7 @@ def test_lower_precision_brings_the_same_return(tmp_path: Path, precision: str) 
     }
     values["settings"]["world"] = {"users": 600, "items": 1_000, "requests_per_day": 1_500}
     values["settings"]["learner"] = {
+        "algorithms": ["batchrl_mtf"],
         "steps": 800,
         "critic_lr": 0.001,
         "critic_hidden": [64, 64],

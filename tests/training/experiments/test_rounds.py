@@ -31,7 +31,7 @@ def rounds_of(ground: Ground, rounds: int, explore: str, **learner) -> Rounds:
 
 
 def test_a_box_is_explored_around_the_policy_learnt_so_far(ground: Ground) -> None:
-    rounds = rounds_of(ground, 2, "box", algorithm="unified_rl", unified_rl={"critics": 2})
+    rounds = rounds_of(ground, 2, "box", algorithms=["unified_rl"], unified_rl={"critics": 2})
     learner = rounds.begin(0)
     first = rounds.data
     assert first.arm_names == ("box",)
@@ -54,7 +54,7 @@ def test_a_box_is_explored_around_the_policy_learnt_so_far(ground: Ground) -> No
 
 
 def test_later_rounds_of_xmtf_explore_on_the_cells(ground: Ground) -> None:
-    rounds = rounds_of(ground, 2, "cells", algorithm="xmtf")
+    rounds = rounds_of(ground, 2, "cells", algorithms=["xmtf"])
     first = rounds.begin(0)
     for _ in range(20):
         first.step()

@@ -152,7 +152,7 @@ def test_a_wrong_table_is_refused_with_the_place(change: dict, message: str, tmp
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"explore": "box", "learner": {"algorithm": "unified_rl"}}, "belongs to rounds"),
+        ({"explore": "box", "learner": {"algorithms": ["unified_rl"]}}, "belongs to rounds"),
         ({"explore": "cells", "rounds": 2}, "belongs to the algorithm xmtf"),
     ],
 )

@@ -71,7 +71,7 @@ def policy(settings: Settings, day: date, partitions: list[date], promoted: bool
     write_text_atomic(
         settings.layout.bentos / "bentos/mtf_rank" / f"{digest[:12]}-{'0' * 12}/bento.yaml", "x"
     )
-    write_record(settings.layout, day, "train", {"sha256": digest, "version": header.version})
+    write_record(settings.layout, day, "evaluate", {"sha256": digest, "version": header.version})
     where = kept.relative_to(settings.data).as_posix()
     return ChampionPointer(where, digest, header.version, str(day), "", "")
 

@@ -80,15 +80,25 @@ def arrange(settings: Settings) -> Arrange:
             "validate_training_set": {"success": True, "suites": {}},
             "parity": {"compared": 500, "mismatched": 1, "share": 0.002, "worst": []},
             "train": {
-                "steps": 20,
                 "transitions": 900,
-                "policy": "policy.safetensors",
-                "sha256": digest,
-                "version": f"p{seed}",
-                "curves": {"step": [10, 20], "critic": [0.5, 0.4]},
+                "pool": {
+                    "batchrl_mtf": {
+                        "policy": f"models/dt={day}/batchrl_mtf/policy.safetensors",
+                        "sha256": digest,
+                        "version": f"p{seed}",
+                        "steps": 20,
+                        "curves": {"step": [10, 20], "critic": [0.5, 0.4]},
+                        "summary": {},
+                    }
+                },
                 "lineage": {"seed": seed, "partitions": {"2026-01-05": "ab"}},
             },
             "evaluate": {
+                "chosen": "batchrl_mtf",
+                "policy": f"models/dt={day}/policy.safetensors",
+                "sha256": digest,
+                "version": f"p{seed}",
+                "trusted": True,
                 "estimates": names,
                 "differences": {
                     f"challenger - {rival}": difference(lower - own["lower"])

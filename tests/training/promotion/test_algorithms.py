@@ -1,13 +1,15 @@
 """Every algorithm of the settings goes from the log through training and export to the gate's file rules."""
 
+import shutil
 from datetime import date
 
 import numpy as np
 import pytest
 
+from tests.training.promotion.conftest import estimate
 from training.contract.policy import load_policy
 from training.contract.records import write_record
-from training.policies import ALGORITHMS, train
+from training.policies import ALGORITHMS, return_regression, train
 from training.promotion import gate
 
 DAY = date(2026, 1, 7)
@@ -24,17 +26,22 @@ def logged(make_toy, tmp_path_factory):
     return world.settings
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", sorted({*ALGORITHMS, *return_regression.ALGORITHMS}))
 def test_it_is_trained_exported_loaded_and_passes_the_rules_on_files(algorithm, logged):
-    learner = logged.learner.model_copy(update={"algorithm": algorithm})
+    learner = logged.learner.model_copy(update={"algorithms": (algorithm,)})
     settings = logged.model_copy(update={"learner": learner})
-    record = train(settings, DAY)
-    write_record(settings.layout, DAY, "train", record)
+    trained = train(settings, DAY)
+    write_record(settings.layout, DAY, "train", trained)
+    record = trained["pool"][algorithm]
+    path = settings.data / record["policy"]
+    shutil.copyfile(path, settings.layout.model(DAY) / path.name)
+    names = {name: estimate(1.0) for name in ("challenger", "static")}
+    write_record(settings.layout, DAY, "evaluate", {**record, "estimates": names})
     rules = {rule["rule"]: rule for rule in gate(settings, DAY)["rules"]}
     for name in ("loadable", "size", "latency", "not rolled back"):
         assert rules[name]["passed"], rules[name]["reason"]
 
-    policy = load_policy(settings.data / record["policy"], record["sha256"])
+    policy = load_policy(path, record["sha256"])
     rng = np.random.default_rng(0)
     states = rng.normal(size=(6, settings.state_spec.width)).astype(np.float32)
     actions = policy.act(states)

@@ -266,7 +266,7 @@ def test_a_policy_whose_network_leaves_the_bounds_cannot_be_served(
     digest = save_policy(
         settings.layout.model(DAY) / "policy.safetensors", header, {"action": np.full(8, value)}
     )
-    change(settings, "train", sha256=digest)
+    change(settings, "evaluate", sha256=digest)
     record = gate(settings, DAY)
     assert refused_rules(record) == ["loadable"]
     assert f"actions of {abs(value):g}, outside [-1, 1]" in record["reasons"][0]
@@ -331,7 +331,7 @@ def test_a_file_that_cannot_be_served_refuses(settings: Settings, arrange: Arran
         first, *rest = settings.heads  # whose weight has another interval; other names are another state
         other = settings.model_copy(update={"heads": (first.model_copy(update={"high": 3.0}), *rest)})
         digest = write_policy(other, DAY, 1)
-    change(settings, "train", sha256=digest)
+    change(settings, "evaluate", sha256=digest)
     record = gate(settings, DAY)
     assert refused_rules(record) == ["loadable"]
     words = {"not a number": "not a number", "shape": "do not fit each other", "foreign heads": "its heads"}

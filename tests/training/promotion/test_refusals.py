@@ -32,7 +32,8 @@ def world() -> World:
     evaluation = EvaluationSettings(
         steps=400, lr=1e-3, batch_size=256, hidden=(64, 64), confidence=0.9, estimators=("fqe",)
     )
-    return World(Settings(world=WorldSettings(users=3_000), evaluation=evaluation))
+    gate = {"estimator": "fqe"}
+    return World(Settings(world=WorldSettings(users=3_000), evaluation=evaluation, gate=gate))
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def present(settings: Settings, header: PolicyHeader, tensors: dict[str, np.ndar
     """Put a policy file in the challenger's place."""
     path = settings.layout.model(DAY) / "policy.safetensors"
     digest = save_policy(path, header, tensors)
-    record = read_record(settings.layout, DAY, "train")
-    write_record(settings.layout, DAY, "train", {**record, "sha256": digest})
+    record = read_record(settings.layout, DAY, "evaluate")
+    write_record(settings.layout, DAY, "evaluate", {**record, "sha256": digest})
     return load_policy(path)
 
 
@@ -83,7 +84,9 @@ def judged(settings: Settings, world: World, log: Transitions, challenger: Polic
     own = own.model_copy(update={"evaluation": own.evaluation.model_copy(update=how)})
     static = constant_policy(own.state_spec, own.fusion, own.fusion.static_action, "static")
     record = assess(own, log, log, {"challenger": challenger, "static": static}, seed=1)
-    write_record(settings.layout, DAY, "evaluate", json.loads(json.dumps(record, allow_nan=False)))
+    of_file = {"sha256": challenger.sha256, "version": challenger.version}
+    record = json.loads(json.dumps(record, allow_nan=False))
+    write_record(settings.layout, DAY, "evaluate", record | of_file)
     return gate(settings, DAY)
 
 

@@ -65,9 +65,11 @@ def _decide(settings: Settings, day: date) -> None:
     }
     gate = {"success": True, "decision": "promote", "rules": [rule], "reasons": ["all passed"]}
     write_record(settings.layout, day, "gate", {**gate, "challenger": {"version": f"{day}-p"}})
-    write_json_atomic(settings.layout.model(day) / "curves.json", {"step": [1, 2], "critic_loss": [2.0, 1.0]})
-    train = {"success": True, "policy": "x", "version": f"{day}-p", "sha256": "a" * 64, "steps": 2}
-    write_record(settings.layout, day, "train", {**train, "transitions": 9})
+    curves = {"step": [1, 2], "critic_loss": [2.0, 1.0]}
+    write_json_atomic(settings.layout.model(day) / "batchrl_mtf/curves.json", curves)
+    trained = {"policy": "x", "version": f"{day}-p", "sha256": "a" * 64, "curves": curves, "summary": {}}
+    pool = {"batchrl_mtf": {**trained, "steps": 2}, "constant": {**trained, "steps": 0}}
+    write_record(settings.layout, day, "train", {"success": True, "pool": pool, "transitions": 9})
 
 
 @pytest.fixture(scope="module")

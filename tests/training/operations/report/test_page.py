@@ -12,6 +12,17 @@ from training.contract.settings import Settings
 from training.operations.report import build, index
 
 DAY = date(2026, 1, 5)
+POOL = {
+    name: {
+        "policy": "x",
+        "sha256": "a" * 64,
+        "version": f"v-{name}",
+        "steps": steps,
+        "curves": {},
+        "summary": {},
+    }
+    for name, steps in (("constant", 0), ("batchrl_mtf", 10))
+}
 SUITE_OK = {"success": True, "evaluated": 12, "failed": []}
 
 
@@ -49,14 +60,20 @@ def test_a_refused_day_shows_the_rules_the_estimates_and_the_curves(settings: Se
         layout,
         DAY,
         "train",
-        {"success": True, "steps": 10, "transitions": 90, "policy": "x", "sha256": "a" * 64, "version": "v1"},
+        {"success": True, "transitions": 90, "pool": POOL},
     )
-    write_json_atomic(layout.model(DAY) / "curves.json", {"step": [1, 2], "critic_loss": [2.0, 1.0]})
+    curves = {"step": [1, 2], "critic_loss": [2.0, 1.0]}
+    write_json_atomic(layout.model(DAY) / "batchrl_mtf/curves.json", curves)
     write_record(
         layout,
         DAY,
         "evaluate",
-        {"success": True, "estimates": {"challenger": estimate(1.0), "static": estimate(2.0)}},
+        {
+            "success": True,
+            "chosen": "constant",
+            "pool": {"constant": {"lower": -1.25, "value": -1.0, "upper": -0.5}},
+            "estimates": {"challenger": estimate(1.0), "static": estimate(2.0)},
+        },
     )
     rule = {
         "rule": "estimate",
