@@ -2,7 +2,7 @@
 
     return = 10 − b Σ_i (x_i − x*_i)² + c s_0 (x_0 − x*_0) + u + ε,   x = log-shares of the weights
 
-with x* those of the best action, u the user's own and ε noise, spread evenly over the requests of the session.
+with x* those of the best action, u the user's own and ε noise, spread evenly over the session's requests.
 """
 
 from dataclasses import dataclass, replace

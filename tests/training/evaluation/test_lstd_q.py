@@ -32,7 +32,7 @@ def true_value(actions: np.ndarray, gamma: float) -> float:
 
 
 def chain(sessions: int, noise: float = 0.0, seed: int = 0) -> Transitions:
-    """Sessions from position 0 on to the last; before it, any may end. Each request has an action of its own."""
+    """Sessions from position 0 to the last, each of which may end before. Each request draws its action."""
     rng = np.random.default_rng(seed)
     lengths = np.minimum(rng.geometric(STOP, sessions), LENGTH)
     session = np.repeat(np.arange(sessions), lengths)
@@ -80,7 +80,7 @@ CHAIN = chain(400)
 def test_the_value_is_exact_where_it_is_linear_in_the_basis(actions, gamma) -> None:
     own = np.array(actions, dtype=np.float32)
     found = estimated(CHAIN, {"own": own}, gamma=gamma, **EXACT)
-    # the ends are in proportion to the log's own, not to the true rate: with 400 sessions .05 of a return of 3
+    # sessions end as often as they did in the log, which is the true rate only about
     at = np.bincount(CHAIN.steps.numpy(), minlength=LENGTH) / 400
     known = float((gamma ** np.arange(LENGTH) * at) @ rewards_of(np.arange(LENGTH), own))
     assert found.values["own"] == pytest.approx(known, abs=2e-3)

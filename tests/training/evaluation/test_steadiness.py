@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A champion replayed on the states of its day and of today: it moves only where its state does."""
-=======
 """A champion replayed on the states of its day and of today: it moves where its state does."""
->>>>>>> state
 
 from datetime import date, timedelta
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Proposals of the regression: what was planted in the log is found, and nothing is where there is nothing."""
+"""Proposals of the regression: what was planted is found, and nothing where there is nothing."""
 
 from pathlib import Path
 
