@@ -109,7 +109,7 @@ def plan(
         sd, effect * abs(mean), settings.guardrail.confidence, POWER, tuned_to=tuned_to(settings)
     )
     days = needed / (a_day * share) if a_day > 0.0 else None
-    reason = f"{needed:,} sessions an arm for {effect:.2g} of {mean:.3g}"
+    reason = f"{needed:,} sessions an arm for {100.0 * effect:.3g} %"
     if days is not None:
         reason += f": {days:.1f} days at this traffic"
     if needed > settings.canary_sessions or (days or 0.0) > settings.canary_days:

@@ -1,8 +1,8 @@
 """Sessions whose return is known: a quadratic function of the log-shares of the weights that they were given.
 
-    return = 10 − b Σ_i (x_i − x*_i)² + c s_0 x_0 + u + ε,   x = log-shares of the weights
+    return = 10 − b Σ_i (x_i − x*_i)² + c s_0 (x_0 − x*_0) + u + ε,   x = log-shares of the weights
 
-with x* those of :data:`BEST`, u the user's own and ε noise, spread evenly over the requests of the session.
+with x* those of the best action, u the user's own and ε noise, spread evenly over the session's requests.
 """
 
 from dataclasses import dataclass, replace
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from training.contract.fusion import Fusion, Head
+from training.contract.policy import Policy, constant_policy
+from training.contract.state import StateFeature, StateSpec
 from training.returns import Features
 from training.trajectories import Transitions
 
 FUSION = Fusion((Head("click", 0.1, 0.0, 2.0, 1.0), Head("like", 0.1, 0.0, 1.0, 0.5)))
 FEATURES = Features(FUSION, 2)
-BEST = np.array([0.3, -0.6])  # an action
+SPEC = StateSpec(tuple(StateFeature(name, "session", "identity", (name,)) for name in ("s_0", "s_1")))
+BEST = (0.3, -0.6)
 LENGTH = 3  # requests a session
 
 
@@ -24,6 +27,7 @@ LENGTH = 3  # requests a session
 class Sessions:
     """What the returns are made of; see the module."""
 
+    best: tuple[float, float] = BEST  # an action
     effect: float = 2.0  # b
     interaction: float = 0.0  # c
     noise: float = 2.0  # deviation of ε
@@ -33,9 +37,9 @@ class Sessions:
 
     def true_return(self, actions: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         """Mean return float64[n] of weights held over a session; without states, of users as they are."""
-        x, best = (FEATURES.of_actions(np.atleast_2d(a))[:, :2] for a in (actions, BEST))
+        x, best = (FEATURES.of_actions(np.atleast_2d(a))[:, :2] for a in (actions, self.best))
         level = 10.0 - self.effect * np.square(x - best).sum(axis=1)
-        return level if states is None else level + self.interaction * states[:, 0] * x[:, 0]
+        return level if states is None else level + self.interaction * states[:, 0] * (x - best)[:, 0]
 
     def log(self, count: int, seed: int = 0) -> Transitions:
         """Each session holds one action, uniform over the box, or static weights."""
@@ -73,3 +77,7 @@ class Sessions:
 
 def with_rewards(data: Transitions, rewards: np.ndarray) -> Transitions:
     return replace(data, rewards=torch.from_numpy(rewards).float())
+
+
+def constant(action: object, version: str) -> Policy:
+    return constant_policy(SPEC, FUSION, np.asarray(action), version)

@@ -78,11 +78,12 @@ def assess(
             f"the test split has {sessions} sessions and {initial} initial states; raise "
             f"evaluation.test_share ({how.test_share}) or wait for more data"
         )
+    log = test if every is None else every
     if not {*FITTED, *WEIGHTED} & {*how.estimators}:  # else they only say where policies act
         test = test.take(_some(test, seed))
     acts = acting.act(test, policies)
     with reproducible(settings.learner.threads):
-        closed, session = closed_forms(test if every is None else every, policies, settings, seed)
+        closed, session = closed_forms(log, policies, settings, seed)
         judgement = estimate(test, acts, settings, seed, closed)
     picked = None
     if pool and settings.gate.estimator in judgement.estimates:
@@ -108,8 +109,10 @@ def assess(
         interval = chosen.interval(name)
         distance = float(logged.distances(actions[name]).mean())
         # the closed forms say in their intervals how far the log has looked
-        threshold = math.inf if settings.gate.estimator in CLOSED else logged.threshold
-        reasons = _alarms(interval["value"], distance, test, threshold, gamma)
+        in_closed_form = settings.gate.estimator in CLOSED
+        threshold = math.inf if in_closed_form else logged.threshold
+        discount = how.gamma if in_closed_form else gamma
+        reasons = _alarms(interval["value"], distance, test, threshold, discount)
         if settings.gate.estimator in WEIGHTED:
             overlap = judgement.overlap[name]
             if overlap["effective_sessions"] < how.min_effective_sessions:
@@ -137,7 +140,7 @@ def assess(
                         distance,
                         test,
                         math.inf if estimator in CLOSED else logged.threshold,
-                        gamma,
+                        how.gamma if estimator in CLOSED else gamma,
                     ),
                     *_miscalibrated(calibrations.get(estimator)),
                 ],
@@ -190,8 +193,10 @@ def _alarms(value: float, distance: float, test: Transitions, threshold: float, 
             f"its actions lie {distance:.3f} from the nearest logged one on average; 99 % of the logged "
             f"actions have another within {threshold:.3f}"
         )
-    low = min(0.0, float(test.rewards.min())) / (1.0 - gamma)
-    high = max(0.0, float(test.rewards.max())) / (1.0 - gamma)
+    # requests of the longest session there is, where nothing is discounted
+    requests = 1.0 / (1.0 - gamma) if gamma < 1.0 else float(test.steps.max()) + 1.0
+    low = min(0.0, float(test.rewards.min())) * requests
+    high = max(0.0, float(test.rewards.max())) * requests
     if not low <= value <= high:
         reasons.append(
             f"value {value:.3f} is impossible: rewards bound the return to [{low:.3f}, {high:.3f}]"

@@ -4,19 +4,22 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from training.evaluation.intervals import Estimates
 
 RIVAL, SIMPLEST = "static", "constant"
+_FEW = 100  # replicates, of which a quantile is luck
 
 
 def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     """The member of ``pool`` whose difference to static weights has the highest simultaneous lower bound.
 
     The bounds are d_i − q · sd_i, with q the quantile of max_i |d*_i − d_i| / sd_i over the replicates: with
-    the stated confidence all hold together, so the best of many is not the luckiest of many. One that is not
-    shown to be better than the constant, where that is in the pool, makes way for it. Returns ``chosen``, and
-    ``pool``, each member's interval.
+    the stated confidence all hold together, so the best of many is not the luckiest of many. Of few
+    replicates, as fits have, q is Student's t by Bonferroni. One that is not shown to be better than the
+    constant, where that is in the pool, makes way for it. Returns ``chosen``, and ``pool``, each member's
+    interval.
     """
     names = list(pool)
     value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
@@ -28,7 +31,7 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
         out=np.zeros_like(drawn),
         where=deviation[:, None] > 0.0,
     )
-    quantile = float(np.quantile(scaled.max(axis=0), estimates.confidence))
+    quantile = _quantile(scaled.max(axis=0), estimates.confidence, len(names))
     half = quantile * deviation
     best = names[int(np.argmax(value - half))]
     if SIMPLEST in names and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
@@ -40,3 +43,10 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
             for name, v, h in zip(names, value, half, strict=True)
         },
     }
+
+
+def _quantile(largest: np.ndarray, confidence: float, members: int) -> float:
+    """q of ``largest`` float64[R], the largest scaled deviation among the members, by replicate."""
+    if len(largest) >= _FEW:
+        return float(np.quantile(largest, confidence))
+    return float(student_t.ppf(1.0 - 0.5 * (1.0 - confidence) / members, len(largest) - 1))

@@ -76,8 +76,7 @@ def test_a_canary_that_is_too_short_says_so():
     assert told["sd"] == pytest.approx(10.0, rel=0.01) and told["sessions_an_arm"] > 15_000
     assert told["days"] == pytest.approx(told["sessions_an_arm"] / 9_000)
     assert (
-        "sessions an arm for 0.02 of 20" in told["reason"]
-        and "more than serving.canary_sessions" in told["reason"]
+        "sessions an arm for 2 %" in told["reason"] and "more than serving.canary_sessions" in told["reason"]
     )
     assert plan(SERVING, found(-1.0, 1.0), before, 20_000.0, 0.45)["sd"] == 5.0  # as users come
     assert "too few sessions" in plan(SERVING, None, ArmReturns(), 0.0, 0.45)["reason"]

@@ -276,7 +276,7 @@ def test_how_long_it_takes_is_said_before(watch, constant):
     assert 2_500 < plan["sessions_an_arm"] < 4_000
     assert plan["days"] == pytest.approx(plan["sessions_an_arm"] / (500 * 24 * 0.5), rel=0.01)
     [event] = [e for e in events(watch, "shares") if "step 1 of 2" in e["reason"]]
-    assert f"{plan['sessions_an_arm']:,} sessions an arm for 0.02" in event["reason"]
+    assert f"{plan['sessions_an_arm']:,} sessions an arm for 2 %: " in event["reason"]
     assert "days at this traffic" in event["reason"]
 
 

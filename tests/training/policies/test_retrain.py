@@ -52,7 +52,7 @@ def test_the_record_and_the_files_agree(toy):
     assert record["transitions"] == record["lineage"]["train"]["transitions"]
     files = {name: {p.name for p in folder_of(settings, algorithm=name).iterdir()} for name in record["pool"]}
     learnt = {"curves.json", "learner.safetensors", "policy.safetensors"}
-    closed = dict.fromkeys(return_regression.ALGORITHMS, {"policy.safetensors"})
+    closed = {name: {"policy.safetensors"} for name in return_regression.ALGORITHMS}
     assert files == {**closed, ONE: learnt}
     for name, one in record["pool"].items():
         policy = load_policy(settings.data / one["policy"], one["sha256"])

@@ -145,7 +145,7 @@ def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: 
         "sha256": "y",
         "step": 0,
         "share": 0.05,
-        "plan": {"reason": "4,300 sessions an arm for 0.02 of 24: 3.0 days at this traffic"},
+        "plan": {"reason": "4,300 sessions an arm for 2 %: 3.0 days at this traffic"},
         "paused": {"rule": "negative", "reason": "+0.2 items", "ts": "2026-01-06T00:00:00Z"},
     }
     write_json_atomic(settings.layout.canary, canary)
@@ -154,7 +154,7 @@ def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: 
     text = answer(settings, question).text
     for words in (
         "p2 is in its canary: step 1 of 3, share 0.05.",
-        "4,300 sessions an arm for 0.02 of 24: 3.0 days at this traffic.",
+        "4,300 sessions an arm for 2 %: 3.0 days at this traffic.",
         "Challenger less champion: +0.1 (-0.2 to +0.4) a session.",
         "Held since 2026-01-06T00:00:00Z by negative: +0.2 items. `mtf canary --go-on` lifts it",
     ):
