@@ -14,6 +14,7 @@ from tests.training.ingest.conftest import DAY, MIDNIGHT, impressions, partition
 from training.contract.errors import DataError
 from training.contract.files import read_json, replaced_folder, write_json_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
+from training.contract.log import LAKE_VERSION
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.ingest import changed_days, land, landed, late_users, with_predictions
@@ -60,7 +61,7 @@ def test_landing_writes_the_contract_and_what_it_did(settings: Settings) -> None
     assert landed_rows[0]["event_ts"] == MIDNIGHT
     stored = read_json(settings.layout.partition(IMPRESSIONS, DAY) / "_landed.json")
     assert stored | {"changed": False} == note
-    assert note["rows"] == 2 and note["contract_version"] == 2 and note["source"] == "test"
+    assert note["rows"] == 2 and note["contract_version"] == LAKE_VERSION and note["source"] == "test"
 
 
 def test_rows_of_one_key_that_differ_are_left_for_validation(settings: Settings) -> None:
