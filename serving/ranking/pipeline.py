@@ -203,9 +203,8 @@ class Pipeline:
         ]
 
     def _epoch(self, session: Session, event_ts: datetime) -> int:
-        if session.epoch is not None:
-            return session.epoch
-        return epoch_of(event_ts, self._offset, self._epoch_days)
+        known = session.epoch
+        return epoch_of(event_ts, self._offset, self._epoch_days) if known is None else known
 
     def _rank_batch(self, batch: list[Worked]) -> None:
         """From the states to the line for the log, on the event loop; a fault with one request is its own."""

@@ -39,7 +39,7 @@ def record_of(settings: Settings, stage: str = "evaluate") -> dict:
 
 def test_the_best_of_the_pool_is_the_days_challenger(night: Settings) -> None:
     trained, judged = record_of(night, "train"), record_of(night)
-    assert tuple(trained["pool"]) == POOL and set(judged["pool"]) == set(POOL)
+    assert set(trained["pool"]) == set(POOL) and set(judged["pool"]) == set(POOL)
     chosen = trained["pool"][judged["chosen"]]
     assert (judged["sha256"], judged["version"]) == (chosen["sha256"], chosen["version"])
     assert judged["policy"] == f"models/dt={DAY}/policy.safetensors"

@@ -77,7 +77,9 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
         }
 
     before, champion = content(), read_champion(loop.settings.layout.champion)
-    (loop.settings.layout.model(loop.day) / "learner.safetensors").unlink()  # train again, do not reuse
+    (
+        loop.settings.layout.model(loop.day) / "batchrl_mtf" / "learner.safetensors"
+    ).unlink()  # train again, do not reuse
     for stage in stages.FUNCTIONS:
         stages.run_stage(loop.settings, loop.day, stage, force=True)
     assert content() == before
@@ -98,8 +100,9 @@ def test_the_summary_has_what_a_person_asks_first(loop: Loop):
     day = summarise(loop.settings, [loop.day])["days"][str(loop.day)]
     assert day["requests"] == loop.traffic["requests"] and day["failures"] == 0
     assert set(day["arms"]) == {"champion", "static", "random", "noise", "box"}
-    assert day["steps"] == loop.settings.learner.steps
-    assert set(day["estimates"]) == {"challenger", "static"}
+    pool = set(loop.settings.learner.algorithms)
+    assert day["challenger"] in pool and set(day["pool"]) == pool
+    assert set(day["estimates"]) == {"challenger", "static"} | (pool - {day["challenger"]})
     assert day["gate"]["reasons"]
     served = read_champion(loop.settings.layout.champion)
     assert day["champion"] == (served.version if served else None)

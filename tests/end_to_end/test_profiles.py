@@ -119,8 +119,9 @@ def test_mlflow_keeps_its_runs_and_aliases_in_postgres(settings, servers):
     policy = settings.layout.model(DAY) / "policy.safetensors"
     policy.parent.mkdir(parents=True)
     policy.write_bytes(b"a policy")
-    trained = {"sha256": "0" * 64, "version": "p1", "lineage": {"code": "abc"}, "curves": {}}
-    version = registry.register(settings, DAY, trained, {"estimates": {}})
+    trained = {"lineage": {"code": "abc"}, "pool": {"constant": {"curves": {}}}}
+    judged = {"estimates": {}, "chosen": "constant", "sha256": "0" * 64, "version": "p1"}
+    version = registry.register(settings, DAY, trained, judged)
     registry.set_alias(settings, registry.CHAMPION, version)
     assert registry.alias_version(settings, registry.CHAMPION) == version
     with database(servers, "mlflow") as connection:

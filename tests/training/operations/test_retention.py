@@ -289,8 +289,9 @@ def test_runs_of_deleted_models_leave_the_registry_and_named_versions_stay(
     old, new = policy(settings, DAYS[5], []), policy(settings, DAYS[6], [])
     estimates = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
     for pointer in (old, new):
-        record = {"sha256": pointer.sha256, "version": pointer.version}
-        version = registry.register(settings, date.fromisoformat(pointer.day), record, estimates)
+        judged = {**estimates, "chosen": "constant", "sha256": pointer.sha256, "version": pointer.version}
+        trained = {"pool": {"constant": {"curves": {}}}}
+        version = registry.register(settings, date.fromisoformat(pointer.day), trained, judged)
     registry.set_alias(settings, registry.CHAMPION, version)
     client, artifacts = registry._client(settings), settings.layout.artifacts
     experiment = client.get_experiment_by_name(registry.EXPERIMENT).experiment_id

@@ -37,7 +37,7 @@ def test_it_is_greedy(toy):
         }
     )
     world.log(300)
-    policy = load_policy(world.settings.data / train(world.settings, DAY)["policy"])
+    policy = load_policy(world.settings.data / train(world.settings, DAY)["pool"]["bandit"]["policy"])
     states = world.start(400, np.random.default_rng(0))
     actions = policy.act(states)
     behaviour = np.random.default_rng(1).uniform(-1, 1, actions.shape)

@@ -126,7 +126,7 @@ def test_it_learns_the_long_term_where_the_greedy_action_is_worse(algorithm, log
     settings = logged.settings.model_copy(
         update={"learner": logged.settings.learner.model_copy(update={"algorithms": (algorithm,)})}
     )
-    policy = load_policy(settings.data / train(settings, DAY)["policy"])
+    policy = load_policy(settings.data / train(settings, DAY)["pool"][algorithm]["policy"])
 
     def best(states, rng):
         return np.stack([-np.ones(len(states)), states[:, 1]], axis=1)

@@ -50,7 +50,7 @@ def test_weights_that_are_the_best_already_are_hardly_left(seed: int) -> None:
 def test_a_log_without_an_effect_promises_no_gain(seed: int) -> None:
     found = proposals(Sessions(effect=0.0), seed=seed)
     assert 0.0 <= found[CONSTANT].summary["gain_over_static"]["value"] < 0.3  # a session's deviation is 2
-    assert 0.0 <= found[MENU].summary["gain_over_the_constant"] < 0.1
+    assert 0.0 <= found[MENU].summary["gain_over_the_constant"] < 0.3
 
 
 def test_who_wants_what_is_found_and_brings_what_it_promises() -> None:

@@ -84,7 +84,7 @@ def test_it_says_what_it_lacks(random_transitions, small, three_heads):
 def test_the_daily_retrain_gives_it_the_items(toy):
     world = toy(learner={"algorithms": ["supervised"], "steps": 300, "actor_lr": 1e-2})
     world.log(40)
-    policy = load_policy(world.settings.data / train(world.settings, DAY)["policy"])
+    policy = load_policy(world.settings.data / train(world.settings, DAY)["pool"]["supervised"]["policy"])
     weights = world.settings.fusion.to_weights(policy.act(world.start(50, np.random.default_rng(0))))
     click, like = weights.mean(axis=0)
     assert like > 2.0 * click  # an item's reward is 0.2 click + 0.8 like

@@ -47,14 +47,14 @@ def test_a_named_session_is_kept_and_continued(index):
 def test_a_named_session_is_cut_after_the_gap_and_goes_on_under_the_name_of_the_cut(tmp_path):
     path = tmp_path / "requests.sqlite"
     one, two = RequestIndex(path, 30), RequestIndex(path, 30)
-    one.sessions.hold(5, session(one, 5, "mine", NOON), "noise")
+    one.sessions.hold(5, session(one, 5, "mine", NOON), "noise", 3)
     later = NOON + timedelta(minutes=31)
     cut = f"mine~{int(later.timestamp()) * 1_000_000}"
-    assert session_of(one, 5, "mine", later) == (cut, None)
-    one.sessions.hold(5, cut, "random")
-    one.add([entry("r1", 5, cut, later.timestamp(), "random")])
+    assert session_of(one, 5, "mine", later) == (cut, None, None)
+    one.sessions.hold(5, cut, "random", 4)
+    one.add([entry("r1", 5, cut, later.timestamp(), "random", 4)])
     for index, named in ((one, "mine"), (two, "mine"), (two, cut), (two, None)):
-        assert session_of(index, 5, named, later + timedelta(minutes=1)) == (cut, "random")
+        assert session_of(index, 5, named, later + timedelta(minutes=1)) == (cut, "random", 4)
     again = later + timedelta(minutes=62)
     assert session(two, 5, "mine", again) == f"mine~{int(again.timestamp()) * 1_000_000}"
     assert session(one, 5, "mine~too", later) == "mine~too"
@@ -97,10 +97,3 @@ def test_a_session_keeps_its_arm_and_epoch_in_every_worker_and_a_new_one_has_non
     assert session_of(two, 5, "s2", NOON + timedelta(minutes=2)) == ("s2", None, None)
     two.sessions.hold(5, "s1", "static", 4)  # of a session that is no longer the user's latest
     assert session_of(two, 5, "s2", NOON + timedelta(minutes=3)) == ("s2", None, None)
-
-
-def test_a_session_that_was_idle_for_longer_than_the_gap_begins_anew(index):
-    """Or a caller with one id for ever would keep a user in one arm for ever."""
-    index.add([entry("r1", 5, "mine", NOON.timestamp(), "noise", 3)])
-    assert session_of(index, 5, "mine", NOON + timedelta(minutes=30)) == ("mine", "noise", 3)
-    assert session_of(index, 5, "mine", NOON + timedelta(minutes=61)) == ("mine", None, None)

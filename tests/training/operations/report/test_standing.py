@@ -121,7 +121,8 @@ def test_the_judges_difference_of_the_policy_that_serves_is_shown(settings: Sett
     told = answer(settings, "better")
     assert told.state == "good"
     assert (
-        "better, +0.500 a session (+0.100 to +0.900, 95% interval), judged on 2026-01-05 by fqe" in told.text
+        "better, +0.500 a session (+0.100 to +0.900, 95% interval), judged on 2026-01-05 by session_return"
+        in told.text
     )
 
 
