@@ -26,9 +26,9 @@ from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.tallies import Comparison
 from tests.benchmarks.publish import prose, table
+from training.contract.fusion import top
 from training.contract.settings import Settings, WorldSettings
 from training.world.simulator.references import Bench
-from training.world.simulator.sessions import top
 from training.world.simulator.world import World
 
 CANARIES = 200
