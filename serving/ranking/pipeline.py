@@ -49,8 +49,7 @@ _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first 
 
 
 class Parsed(NamedTuple):
-    """The body is read. ``times`` are readings of ``perf_counter``, when each of
-    :data:`serving.ranking.measured.STAGES` began: every stage adds its own."""
+    """The body is read. ``times``: ``perf_counter`` as each of serving.ranking.measured.STAGES began."""
 
     request: RankRequest
     request_id: str
@@ -60,9 +59,8 @@ class Parsed(NamedTuple):
 
 
 class WithState(NamedTuple):
-    """The session and the state are read. ``epoch`` is that in which the session began, ``held`` its arm so
-    far, None for a new one; ``state`` is float32[d], None when the store gave none; ``features_until`` up to
-    when its features are materialised."""
+    """Session and state are read. The session began in ``epoch``; ``held`` is its arm so far, None for a new
+    one; ``state`` float32[d], None when the store gave none, with features up to ``features_until``."""
 
     parsed: Parsed
     session_id: str
@@ -203,8 +201,8 @@ class Pipeline:
         ]
 
     def _epoch(self, session: Session, event_ts: datetime) -> int:
-        known = session.epoch
-        return epoch_of(event_ts, self._offset, self._epoch_days) if known is None else known
+        now = epoch_of(event_ts, self._offset, self._epoch_days)
+        return now if session.epoch is None else session.epoch
 
     def _rank_batch(self, batch: list[Worked]) -> None:
         """From the states to the line for the log, on the event loop; a fault with one request is its own."""

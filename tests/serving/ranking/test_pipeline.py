@@ -124,7 +124,7 @@ def test_a_session_that_runs_over_an_epochs_end_keeps_its_arm_its_epoch_and_its_
         exploration={"epoch_days": 1},
         shares={"static": 0.25, "random": 0.5, "noise": 0.0},
         max_exploration=0.5,
-        canary=[],
+        canary=[{"share": 0.2, "minutes": 1}],
     )
     asked = [
         (user, f"s{user}-{day}", time) for user in range(30) for day, time in ((5, "15:59"), (5, "16:01"))
