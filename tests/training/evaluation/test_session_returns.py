@@ -95,6 +95,23 @@ def test_what_the_regression_proposes_is_judged_by_users_that_it_has_not_seen(se
     assert np.mean(gains) < 0.5 * np.mean(promised)
 
 
+def test_a_champion_made_of_the_same_log_is_flattered_no_more_than_the_pools_own(settings: Settings) -> None:
+    data = Sessions(effect=0.1, best=(0.0, 0.0), noise=6.0).log(800)
+    action = return_regression.propose(FUSION, settings.learner.return_regression, data, 0)["constant"]
+    own = constant(action.tensors["action"], "own")
+
+    def champion(rows: int) -> Policy:
+        lineage = {"algorithm": "constant", "partitions": {"2026-01-07": {"rows": rows, "sha256": ""}}}
+        return Policy(replace(own.header, version="champion", lineage=lineage), "", own.actor)
+
+    def above(rows: int) -> float:
+        found = judged(data, settings, constant=own, champion=champion(rows)).estimates
+        return found.values["champion"] - found.values["constant"]
+
+    assert above(len(data)) == pytest.approx(0.0, abs=1e-9)
+    assert above(len(data) // 2) == pytest.approx(0.5 * above(0))
+
+
 def test_a_policy_of_the_state_is_told_from_a_constant(settings: Settings) -> None:
     sessions = Sessions(interaction=3.0)
     data = sessions.log(2_500)
