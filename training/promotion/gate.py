@@ -163,6 +163,8 @@ def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPoint
     for rival, name in (("static", "static weights"), ("constant", "the best constant of the log")):
         if rival not in estimates:
             told = f"the evaluation has no estimate of {name}"
+            if rival == record.get("chosen"):
+                told = f"not applicable: the challenger is {name}"
             yield _rule(rival, rival != "static", None, None, told)
         elif _same(challenger, estimates[rival]):
             yield _rule(rival, True, None, None, f"not applicable: the challenger is {name}")

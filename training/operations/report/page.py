@@ -220,7 +220,7 @@ def _estimates(records: Mapping[str, Any]) -> str | None:
         return None
     return charts.intervals(
         {name: (e["lower"], e["value"], e["upper"]) for name, e in estimates.items()},
-        x="estimated discounted session return, eq. (9)",
+        x="estimated session return, by the gate's estimator",
         about="Estimated session return of each policy, with its interval",
     )
 
