@@ -129,7 +129,7 @@ def test_a_policy_that_hacks_the_reward_is_refused_for_its_value(
     assert own > 0.99 * others
     assert truth.difference(static)[2] < -1.0
     reasons = failed(judged(settings, world, log, present(settings, *constant(settings, HACKER))))
-    assert set(reasons) == {"estimate"}
+    assert set(reasons) == {"static"}
 
 
 def test_a_policy_on_the_bounds_is_refused_for_that(settings, arrange: Arrange, world, log) -> None:
