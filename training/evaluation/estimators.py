@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation import conservative_ope, fqe, importance, lstd_q, session_returns
@@ -108,7 +109,8 @@ def closed_forms(
     """Those of ``session_return`` and ``lstd_q`` that the settings name, on the log of all arms.
 
     ``session_return`` reads all of it; policies act on the last sessions, of ``evaluation.transitions`` rows
-    about.
+    about. It is missing where the log has too few sessions for it, unless the gate's verdict rests on it:
+    :class:`~training.contract.errors.DataError`.
     """
     how, found, session = settings.evaluation, {}, None
     sessions = every.sessions.numpy()
@@ -117,8 +119,12 @@ def closed_forms(
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.permutation(len(recent))[:_STATES])
         at = recent.take(torch.from_numpy(rows))
-        session = session_returns.estimate(every, at, policies, settings, seed)
-        found["session_return"] = session.estimates
+        try:
+            session = session_returns.estimate(every, at, policies, settings, seed)
+            found["session_return"] = session.estimates
+        except DataError:
+            if settings.gate.estimator == "session_return":
+                raise
     if "lstd_q" in how.estimators:
         found["lstd_q"] = lstd_q.estimate(recent, act(recent, policies), settings.fusion, how, seed)
     return found, session

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from training import trajectories
-from training.contract.errors import MtfError
+from training.contract.errors import DataError, MtfError
 from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import PolicyHeader, save_policy
@@ -64,8 +64,9 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
 
     Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy``,
     its path relative to the data folder, ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``.
-    Raises :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does, and
-    :class:`MtfError` when training diverges.
+    Of a log of fewer sessions than a closed form needs, the others are the pool, with a warning.
+    Raises :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does and where
+    nothing is left of the pool, and :class:`MtfError` when training diverges.
     """
     algorithms = settings.learner.algorithms
     closed = [name for name in algorithms if name in return_regression.ALGORITHMS]
@@ -81,9 +82,15 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         about = lineage.describe(settings, day, seed, data, arithmetic)
         if closed:
             assert data.every is not None  # asked for
-            proposals = return_regression.propose(
-                settings.fusion, settings.learner.return_regression, data.every, seed
-            )
+            try:
+                proposals = return_regression.propose(
+                    settings.fusion, settings.learner.return_regression, data.every, seed
+                )
+            except DataError as error:
+                if len(closed) == len(algorithms):
+                    raise
+                warnings.append(f"left out of the pool: {' and '.join(closed)} ({error})")
+                closed, algorithms = [], [name for name in algorithms if name not in closed]
             for name in closed:
                 if progress is not None:
                     progress(name, 1, 1, {})

@@ -20,6 +20,7 @@ from training.contract.errors import DataError
 from training.returns.features import Features
 from training.returns.statistics import Statistics
 
+LEAST = 50  # sessions
 _ROUNDS = 60
 _TOLERANCE = 1e-3  # of the variances' relative change, where the fixed point is called reached
 _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
@@ -78,9 +79,12 @@ class ReturnModel:
 
 
 def fit(features: Features, statistics: Statistics) -> ReturnModel:
-    """The model of the statistics. Raises :class:`DataError` for fewer than 50 rows."""
-    if statistics.rows.sum() < 50:
-        raise DataError(f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns")
+    """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows."""
+    if statistics.rows.sum() < LEAST:
+        raise DataError(
+            f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns, which takes {LEAST}; "
+            "wait for more days or explore on more users (serving.shares)"
+        )
     centred = _Centred(features, statistics)
     posterior = _evidence(features, centred, 1.0)
     effect = _design_effect(features, centred, posterior)

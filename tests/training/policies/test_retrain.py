@@ -95,6 +95,12 @@ def test_a_log_of_too_few_sessions_for_a_regression_says_so(toy):
     world.log(20)
     with pytest.raises(DataError, match="40 sessions are too few"):
         train(world.settings, DAY)
+    others = toy(folder="others")  # a pool with gradient learners goes on without it
+    others.log(20)
+    record = train(others.settings, DAY)
+    assert set(record["pool"]) == {ONE}
+    (warning,) = (line for line in record["warnings"] if "left out of the pool" in line)
+    assert "constant and return_regression" in warning and "40 sessions are too few" in warning
 
 
 def test_equal_inputs_give_an_equal_file_and_other_ones_do_not(toy):
