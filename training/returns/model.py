@@ -82,8 +82,8 @@ def fit(features: Features, statistics: Statistics) -> ReturnModel:
     """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows."""
     if statistics.rows.sum() < LEAST:
         raise DataError(
-            f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns, which takes {LEAST}; "
-            "wait for more days or explore on more users (serving.shares)"
+            f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns, which takes "
+            f"{LEAST}; wait for more days or explore on more users (serving.shares)"
         )
     centred = _Centred(features, statistics)
     posterior = _evidence(features, centred, 1.0)
