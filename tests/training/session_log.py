@@ -1,6 +1,6 @@
 """Sessions whose return is known: a quadratic function of the log-shares of the weights that they were given.
 
-    return = 10 − b Σ_i (x_i − x*_i)² + c s_0 (x_0 − x*_0) + u + ε,   x = log-shares of the weights
+    return = 10 − (b + e s_0) Σ_i (x_i − x*_i)² + c s_0 (x_0 − x*_0) + u + ε,   x = log-shares of the weights
 
 with x* those of the best action, u the user's own and ε noise, spread evenly over the session's requests.
 """
@@ -30,6 +30,7 @@ class Sessions:
     best: tuple[float, float] = BEST  # an action
     effect: float = 2.0  # b
     interaction: float = 0.0  # c
+    curvature: float = 0.0  # e
     noise: float = 2.0  # deviation of ε
     users: int | None = None  # None: as many as sessions
     of_users: float = 0.0  # deviation of u
@@ -38,8 +39,11 @@ class Sessions:
     def true_return(self, actions: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         """Mean return float64[n] of weights held over a session; without states, of users as they are."""
         x, best = (FEATURES.of_actions(np.atleast_2d(a))[:, :2] for a in (actions, self.best))
-        level = 10.0 - self.effect * np.square(x - best).sum(axis=1)
-        return level if states is None else level + self.interaction * states[:, 0] * (x - best)[:, 0]
+        off = np.square(x - best).sum(axis=1)
+        level = 10.0 - self.effect * off
+        if states is None:
+            return level
+        return level + states[:, 0] * (self.interaction * (x - best)[:, 0] - self.curvature * off)
 
     def log(self, count: int, seed: int = 0) -> Transitions:
         """Each session holds one action, uniform over the box, or static weights."""

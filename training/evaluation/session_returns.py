@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import norm
 
 from training import returns
@@ -63,10 +64,10 @@ def estimate(
     Raises :class:`~training.contract.errors.DataError` for fewer than 100 sessions.
     """
     how = settings.evaluation
-    features = returns.Features(settings.fusion, data.states.shape[1])
-    statistics = returns.of_transitions(features, data, how.gamma)
     half = np.arange(CLUSTERS) % 2
-    models = [returns.fit(features, statistics.of(half == k)) for k in range(2)]
+    half_of = torch.from_numpy(half[cluster_of(data.users.numpy())])
+    rank = settings.learner.return_regression.rank
+    models = [returns.learn(settings.fusion, data.take(half_of == k), how.gamma, rank) for k in range(2)]
     states = at.states.numpy()
     refit = [name for name in policies if name in return_regression.ALGORITHMS]
     fixed = {name: policy.act_in_parts(states) for name, policy in policies.items() if name not in refit}
@@ -80,12 +81,12 @@ def estimate(
             proposed = return_regression.from_model(other, first, settings.learner.return_regression, seed)
             actions |= {name: proposed[name].actor()(states) for name in refit}
         functionals = np.stack([model.functional(states, actions[name]) for name in policies])
-        functionals[:, : features.d] = 0.0  # whoever serves meets the same users
+        functionals[:, : data.states.shape[1]] = 0.0  # whoever serves meets the same users
         mean, covariance = model.effects(functionals)
         for place, name in enumerate(policies):
             if name in refit:
                 own = model.functional(states, policies[name].act_in_parts(states))
-                own[: features.d] = 0.0
+                own[: data.states.shape[1]] = 0.0
                 flattery[place] += 0.5 * (own @ model.theta - mean[place])
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))

@@ -5,14 +5,14 @@ In closed form, from the statistics of the whole log (:mod:`training.returns`). 
     c = argmax_a  E[Δ(a)] − κ · sd[Δ(a)],   Δ(a) = V(a) − V(static),
 
 with mean and deviation of the posterior: a trust region by evidence, which reaches as far as the log has
-looked and no further. The *menu* is a policy: of J weight vectors around c, c among them, a state gets
-the one with the largest
+looked and no further. The *menu* is a policy. The model says in a few traits u of the state what users differ
+in (:func:`training.returns.model.traits`); for the centres u_j of J clusters of the users' traits
 
-    b_j + wⱼᵀ(s − s̄),   b_j = E[V(a_j) − V(c)] − κ' · sd[V(a_j) − V(c)],   wⱼ = B (x_j − x_c),
+    a_j = argmax_a  E[V(a) − V(c) | u_j] − κ' · sd[V(a) − V(c) | u_j],
 
-B the posterior mean of the effects s ⊗ x, which the evidence has shrunk: where the log cannot tell who
-wants what, all of them get c. Both are one small product a request, and can be read: what c is, and who
-gets what instead.
+and a state gets the vector, c among them, with the largest E[V(a_j) − V(c) | u(s)] less the same deviations,
+which is linear in the state: b_j + wⱼᵀ(s − s̄). Where the log cannot tell who wants what, all of them get c.
+Both are one small product a request, and can be read: what c is, and who gets what instead.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.cluster.vq import kmeans2
 
 from training import returns
 from training.contract.arrays import Float64Array
 from training.contract.fusion import Fusion
 from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
-from training.returns import ReturnModel
+from training.returns import ReturnModel, Surface
 from training.trajectories import Transitions
 
 CONSTANT, MENU = "constant", "return_regression"
@@ -58,8 +59,7 @@ def propose(
     ``data`` holds whole sessions of every arm. Deterministic in ``seed``. Raises
     :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
     """
-    features = returns.Features(fusion, data.states.shape[1])
-    model = returns.fit(features, returns.of_transitions(features, data, how.gamma))
+    model = returns.learn(fusion, data, how.gamma, how.rank)
     return from_model(model, initial_states(data, seed), how, seed)
 
 
@@ -75,7 +75,8 @@ def from_model(
 ) -> dict[str, Proposal]:
     """What the model speaks for, on users like those of ``states`` float64[n, d]."""
     fusion, rng = model.features.fusion, np.random.default_rng(seed)
-    constant, gain = best_constant(model, states.mean(axis=0), fusion.static_action, how, rng)
+    mean = states.mean(axis=0)
+    constant, gain = best_action(model.surface(mean), fusion.static_action, how.caution, how.margin, rng)
     about = {
         "sessions": model.rows,
         "explained": model.explained,
@@ -90,34 +91,25 @@ def from_model(
     }
 
 
-def best_constant(
-    model: ReturnModel,
-    state: Float64Array,
-    origin: np.ndarray,
-    how: ReturnRegressionSettings,
-    rng: np.random.Generator,
+def best_action(
+    surface: Surface, origin: np.ndarray, caution: float, margin: float, rng: np.random.Generator
 ) -> tuple[Float64Array, dict[str, float]]:
-    """argmax of E[Δ] − κ · sd[Δ] over actions, Δ the difference to ``origin`` at the mean state.
+    """argmax of E[Δ] − ``caution`` · sd[Δ] over actions, Δ the difference to ``origin`` [k] in one state.
 
     By a random search that closes in on its best (the posterior is a cheap function of 8 or so numbers, with
     more than one summit). Returns the action float64[k] and Δ's ``value`` and ``deviation``.
     """
     origin = np.asarray(origin, dtype=np.float64)
-    k, most = len(origin), 1.0 - how.margin
-    at_origin = _at(model, state, origin[None])
-
-    def judged(actions: Float64Array) -> tuple[Float64Array, Float64Array]:
-        return _gains(model, _at(model, state, actions) - at_origin)
-
+    k, most = len(origin), 1.0 - margin
     steps = rng.normal(size=(_WIDE, k)) * rng.uniform(0.05, 1.0, (_WIDE, 1))
     tried = np.vstack([origin, np.clip(origin + steps, -most, most), rng.uniform(-most, most, (_UNIFORM, k))])
     for nth in range(_ROUNDS):
-        value, deviation = judged(tried)
-        best = tried[np.argsort(how.caution * deviation - value, kind="stable")[:_BEST]]
+        value, deviation = surface.gains(tried, origin)
+        best = tried[np.argsort(caution * deviation - value, kind="stable")[:_BEST]]
         steps = rng.normal(size=(_NEAR, k)) * 0.3 * 0.7**nth
         tried = np.vstack([best, np.clip(best[rng.integers(0, len(best), _NEAR)] + steps, -most, most)])
-    value, deviation = judged(tried)
-    chosen = int(np.argmax(value - how.caution * deviation))
+    value, deviation = surface.gains(tried, origin)
+    chosen = int(np.argmax(value - caution * deviation))
     return tried[chosen], {"value": float(value[chosen]), "deviation": float(deviation[chosen])}
 
 
@@ -129,42 +121,35 @@ def _menu(
     rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors of the menu policy, and what it promises over the constant."""
-    size, k, most = how.menu_candidates, len(constant), 1.0 - how.margin
-    steps = rng.normal(size=(size, k)) * rng.uniform(0.1, how.menu_reach, (size, 1))
-    actions = np.vstack([constant, np.clip(constant + steps, -most, most)])
-    mean = states.mean(axis=0)
-    at = _at(model, mean, actions)
-    value, deviation = _gains(model, at - at[0])
-    bias = value - how.menu_caution * deviation
-    part = model.features.groups["interaction"]
-    effects = (model.theta[part.start - 1 :] * model.scale[part.start - 1 :]).reshape(-1, k)  # B, [d, k]
-    x = model.features.of_actions(actions)[:, :k]
-    weights = (x - x[0]) @ effects.T
+    mean, found, price = states.mean(axis=0), [constant], [0.0]
+    for centre in _centres(model, states, how.menu - 1, rng):
+        surface = model.surface(centre)
+        action, gain = best_action(surface, constant, how.menu_caution, how.margin, rng)
+        if gain["value"] > how.menu_caution * gain["deviation"]:
+            found.append(action)
+            price.append(how.menu_caution * gain["deviation"])
+    actions = np.stack(found)
+    bias = model.surface(mean).gains(actions, constant)[0] - np.array(price)
+    slopes = model.slopes(actions)
+    weights = slopes - slopes[0]
     worth = bias + (states - mean) @ weights.T
-    # one vector after the other, each the one that adds most to what the states can have
-    kept, reached = [0], worth[:, 0].copy()
-    for _ in range(how.menu - 1):
-        more = np.maximum(worth - reached[:, None], 0.0).mean(axis=0)
-        best = int(np.argmax(more))
-        if more[best] <= 1e-3 * abs(model.level):
-            break
-        kept.append(best)
-        reached = np.maximum(reached, worth[:, best])
+    taken = np.bincount(worth.argmax(axis=1), minlength=len(actions)) / len(states)
+    kept = np.flatnonzero((taken > 0.0) | (np.arange(len(actions)) == 0))
     tensors = {"actions": actions[kept], "bias": bias[kept], "weights": weights[kept], "mean": mean}
-    taken = np.bincount(worth[:, kept].argmax(axis=1), minlength=len(kept)) / len(states)
     return tensors, {
         "menu": len(kept),
         "share_of_the_constant": float(taken[0]),
-        "gain_over_the_constant": float(reached.mean() - worth[:, 0].mean()),
+        "gain_over_the_constant": float(worth.max(axis=1).mean()),
     }
 
 
-def _at(model: ReturnModel, state: Float64Array, actions: Float64Array) -> Float64Array:
-    """Standardised features of the actions in one state, float64[n, p]."""
-    return model.standardised(model.features.rows(np.repeat(state[None], len(actions), axis=0), actions))
-
-
-def _gains(model: ReturnModel, differences: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Mean and deviation float64[n] of differences of features [n, p]."""
-    variance = np.einsum("ij,ij->i", differences @ model.covariance, differences)
-    return differences @ model.theta, np.sqrt(np.maximum(variance, 0.0))
+def _centres(
+    model: ReturnModel, states: Float64Array, count: int, rng: np.random.Generator
+) -> list[Float64Array]:
+    """Mean states float64[d] of at most ``count`` clusters of states [n, d], by their traits (k-means)."""
+    traits = model.features.of_states(states)
+    count = min(count, len(np.unique(traits, axis=0)))
+    if count < 1 or not model.features.traits:
+        return []
+    _, label = kmeans2(traits, count, minit="++", rng=rng)
+    return [states[label == cluster].mean(axis=0) for cluster in np.unique(label)]

@@ -6,7 +6,7 @@ estimator (:mod:`training.evaluation.session_returns`) read the same model: suff
 """
 
 from training.returns.features import Features
-from training.returns.model import ReturnModel, fit
+from training.returns.model import ReturnModel, Surface, fit, learn
 from training.returns.statistics import Statistics, of_transitions
 
-__all__ = ["Features", "ReturnModel", "Statistics", "fit", "of_transitions"]
+__all__ = ["Features", "ReturnModel", "Statistics", "Surface", "fit", "learn", "of_transitions"]

@@ -1,4 +1,4 @@
-"""What the model sees of a state and an action.
+"""What the model sees of a state and an action, and of what the two have to do with each other.
 
 The order of a list ignores the scale of α, and a weight's effect is one of ratios: half a weight matters
 more than a tenth less of it. So an action is read as log-shares of its weights' intervals,
@@ -8,6 +8,12 @@ more than a tenth less of it. So an action is read as log-shares of its weights'
 with their squares and products, and as cosines of the weights' *direction* |α| / ‖α‖ (random Fourier
 features, Rahimi and Recht 2007: a Gaussian process with a smooth kernel), for what a quadratic misses. A head
 whose interval has zero inside keeps α_i / m_i itself, for its sign counts.
+
+Who wants what is u ⊗ (…): traits u of the state times features of the action. Of a state with d entries times
+194 features of an action no log of a usual size tells each product. So there are two forms. The first takes every
+entry, u = s, with the log-shares alone; what it finds says which few directions of the state matter
+(:func:`training.returns.model.traits`). The second takes these, u = s P, with *all* features of the action: each
+trait has a surface of its own over the weights, with summits of its own (reduced-rank regression, Izenman 1975).
 """
 
 from functools import cached_property
@@ -26,10 +32,11 @@ _FLOOR = 0.02  # under each share, so that all weights at zero have a direction,
 class Features:
     """Features of the actions of one fusion formula, and of states of width ``d``.
 
-    A row is [1 | s | x | x² | x_i x_j | cosines | s ⊗ x]: ``groups`` names the parts, without the first.
+    A row is [1 | s | x | x² | x_i x_j | cosines | products]; the products are s ⊗ x, or u ⊗ (all of the action)
+    with ``projection`` float64[d, r], u = s P. :attr:`groups` names the parts whose features share a variance.
     """
 
-    def __init__(self, fusion: Fusion, d: int) -> None:
+    def __init__(self, fusion: Fusion, d: int, projection: Float64Array | None = None) -> None:
         self.fusion, self.d, self.k = fusion, d, len(fusion.heads)
         self._most = np.maximum(np.abs(fusion.low), np.abs(fusion.high))
         self._signed = (fusion.low < 0.0) & (fusion.high > 0.0)
@@ -37,31 +44,38 @@ class Features:
         rng = np.random.default_rng(0)  # a fixed basis, so that statistics of different days add up
         self._frequencies = rng.normal(size=(self.k, _COSINES)) * _SCALE
         self._phases = rng.uniform(0.0, 2.0 * np.pi, _COSINES)
+        sizes = {"linear": self.k, "square": self.k, "product": len(self._pairs[0]), "cosine": _COSINES}
+        self._of_action = _consecutive(1 + d, sizes)
+        self.state = slice(1, 1 + d)
+        self.action = slice(1 + d, 1 + d + sum(sizes.values()))
+        self.projection = projection
+        self.traits = d if projection is None else projection.shape[1]  # width of u
+        self.modulated = (
+            self.k if projection is None else sum(sizes.values())
+        )  # features of the action in u ⊗ (…)
+        self.products = slice(self.action.stop, self.action.stop + self.traits * self.modulated)
+        self.width = self.products.stop
 
     @cached_property
     def groups(self) -> dict[str, slice]:
-        sizes = {
-            "state": self.d,
-            "linear": self.k,
-            "square": self.k,
-            "product": len(self._pairs[0]),
-            "cosine": _COSINES,
-            "interaction": self.d * self.k,
-        }
-        ends = 1 + np.cumsum(list(sizes.values()))
-        return {
-            name: slice(int(end) - size, int(end))
-            for (name, size), end in zip(sizes.items(), ends, strict=True)
-        }
+        """Parts of a row whose features share a variance; all but the first entry, the 1, are in one."""
+        found = {"state": self.state, **self._of_action}
+        for u in range(self.traits):
+            start = self.products.start + u * self.modulated
+            if self.projection is None:
+                found[f"entry {u}"] = slice(start, start + self.k)
+            else:
+                shift = start - self.action.start
+                found |= {
+                    f"trait {u} {name}": slice(part.start + shift, part.stop + shift)
+                    for name, part in self._of_action.items()
+                }
+        return found
 
-    @property
-    def width(self) -> int:
-        return self.groups["interaction"].stop
-
-    @property
-    def action(self) -> slice:
-        """Features of the action alone."""
-        return slice(self.groups["linear"].start, self.groups["cosine"].stop)
+    def of_states(self, states: np.ndarray) -> Float64Array:
+        """u float64[n, traits] of states [n, d]."""
+        s = np.asarray(states, dtype=np.float64)
+        return s if self.projection is None else s @ self.projection
 
     def of_actions(self, actions: np.ndarray) -> Float64Array:
         """Actions [n, k] in [-1, 1] to float64[n, ·], the part :attr:`action` of a row."""
@@ -75,7 +89,14 @@ class Features:
 
     def rows(self, states: np.ndarray, actions: np.ndarray) -> Float64Array:
         """float64[n, width] of states [n, d] and actions [n, k]."""
-        s = np.asarray(states, dtype=np.float64)
         of_action = self.of_actions(actions)
-        products = s[:, :, None] * of_action[:, None, : self.k]
-        return np.hstack([np.ones((len(s), 1)), s, of_action, products.reshape(len(s), self.d * self.k)])
+        products = self.of_states(states)[:, :, None] * of_action[:, None, : self.modulated]
+        flat = products.reshape(len(states), self.traits * self.modulated)
+        return np.hstack([np.ones((len(states), 1)), np.asarray(states, dtype=np.float64), of_action, flat])
+
+
+def _consecutive(start: int, sizes: dict[str, int]) -> dict[str, slice]:
+    ends = start + np.cumsum(list(sizes.values()))
+    return {
+        name: slice(int(end) - size, int(end)) for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }

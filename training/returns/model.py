@@ -3,8 +3,11 @@
 y = zᵀθ + ε,  ε ~ N(0, σ²),  θ_j ~ N(0, τ_g²) for the features j of a group g: Bayesian linear regression
 whose variances σ² and τ_g² maximise the marginal likelihood (MacKay, "Bayesian interpolation", 1992, the
 fixed point of γ_g = p_g − tr Σ_g / τ_g²). A group that the log says nothing of goes to τ_g = 0 by itself: a
-small log keeps the constant, a large one learns what each entry of the state has to do with the weights,
-which has a group of its own (automatic relevance determination).
+small log keeps the constant, a large one learns what the state has to do with the weights, each entry or
+trait of which has groups of its own (automatic relevance determination).
+
+:func:`learn` fits twice: with every entry of the state, for the few traits along which users differ in what
+they want, and with these traits, for what each of them wants.
 
 Rows of one user are not independent. The design effect, the variance of the score over clusters of users
 against what independent rows would have, divides all statistics: the posterior is as wide as the users allow.
@@ -17,8 +20,10 @@ import numpy as np
 
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
+from training.contract.fusion import Fusion
 from training.returns.features import Features
-from training.returns.statistics import Statistics
+from training.returns.statistics import Statistics, of_transitions
+from training.trajectories import Transitions
 
 LEAST = 50  # sessions
 _ROUNDS = 60
@@ -64,18 +69,89 @@ class ReturnModel:
     def standardised(self, rows: Float64Array) -> Float64Array:
         """Rows of :meth:`Features.rows` as the posterior takes them: float64[n, p]."""
         z = rows[:, 1:].copy()
-        groups, features = self.features.groups, self.features
-        state = rows[:, groups["state"]] - self.centre[: features.d]
-        linear = rows[:, groups["linear"]] - self.centre[features.d : features.d + features.k]
-        z[:, groups["interaction"].start - 1 :] = (state[:, :, None] * linear[:, None, :]).reshape(
-            len(z), features.d * features.k
-        )
+        features, start = self.features, self.features.action.start
+        u = features.of_states(rows[:, features.state] - self.centre[: features.d])
+        modulated = slice(start, start + features.modulated)
+        of_action = rows[:, modulated] - self.centre[modulated.start - 1 : modulated.stop - 1]
+        products = u[:, :, None] * of_action[:, None, :]
+        z[:, features.products.start - 1 :] = products.reshape(len(z), features.traits * features.modulated)
         standard: Float64Array = (z - self.centre) * self.scale
         return standard
+
+    def surface(self, state: Float64Array) -> "Surface":
+        """What the actions return to users in one state [d]."""
+        features = self.features
+        own = np.arange(features.action.start, features.action.stop) - 1
+        of_action = np.zeros((len(self.theta), len(own)))  # standardised features by those of an action
+        of_action[own, np.arange(len(own))] = self.scale[own]
+        for trait, u in enumerate(features.of_states(state - self.centre[: features.d])):
+            rows = features.products.start - 1 + trait * features.modulated + np.arange(features.modulated)
+            of_action[rows, np.arange(features.modulated)] = u * self.scale[rows]
+        return Surface(features, of_action.T @ self.theta, of_action.T @ self.covariance @ of_action)
+
+    def slopes(self, actions: Float64Array) -> Float64Array:
+        """float64[n, d]: by how much each of the actions [n, k] returns more by a unit of each state's entry."""
+        features, part = self.features, slice(self.features.products.start - 1, None)
+        by_trait = (self.theta[part] * self.scale[part]).reshape(features.traits, features.modulated)
+        of_action = features.of_actions(actions)[:, : features.modulated] @ by_trait.T
+        return of_action if features.projection is None else of_action @ features.projection.T
 
     def effects(self, functionals: Float64Array) -> tuple[Float64Array, Float64Array]:
         """Means float64[m] and covariance float64[m, m] of functionals float64[m, p]."""
         return functionals @ self.theta, functionals @ self.covariance @ functionals.T
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Posterior N(``theta``, ``covariance``) of the effects of an action's features (:meth:`Features.of_actions`),
+    in one state."""
+
+    features: Features
+    theta: Float64Array
+    covariance: Float64Array
+
+    def gains(self, actions: Float64Array, origin: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Mean and deviation float64[n] of what actions [n, k] return more than ``origin`` [k]."""
+        differences = self.features.of_actions(actions) - self.features.of_actions(origin[None])
+        variance = np.einsum("ij,ij->i", differences @ self.covariance, differences)
+        return differences @ self.theta, np.sqrt(np.maximum(variance, 0.0))
+
+
+def learn(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> ReturnModel:
+    """The model of a log of whole sessions, with at most ``rank`` traits of the state.
+
+    ``gamma`` discounts the return-to-go. Raises :class:`DataError` for fewer than :data:`LEAST` sessions.
+    """
+    entries = Features(fusion, data.states.shape[1])
+    statistics = of_transitions(entries, data, gamma)
+    found = traits(fit(entries, statistics), statistics, rank)
+    features = Features(fusion, entries.d, found)
+    return fit(features, of_transitions(features, data, gamma))
+
+
+def traits(model: ReturnModel, statistics: Statistics, rank: int) -> Float64Array:
+    """P float64[d, r], r ≤ ``rank``: the states' directions u = s P that most move what a weight brings.
+
+    With B [d, k] the effects of s ⊗ x and C the states' covariance, s B is what a state changes in the effect
+    of each log-share (a deviation of it). P = B V, V the first right singular vectors of C^½ B: the u are
+    uncorrelated, of variance 1, the one that explains most first. Directions without any effect are left out.
+    """
+    features, rows = model.features, statistics.rows.sum()
+    total = statistics.zz.sum(axis=0)
+    mean = total[0, features.state] / rows
+    covariance = total[features.state, features.state] / rows - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    part = slice(features.products.start - 1, None)
+    effects = (model.theta[part] * model.scale[part]).reshape(features.d, features.k)
+    linear = slice(features.action.start - 1, features.action.start - 1 + features.k)
+    per_deviation = effects * np.divide(
+        1.0, model.scale[linear], out=np.zeros(features.k), where=model.scale[linear] > 0.0
+    )
+    _, sizes, right = np.linalg.svd(root @ per_deviation, full_matrices=False)
+    some = sizes[:rank] > 1e-9 * max(model.noise, 1e-300) ** 0.5
+    found: Float64Array = (per_deviation @ right[:rank].T / np.maximum(sizes[:rank], 1e-300))[:, some]
+    return found
 
 
 def fit(features: Features, statistics: Statistics) -> ReturnModel:
@@ -98,16 +174,17 @@ class _Centred:
         rows = statistics.rows.sum()
         total, self.level = statistics.zz.sum(axis=0), float(statistics.zy.sum(axis=0)[0] / rows)
         mean = total[0] / rows
-        groups, d, k = features.groups, features.d, features.k
-        # (s − m) ⊗ (x − μ) = s ⊗ x − m ⊗ x − s ⊗ μ + m ⊗ μ: a linear map of the row
+        # (u − ū) ⊗ (φ − μ) = u ⊗ φ − ū ⊗ φ − u ⊗ μ + ū ⊗ μ, u = s P: a linear map of the row
         change = np.eye(features.width)
-        m, mu, at = mean[groups["state"]], mean[groups["linear"]], groups["interaction"].start
-        for i in range(d):
-            for j in range(k):
-                row = at + i * k + j
-                change[row, groups["linear"].start + j] -= m[i]
-                change[row, groups["state"].start + i] -= mu[j]
-                change[row, 0] += m[i] * mu[j]
+        u, mu = features.of_states(mean[None, features.state])[0], mean[features.action][: features.modulated]
+        projection = np.eye(features.d) if features.projection is None else features.projection
+        of_action = slice(features.action.start, features.action.start + features.modulated)
+        for trait in range(features.traits):
+            start = features.products.start + trait * features.modulated
+            rows_of = np.arange(start, start + features.modulated)
+            change[rows_of, np.arange(of_action.start, of_action.stop)] -= u[trait]
+            change[rows_of, features.state] -= np.outer(mu, projection[:, trait])
+            change[rows_of, 0] += u[trait] * mu
         total = change @ total @ change.T
         mean = total[0] / rows
         spread = np.sqrt(np.maximum(np.diag(total) / rows - mean**2, 0.0))[1:]
@@ -139,8 +216,6 @@ class _Centred:
 def _members(features: Features, scale: Float64Array) -> dict[str, np.ndarray]:
     """Places of each group's features among the standardised ones, without those that never vary."""
     places = {name: np.arange(part.start, part.stop) - 1 for name, part in features.groups.items()}
-    interactions = places.pop("interaction").reshape(features.d, features.k)
-    places |= {f"interaction {entry}": own for entry, own in enumerate(interactions)}
     varying = {name: own[scale[own] > 0.0] for name, own in places.items()}
     return {name: own for name, own in varying.items() if len(own)}
 

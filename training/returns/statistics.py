@@ -81,7 +81,7 @@ def of_transitions(features: Features, data: Transitions, gamma: float = 1.0) ->
         own = rows[clusters[rows] == cluster]
         for part in np.array_split(own, max(1, -(-len(own) // _PART))):
             z = features.rows(data.states[part].numpy(), data.actions[part].numpy())
-            z[:, features.groups["linear"].start :] *= share[part, None]
+            z[:, features.action.start :] *= share[part, None]
             zz[cluster] += z.T @ z
             zy[cluster] += z.T @ y[part]
     count = np.bincount(clusters[rows], minlength=CLUSTERS).astype(float)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.training.session_log import BEST, FEATURES, FUSION, Sessions
 from training.contract.errors import DataError
 from training.contract.fusion import Head
-from training.returns import Features, ReturnModel, fit, of_transitions
+from training.returns import Features, ReturnModel, fit, learn, of_transitions
+from training.returns.model import traits
 
 STATIC = FUSION.static_action
 PROBES = np.array([BEST, [-0.8, -0.8], [0.9, 0.4], [-0.2, 0.7], [0.1, -0.5]])
@@ -56,8 +57,8 @@ def test_a_log_without_an_effect_gives_none(seed: int) -> None:
 
 def test_what_a_user_has_to_do_with_the_weights_is_learnt_where_there_is_something() -> None:
     none, some = (model_of(Sessions(interaction=c), 3_000) for c in (0.0, 2.0))
-    assert some.variances["interaction 0"] > 100 * max(some.variances["interaction 1"], 1e-9)
-    assert none.variances["interaction 0"] < 1e-2 * some.variances["interaction 0"]
+    assert some.variances["entry 0"] > 100 * max(some.variances["entry 1"], 1e-9)
+    assert none.variances["entry 0"] < 1e-2 * some.variances["entry 0"]
     for model, slope in ((none, 0.0), (some, 2.0)):
         action = np.array([[0.9, 0.0]])
         per_unit = FEATURES.of_actions(action)[0, 0] - FEATURES.of_actions(STATIC[None])[0, 0]
@@ -66,6 +67,50 @@ def test_what_a_user_has_to_do_with_the_weights_is_learnt_where_there_is_somethi
             for s in np.array([[-1.0, 0.0], [1.0, 0.0]])
         ]
         assert gains[1] - gains[0] == pytest.approx(2.0 * slope * per_unit, abs=0.15)
+
+
+def test_traits_are_the_directions_of_the_state_that_change_what_a_weight_brings() -> None:
+    sessions = Sessions(interaction=2.0)
+    statistics = of_transitions(FEATURES, sessions.log(3_000))
+    found = traits(fit(FEATURES, statistics), statistics, 5)
+    assert 1 <= found.shape[1] <= FEATURES.k  # no more than there are weights
+    first = found[:, 0] / np.abs(found[:, 0]).max()
+    np.testing.assert_allclose(np.abs(first), [1.0, 0.0], atol=0.05)
+    assert found[:, 0] @ found[:, 0] == pytest.approx(1.0, abs=0.1)  # the state's entries have variance 1
+    assert traits(fit(FEATURES, statistics), statistics, 0).shape == (2, 0)
+
+
+def test_each_trait_has_a_surface_of_its_own() -> None:
+    """What no product of the state with the log-shares can say: who suffers more from what is far off."""
+    sessions = Sessions(interaction=2.0, curvature=1.5)
+    data = sessions.log(6_000)
+    learnt, entries = learn(FUSION, data, 1.0, rank=1), fit(FEATURES, of_transitions(FEATURES, data))
+    missed = {}
+    for name, model in (("learnt", learnt), ("entries", entries)):
+        missed[name] = 0.0
+        for state in np.array([[-1.2, 0.0], [1.2, 0.0]]):
+            gains, _ = model.surface(state).gains(PROBES, STATIC)
+            states = np.tile(state, (len(PROBES), 1))
+            truth = sessions.true_return(PROBES, states) - sessions.true_return(STATIC, state[None])
+            missed[name] += np.abs(gains - truth).max()
+    assert missed["learnt"] < 0.5 * missed["entries"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_surfaces_and_slopes_say_what_functionals_do(rank: int) -> None:
+    model = learn(FUSION, Sessions(interaction=1.0, curvature=0.5).log(600), 1.0, rank)
+    rng = np.random.default_rng(3)
+    states, actions = rng.normal(size=(2, 2)), rng.uniform(-1, 1, (4, 2))
+    for state in states:
+        origin = model.functional(state[None], STATIC[None])
+        functionals = np.stack([model.functional(state[None], a[None]) - origin for a in actions])
+        means, covariance = model.effects(functionals)
+        gains, deviations = model.surface(state).gains(actions, STATIC)
+        np.testing.assert_allclose(gains, means, atol=1e-8)
+        np.testing.assert_allclose(deviations, np.sqrt(np.diag(covariance)), atol=1e-6)
+    here, there = (model.surface(state).gains(actions, STATIC)[0] for state in states)
+    slopes = model.slopes(actions) - model.slopes(STATIC[None])
+    np.testing.assert_allclose(there - here, slopes @ (states[1] - states[0]), atol=1e-8)
 
 
 def test_users_who_come_again_widen_it() -> None:

@@ -34,17 +34,18 @@ class ReturnRegressionSettings(Section):
         1.0, ge=0.0, description="κ: posterior deviations that a gain over static must be worth (ours)"
     )
     margin: float = Field(
-        0.1,
+        0.02,
         ge=0.0,
         lt=1.0,
-        description="kept from the bounds of an action, so that noise explores to both sides (ours)",
+        description="kept from the bounds of an action, so that none counts as one at its bound (ours)",
     )
-    menu: int = Field(32, ge=1, description="J: weight vectors that a state's is chosen from, at most (ours)")
-    menu_candidates: int = Field(1_500, ge=1, description="tried for the menu, around the constant (ours)")
-    menu_reach: float = Field(
-        0.7, gt=0.1, le=2.0, description="largest deviation that these are drawn with (ours)"
+    rank: int = Field(
+        3, ge=0, le=20, description="traits of the state along which users may want other weights (ours)"
     )
-    menu_caution: float = Field(0.5, ge=0.0, description="κ' of a gain over the constant (ours)")
+    menu: int = Field(16, ge=1, description="J: weight vectors that a state's is chosen from, at most (ours)")
+    menu_caution: float = Field(
+        1.0, ge=0.0, description="κ': posterior deviations that a gain over the constant must be worth (ours)"
+    )
 
 
 class BatchRLMTFSettings(Section):
