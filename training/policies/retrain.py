@@ -90,7 +90,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
                 if len(closed) == len(algorithms):
                     raise
                 warnings.append(f"left out of the pool: {' and '.join(closed)} ({error})")
-                closed, algorithms = [], [name for name in algorithms if name not in closed]
+                closed, algorithms = [], tuple(name for name in algorithms if name not in closed)
             for name in closed:
                 if progress is not None:
                     progress(name, 1, 1, {})

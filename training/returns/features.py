@@ -9,11 +9,12 @@ with their squares and products, and as cosines of the weights' *direction* |α|
 features, Rahimi and Recht 2007: a Gaussian process with a smooth kernel), for what a quadratic misses. A head
 whose interval has zero inside keeps α_i / m_i itself, for its sign counts.
 
-Who wants what is u ⊗ (…): traits u of the state times features of the action. Of a state with d entries times
-194 features of an action no log of a usual size tells each product. So there are two forms. The first takes every
-entry, u = s, with the log-shares alone; what it finds says which few directions of the state matter
-(:func:`training.returns.model.traits`). The second takes these, u = s P, with *all* features of the action: each
-trait has a surface of its own over the weights, with summits of its own (reduced-rank regression, Izenman 1975).
+Who wants what is u ⊗ (…): traits u of the state times features of the action. No log of a usual size tells
+each product of d entries with the 194 features that eight weights have. So there are two forms. The first takes
+every entry, u = s, with the log-shares alone; what it finds says which few directions of the state matter
+(:func:`training.returns.model.traits`). The second takes these, u = s P, with *all* features of the action:
+each trait has a surface of its own over the weights, with summits of its own (reduced-rank regression, Izenman
+1975).
 """
 
 from functools import cached_property
@@ -32,8 +33,8 @@ _FLOOR = 0.02  # under each share, so that all weights at zero have a direction,
 class Features:
     """Features of the actions of one fusion formula, and of states of width ``d``.
 
-    A row is [1 | s | x | x² | x_i x_j | cosines | products]; the products are s ⊗ x, or u ⊗ (all of the action)
-    with ``projection`` float64[d, r], u = s P. :attr:`groups` names the parts whose features share a variance.
+    A row is [1 | s | x | x² | x_i x_j | cosines | products]; the products are s ⊗ x, or u ⊗ (all of the
+    action) with ``projection`` float64[d, r], u = s P. :attr:`groups` names the parts that share a variance.
     """
 
     def __init__(self, fusion: Fusion, d: int, projection: Float64Array | None = None) -> None:
