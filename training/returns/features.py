@@ -10,11 +10,11 @@ features, Rahimi and Recht 2007: a Gaussian process with a smooth kernel), for w
 whose interval has zero inside keeps α_i / m_i itself, for its sign counts.
 
 Who wants what is u ⊗ (…): traits u of the state times features of the action. No log of a usual size tells
-each product of d entries with the 194 features that eight weights have. So there are two forms. The first takes
-every entry, u = s, with the log-shares alone; what it finds says which few directions of the state matter
-(:func:`training.returns.model.traits`). The second takes these, u = s P, with *all* features of the action:
-each trait has a surface of its own over the weights, with summits of its own (reduced-rank regression, Izenman
-1975).
+each product of d entries with the 194 features that eight weights have. So there are two forms. The first
+takes every entry, u = s, with the log-shares alone; what it finds says which few directions of the state
+matter (:func:`training.returns.model.traits`). The second takes these, u = s P, with *all* features of the
+action: each trait has a surface of its own over the weights, with summits of its own (reduced-rank
+regression, Izenman 1975).
 """
 
 from functools import cached_property
@@ -51,9 +51,8 @@ class Features:
         self.action = slice(1 + d, 1 + d + sum(sizes.values()))
         self.projection = projection
         self.traits = d if projection is None else projection.shape[1]  # width of u
-        self.modulated = (
-            self.k if projection is None else sum(sizes.values())
-        )  # features of the action in u ⊗ (…)
+        # features of the action in u ⊗ (…)
+        self.modulated = self.k if projection is None else sum(sizes.values())
         self.products = slice(self.action.stop, self.action.stop + self.traits * self.modulated)
         self.width = self.products.stop
 

@@ -90,7 +90,7 @@ class ReturnModel:
         return Surface(features, of_action.T @ self.theta, of_action.T @ self.covariance @ of_action)
 
     def slopes(self, actions: Float64Array) -> Float64Array:
-        """float64[n, d]: what each of the actions [n, k] returns more by a unit of each entry of the state."""
+        """float64[n, d]: what each of actions [n, k] returns more by a unit of each entry of the state."""
         features, part = self.features, slice(self.features.products.start - 1, None)
         by_trait = (self.theta[part] * self.scale[part]).reshape(features.traits, features.modulated)
         of_action = features.of_actions(actions)[:, : features.modulated] @ by_trait.T
