@@ -7,8 +7,9 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from training.evaluation.intervals import Estimates
+from training.policies import return_regression
 
-RIVAL, SIMPLEST = "static", "constant"
+RIVAL = "static"
 _FEW = 100  # replicates, of which a quantile is luck
 
 
@@ -17,9 +18,9 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
 
     The bounds are d_i − q · sd_i, with q the quantile of max_i |d*_i − d_i| / sd_i over the replicates: with
     the stated confidence all hold together, so the best of many is not the luckiest of many. Of few
-    replicates, as fits have, q is Student's t by Bonferroni. One that is not shown to be better than the
-    constant, where that is in the pool, makes way for it. Returns ``chosen``, and ``pool``, each member's
-    interval.
+    replicates, as fits have, q is Student's t by Bonferroni. The closed forms are judged by users whom they
+    have not seen; what learnt by gradients has seen every row that judges it, and makes way for the best of
+    them where it is not shown to be better. Returns ``chosen``, and ``pool``, each member's interval.
     """
     names = list(pool)
     value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
@@ -33,9 +34,11 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     )
     quantile = _quantile(scaled.max(axis=0), estimates.confidence, len(names))
     half = quantile * deviation
-    best = names[int(np.argmax(value - half))]
-    if SIMPLEST in names and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
-        best = SIMPLEST
+    ranked = [names[place] for place in np.argsort(half - value, kind="stable")]
+    best = ranked[0]
+    unseen = next((name for name in ranked if name in return_regression.ALGORITHMS), best)
+    if best != unseen and estimates.difference(best, unseen)["lower"] <= 0.0:
+        best = unseen
     return {
         "chosen": best,
         "pool": {
