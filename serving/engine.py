@@ -14,6 +14,7 @@ from serving.http.requests import JSON
 from serving.log.day_files import DayFiles
 from serving.log.feedback import FeedbackPipeline
 from serving.log.index.request_index import RequestIndex
+from serving.log.ranked_lines import RankedLines
 from serving.log.times import timestamp
 from serving.policy.champion import Champion, ChampionFollower, Source
 from serving.ranking import arms
@@ -87,7 +88,10 @@ class Engine:
             self._decision_files,
             self._shadow,
         )
-        self._feedback = FeedbackPipeline(settings, parser, self._index, self._store, self._feedback_files)
+        ranked = RankedLines(layout.serving_log / "decisions", self._heads)
+        self._feedback = FeedbackPipeline(
+            settings, parser, self._index, self._store, self._feedback_files, ranked
+        )
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)
         self._pulse.start()

@@ -39,6 +39,9 @@ http_seconds = Gathered(
 )
 ranked = Counter("mtf_ranked", "Ranked requests by arm and fallback", ["arm", "fallback"])
 feedback_events = Counter("mtf_feedback_events", "Items that feedback was taken for")
+feedback_not_ranked = Counter(
+    "mtf_feedback_not_ranked", "Items in feedback that its request did not rank: answered, and not logged"
+)
 stage_seconds = Gathered(
     "mtf_stage_seconds",
     "Parts of a request: parse, wait (to be ranked), state, policy, fuse, queue (for the log), log",

@@ -25,12 +25,15 @@ class Checks:
         self, fields: Any, items: np.ndarray, scores: np.ndarray, given: tuple[str, ...]
     ) -> RankRequest:
         """Of checked ``items`` int64[n] and ``scores`` float64[heads, n], and the body's other ``fields``."""
+        k = self._serving.default_k if fields.k is None else fields.k
+        shown = self._serving.default_shown if fields.shown is None else fields.shown
         return RankRequest(
             user_id=fields.user_id,
             items=items,
             scores=scores.T,
             given=given,
-            k=self._serving.default_k if fields.k is None else fields.k,
+            k=k,
+            shown=k if shown is None else shown,
             request_id=fields.request_id,
             session_id=fields.session_id,
             event_ts=self.time(fields.event_ts),

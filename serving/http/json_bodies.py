@@ -105,9 +105,11 @@ class JsonBodies:
 
     def feedback(self, body: bytes) -> FeedbackRequest:
         values = decode(self._feedback, body)
+        if values.events is None and values.shown is None:
+            raise RequestError("events and shown are both missing: say what the user did, or what they saw")
         events = [
             dict(zip(self._event_fields, map(int, msgspec.structs.astuple(event)), strict=True))
-            for event in values.events
+            for event in values.events or ()
         ]
         if len({event["item_id"] for event in events}) != len(events):
             raise RequestError("events: an item_id is named more than once")
@@ -117,6 +119,8 @@ class JsonBodies:
             user_id=values.user_id,
             session_id=values.session_id,
             event_ts=self._checks.time(values.event_ts),
+            shown=values.shown if isinstance(values.shown, list) else None,
+            shown_top=values.shown if isinstance(values.shown, int) else None,
         )
 
 

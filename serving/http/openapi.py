@@ -55,11 +55,19 @@ def document(settings: Settings) -> dict[str, Any]:
         ),
     )
     feedback_answer = _object(
-        ["request_id", "session_id", "events", "state_moved"],
+        ["request_id", "session_id", "events", "not_ranked", "state_moved"],
         request_id=_ID,
         session_id={"type": "string"},
-        events={"type": "integer"},
-        state_moved={"type": "boolean", "description": "false: logged, but the store did not take it"},
+        events={"type": "integer", "description": "that were taken"},
+        not_ranked={
+            "type": "array",
+            "items": _INT64,
+            "description": "items that the request did not rank: nothing of them was taken",
+        },
+        state_moved={
+            "type": "boolean",
+            "description": "false: logged, but the store did not take it; or nothing of it was taken",
+        },
     )
     return {
         "openapi": "3.1.0",
@@ -87,8 +95,9 @@ def document(settings: Settings) -> dict[str, Any]:
                         },
                     },
                     {
+                        "409": "request_id is another user's",
                         "503": "the decision could not be made durable, or it would have waited longer than "
-                        "serving.queue_budget_ms; nothing was served, Retry-After says when to come back"
+                        "serving.queue_budget_ms; nothing was served, Retry-After says when to come back",
                     },
                 )
             },
@@ -102,6 +111,7 @@ def document(settings: Settings) -> dict[str, Any]:
                         {
                             "401": "no token, or a wrong one",
                             "404": "unknown request, and no user_id in the body",
+                            "409": "the request is of another user than user_id",
                             "503": "the feedback could not be made durable",
                         },
                     ),

@@ -27,7 +27,8 @@ class RequestError(MtfError):
 
 
 class RankRequest(NamedTuple):
-    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent.
+    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent. At most
+    ``shown`` of the ``k`` items are taken as shown while no feedback says which.
 
     A head that was not sent is 0 for every candidate: its term of eq. (1) is then the same for all of
     them and cannot change their order.
@@ -38,6 +39,7 @@ class RankRequest(NamedTuple):
     scores: np.ndarray
     given: tuple[str, ...]
     k: int
+    shown: int
     request_id: str | None
     session_id: str | None
     event_ts: datetime | None
@@ -45,13 +47,18 @@ class RankRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedbackRequest:
-    """``events`` hold every signal column (0 or 1), ``item_id``, ``play_time_ms``, ``duration_ms``."""
+    """``events`` hold every signal column (0 or 1), ``item_id``, ``play_time_ms``, ``duration_ms``.
+
+    ``shown`` names what was shown, ``shown_top`` how many from the top of the list; None: not said.
+    """
 
     request_id: str
     events: list[dict[str, int]]
     user_id: int | None
     session_id: str | None
     event_ts: datetime | None
+    shown: list[int] | None = None
+    shown_top: int | None = None
 
 
 def new_id() -> str:

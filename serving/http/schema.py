@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, defstruct
 
 from serving.http.requests import RequestError
-from training.contract.settings import Settings
+from training.contract.settings import ServingSettings, Settings
 
 MAXIMUM_ID_LENGTH = 200  # characters of a request or session id
 MAXIMUM_MS = 2**53  # the largest integer that every JSON reader keeps exact
@@ -107,6 +107,17 @@ class Bodies:
                 None,
             ),
             ("k", Annotated[int, Meta(ge=1, le=serving.max_k)] | None, serving.default_k),
+            (
+                "shown",
+                Annotated[
+                    Annotated[int, Meta(ge=0, le=serving.max_k)] | None,
+                    Meta(
+                        description="how many of the items, from the top, are taken as shown while no "
+                        f"feedback says which; when absent, {_default_shown(serving)}"
+                    ),
+                ],
+                None,
+            ),
             # no feature of the context is known: the hour is taken from the time of the request
             ("context", _strict("Context", {}) | None, None),
             _EVENT_TS,
@@ -126,7 +137,25 @@ class Bodies:
             "FeedbackBody",
             [
                 ("request_id", Identifier),
-                ("events", Annotated[list[event], Meta(max_length=serving.max_k)]),  # type: ignore[valid-type]  # made here
+                (
+                    "events",
+                    Annotated[list[event], Meta(max_length=serving.max_k)] | None,  # type: ignore[valid-type]  # made here
+                    None,
+                ),
+                (
+                    "shown",
+                    Annotated[
+                        Annotated[int, Meta(ge=0, le=serving.max_k)]
+                        | Annotated[list[Integer], Meta(max_length=serving.max_k)]
+                        | None,
+                        Meta(
+                            description="what the user saw: the items, or how many from the top of the list. "
+                            "What several messages name is added up, and an item with an event was seen. "
+                            "Where no message says it, what /rank took as shown"
+                        ),
+                    ],
+                    None,
+                ),
                 (
                     "user_id",
                     Annotated[
@@ -140,6 +169,10 @@ class Bodies:
             ],
             forbid_unknown_fields=True,
         )
+
+
+def _default_shown(serving: ServingSettings) -> str:
+    return "all" if serving.default_shown is None else f"{serving.default_shown} (serving.default_shown)"
 
 
 def _strict(name: str, fields: Mapping[str, tuple[Any, Any]]) -> Any:

@@ -9,10 +9,10 @@ import fcntl
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
@@ -32,6 +32,17 @@ class LogError(MtfError):
 def encode(line: Mapping[str, Any]) -> bytes:
     """A line's bytes, without its newline; numpy arrays become lists."""
     return orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Place(NamedTuple):
+    """Where a line is: the file's name, its first byte, and how many there are without the newline."""
+
+    file: str
+    start: int
+    size: int
+
+
+NOWHERE = Place("", 0, 0)
 
 
 @dataclass
@@ -60,27 +71,37 @@ class DayFiles:
         folder.mkdir(parents=True, exist_ok=True)
         cut_torn_tails(folder)
 
-    def write(self, lines: Iterable[tuple[str, bytes]]) -> None:
+    def write(self, lines: Sequence[tuple[str, bytes]]) -> list[Place]:
         """Append ``(day, line)`` pairs, each line without its newline, and flush them to disk.
+
+        Returns where each of them is.
 
         Raises OSError when the disk refuses; the files then end where they ended before the call, or
         are left behind with a torn tail that no reader counts.
         """
-        by_day: dict[str, list[bytes]] = {}
-        for day, line in lines:
-            by_day.setdefault(day, []).append(line)
+        by_day: dict[str, list[int]] = {}
+        for at, (day, _) in enumerate(lines):
+            by_day.setdefault(day, []).append(at)
+        places: list[Place] = [NOWHERE] * len(lines)
         # one day first, whole, then the next: a batch over two days that fails on the second leaves
         # lines on disk that nobody was told of, which the contract allows (a retry repeats the key)
-        for day, day_lines in by_day.items():
-            self._append(day, b"\n".join(day_lines) + b"\n")
+        for day, those in by_day.items():
+            name, start = self._append(day, b"\n".join([lines[at][1] for at in those]) + b"\n")
+            for at in those:
+                size = len(lines[at][1])
+                places[at] = Place(name, start, size)
+                start += size + 1
+        return places
 
     def close(self) -> None:
         for file in self._files.values():
             os.close(file.descriptor)
         self._files.clear()
 
-    def _append(self, day: str, block: bytes) -> None:
+    def _append(self, day: str, block: bytes) -> tuple[str, int]:
+        """The file's name, and where in it the block begins."""
         file = self._file(day)
+        start = file.size
         try:
             _write_all(file.descriptor, block)
             os.fdatasync(file.descriptor)
@@ -90,6 +111,7 @@ class DayFiles:
         file.size += len(block)
         if file.size >= self._max_bytes:
             os.close(self._files.pop(day).descriptor)
+        return file.path.name, start
 
     def _file(self, day: str) -> _Open:
         if day in self._files:
@@ -119,6 +141,18 @@ class DayFiles:
             _log.error("torn tail left behind", file=file.path.name, reason=str(error))
         finally:
             os.close(file.descriptor)
+
+
+def read_line(folder: Path, place: Place) -> bytes:
+    """A line that was written. Raises OSError when its file is gone, or shorter."""
+    descriptor = os.open(folder / place.file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = os.pread(descriptor, place.size, place.start)
+    finally:
+        os.close(descriptor)
+    if len(line) < place.size:
+        raise OSError(f"{folder / place.file} ends before byte {place.start + place.size}")
+    return line
 
 
 def cut_torn_tails(folder: Path) -> list[Path]:

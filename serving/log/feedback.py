@@ -2,11 +2,13 @@
 
     FeedbackRequest → Owned → on disk → known with what was fed before → moves the state → answered
 
-Logged first, then the state moves: a state that did not move is named in the answer.
+Logged first, then the state moves: a state that did not move is named in the answer. So are items that the
+request did not rank, of which nothing is logged.
 """
 
 import asyncio
 import sqlite3
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -20,26 +22,35 @@ from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.events import KnownEvents, RequestEvents
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.sessions import SessionRequest
+from serving.log.ranked_lines import RankedLine, RankedLines
 from serving.log.times import local_day, timestamp
 from serving.running.batches import ThreadBatches
 from serving.state.questions import Feedback
 from serving.state.store import StateStore
 from training.contract.log import LATE_DAYS, feedback_line
-from training.contract.session import Shown
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.engine")
 
 
 class Owned(NamedTuple):
-    """Whose feedback it is: the user and the session of the request that it is about, and what that showed
-    where this machine ranked it."""
+    """Whose feedback it is: the user and the session of the request that it is about, and what that ranked
+    where this machine did. ``events`` and ``shown`` are the feedback's, but for items that were
+    ``not_ranked``; ``shown`` is None where it does not say what was shown."""
 
     request: FeedbackRequest
     event_ts: datetime
     user_id: int
     session_id: str
-    shown: Shown | None
+    ranked: RankedLine | None
+    events: list[dict[str, int]]
+    shown: list[int] | None
+    not_ranked: list[int]
+
+    @property
+    def tells(self) -> bool:
+        """Whether anything is left of it."""
+        return bool(self.events or self.shown or not self.not_ranked)
 
 
 class Encoded(NamedTuple):
@@ -58,18 +69,27 @@ class FeedbackPipeline:
     """
 
     def __init__(
-        self, settings: Settings, parser: Parser, index: RequestIndex, store: StateStore, files: DayFiles
+        self,
+        settings: Settings,
+        parser: Parser,
+        index: RequestIndex,
+        store: StateStore,
+        files: DayFiles,
+        ranked: RankedLines,
     ) -> None:
-        self._offset, self._heads = settings.calendar.utc_offset_hours, len(settings.heads)
+        self._offset = settings.calendar.utc_offset_hours
         self._parser, self._index, self._store, self._files = parser, index, store, files
+        self._ranked = ranked
         self.log: ThreadBatches[Encoded, KnownEvents] = ThreadBatches("feedback log", self._write, LogError)
 
     async def take(self, body: bytes) -> bytes:
         owned = self._own(self._parser.feedback(body))
-        encoded = self._encode(owned)
-        known = await self.log.add(encoded)
-        moved = await self._move(owned, known)
-        metrics.feedback_events.inc(len(owned.request.events))
+        metrics.feedback_not_ranked.inc(len(owned.not_ranked))
+        moved = False
+        if owned.tells:
+            known = await self.log.add(self._encode(owned))
+            moved = await self._move(owned, known)
+            metrics.feedback_events.inc(len(owned.events))
         return _answer(owned, moved)
 
     def _own(self, request: FeedbackRequest) -> Owned:
@@ -77,15 +97,19 @@ class FeedbackPipeline:
         event_ts = request.event_ts or datetime.now(UTC)
         try:
             served = self._index.requests.find(request.request_id)
-            shown: Shown | None = None
+            ranked = None
             if served is not None:
-                user_id, session_id, shown = served
-                if len(shown.predictions) != self._heads:  # ranked under settings with other heads
-                    shown = None
+                user_id, session_id = served.user_id, served.session_id
                 if request.user_id not in (None, user_id):
                     raise RequestError(
-                        f"request {request.request_id!r} was not made for user {request.user_id}"
+                        f"request_id: {request.request_id!r} is not of user {request.user_id}", status=409
                     )
+                if request.event_ts is not None and request.event_ts.timestamp() < served.event_s:
+                    raise RequestError(
+                        f"event_ts: {request.event_ts.isoformat()} is before its request, which was answered "
+                        f"at {timestamp(datetime.fromtimestamp(served.event_s, UTC))}"
+                    )
+                ranked = self._ranked.read(served.place)
             elif request.user_id is not None:
                 user_id = request.user_id
                 asked = SessionRequest(user_id, request.session_id, event_ts)
@@ -99,7 +123,7 @@ class FeedbackPipeline:
                 )
         except sqlite3.Error as error:
             raise LogError(f"cannot read the request index: {error}") from error
-        return Owned(request, event_ts, user_id, session_id, shown)
+        return _owned(request, event_ts, user_id, session_id, ranked)
 
     def _encode(self, owned: Owned) -> Encoded:
         request = owned.request
@@ -108,14 +132,17 @@ class FeedbackPipeline:
                 request_id=request.request_id,
                 user_id=owned.user_id,
                 event_ts=timestamp(owned.event_ts),
-                events=request.events,
+                events=owned.events,
+                shown=owned.shown,
+                # of what another machine ranked: landing knows the list
+                shown_top=request.shown_top if owned.shown is None else None,
             )
         )
-        events = {event["item_id"]: event for event in request.events}
+        events = {event["item_id"]: event for event in owned.events}
         return Encoded(
             local_day(owned.event_ts, self._offset),
             line,
-            RequestEvents(request.request_id, owned.session_id, events),
+            RequestEvents(request.request_id, owned.session_id, events, owned.shown),
         )
 
     def _write(self, batch: list[Encoded]) -> list[KnownEvents]:
@@ -125,7 +152,11 @@ class FeedbackPipeline:
 
     async def _move(self, owned: Owned, known: KnownEvents) -> bool:
         """The user's state; False when the store did not take it, which the index is then told."""
-        request_id = owned.request.request_id
+        request_id, shown, before = owned.request.request_id, None, None
+        if owned.ranked is not None:
+            shown = owned.ranked.shown(known.shown_now, _items(known.now))
+            if known.before or known.shown_before is not None:
+                before = owned.ranked.shown(known.shown_before, _items(known.before))
         moved = await self._store.feedback(
             Feedback(
                 owned.user_id,
@@ -134,13 +165,15 @@ class FeedbackPipeline:
                 owned.event_ts,
                 known.now,
                 known.before,
-                owned.shown,
+                shown,
+                before,
             )
         )
         if not moved:
-            items = [event["item_id"] for event in owned.request.events]
             try:
-                await asyncio.to_thread(self._index.events.not_moved, request_id, items)
+                await asyncio.to_thread(
+                    self._index.events.not_moved, request_id, _items(owned.events), known.shown_before
+                )
             except sqlite3.Error as error:
                 _log.warning("feedback sent again will not move the state", reason=str(error))
         return moved
@@ -150,12 +183,35 @@ class FeedbackPipeline:
         self.log.close()
 
 
+def _owned(
+    request: FeedbackRequest, event_ts: datetime, user_id: int, session_id: str, ranked: RankedLine | None
+) -> Owned:
+    events, shown, not_ranked = request.events, request.shown, list[int]()
+    if ranked is not None:
+        there = {*ranked.items}
+        named = dict.fromkeys([*_items(events), *(shown or ())])
+        not_ranked = [item for item in named if item not in there]
+        if not_ranked:
+            events = [event for event in events if event["item_id"] in there]
+            shown = None if shown is None else [item for item in shown if item in there]
+        if request.shown_top is not None:
+            shown = ranked.top(request.shown_top)
+        elif shown is None and not request.events:  # they saw the list, and did nothing
+            shown = ranked.top(None)
+    return Owned(request, event_ts, user_id, session_id, ranked, events, shown, not_ranked)
+
+
+def _items(events: Iterable[Mapping[str, int]]) -> list[int]:
+    return [event["item_id"] for event in events]
+
+
 def _answer(owned: Owned, moved: bool) -> bytes:
     return orjson.dumps(
         {
             "request_id": owned.request.request_id,
             "session_id": owned.session_id,
-            "events": len(owned.request.events),
+            "events": len(owned.events),
+            "not_ranked": owned.not_ranked,
             "state_moved": moved,
         }
     )

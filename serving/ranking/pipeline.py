@@ -2,9 +2,9 @@
 
     Parsed → WithState → Assigned → Chosen → Ordered → Encoded → on disk → answered
 
-A type is named for the stage that a request of it has reached, and holds what is known from there on. The
-methods of :class:`Pipeline` are the steps from one to the next, in this order. Requests that come at once
-go together where that is cheaper: to the store, to a policy, and to the disk.
+A type is named for the stage that a request of it has reached (:mod:`serving.ranking.reached`). The methods
+of :class:`Pipeline` are the steps from one to the next, in this order. Requests that come at once go together
+where that is cheaper: to the store, to a policy, and to the disk.
 
 What needs the interpreter or the processor is done on the event loop, actions for all requests that
 came meanwhile. What waits for something is done on threads, likewise for all: the disk on one, a store
@@ -16,14 +16,13 @@ that gave it up; a machine's other cores are for other workers.
 import sqlite3
 import time
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import numpy as np
 
 from serving.control import metrics
 from serving.http.answers import encode_answer
 from serving.http.parser import Parser
-from serving.http.requests import RankRequest, RequestError, new_id
+from serving.http.requests import RequestError, new_id
 from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import Session, SessionRequest
@@ -33,7 +32,8 @@ from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
 from serving.ranking.deviations import Deviations
 from serving.ranking.measured import Measured
-from serving.ranking.ranker import Decision, PolicyAnswer
+from serving.ranking.ranker import PolicyAnswer
+from serving.ranking.reached import Assigned, Chosen, Encoded, Ordered, Parsed, WithState
 from serving.ranking.shadow import Ranked, Shadow
 from serving.running.batches import LoopBatches, ThreadBatches, ThreadThenLoopBatches
 from serving.running.waiting import Waiter, Worked
@@ -46,74 +46,6 @@ from training.contract.log import POLICY_FAILURES, STALE, STORE, decision_line
 from training.contract.settings import Settings
 
 _TOGETHER = 16  # requests ranked at once: what a batch takes is what its first request waits
-
-
-class Parsed(NamedTuple):
-    """The body is read. ``times``: ``perf_counter`` as each of serving.ranking.measured.STAGES began."""
-
-    request: RankRequest
-    request_id: str
-    event_ts: datetime
-    accept: str
-    times: list[float]
-
-
-class WithState(NamedTuple):
-    """Session and state are read. The session began in ``epoch``; ``held`` is its arm so far, None for a new
-    one; ``state`` float32[d], None when the store gave none, with features up to ``features_until``."""
-
-    parsed: Parsed
-    session_id: str
-    epoch: int
-    held: str | None
-    state: np.ndarray | None
-    features_until: datetime | None
-
-
-class Assigned(NamedTuple):
-    """The arm is drawn, and its policy was asked. ``serving`` is what the arm serves by: the challenger for
-    its own, the champion for the others, None where there is none. ``missing`` says why there is no state to
-    act by. ``answer`` is the policy's, None without a policy; of an arm that asks none it has no action."""
-
-    read: WithState
-    arm: str
-    serving: Champion | None
-    challenger: Champion | None
-    missing: str | None
-    answer: PolicyAnswer | None
-
-
-class Chosen(NamedTuple):
-    """The action, and so the weights, are chosen."""
-
-    assigned: Assigned
-    decision: Decision
-
-
-class Ordered(NamedTuple):
-    """The candidates are in order: ``items`` int64[k] and ``scores`` float64[k] are shown, best first, whose
-    ``predictions`` are float64[k, heads]; ``weights`` float64[heads] made the scores. ``decision`` is what
-    is served, which is not what was chosen when a policy that ranks by itself could not."""
-
-    assigned: Assigned
-    decision: Decision
-    weights: np.ndarray
-    items: np.ndarray
-    scores: np.ndarray
-    predictions: np.ndarray
-
-
-class Encoded(NamedTuple):
-    """The line for the log and the answer are written out. Nothing holds the candidates any more, but for a
-    request that the challenger is to rank, too."""
-
-    day: str
-    line: bytes
-    served: ServedRequest
-    decision: Decision
-    shadowed: Ranked | None
-    answer: bytes
-    times: list[float]
 
 
 class Pipeline:
@@ -300,23 +232,43 @@ class Pipeline:
             entries=len(decision.action),
             aside=self._assignment.by_exception(parsed.request.user_id, read.epoch, assigned.arm),
             epoch=read.epoch,
-            items=len(ordered.items),
-            predictions=ordered.predictions.sum(axis=0).tolist(),
         )
         shadowed = self._shadowed(ordered, day)
-        return Encoded(day, line, served, decision, shadowed, answer, parsed.times)
+        named = parsed.request.request_id is not None
+        return Encoded(day, line, served, decision, shadowed, answer, parsed.times, named)
 
-    def _write(self, batch: list[Encoded]) -> list[bytes]:
-        """The batch to the disk; then its answers may go out."""
+    def _write(self, batch: list[Encoded]) -> list[bytes | RequestError]:
+        """The batch to the disk; then its answers may go out. A request whose id is another user's is
+        refused."""
         begun = time.perf_counter()
-        self._files.write([(one.day, one.line) for one in batch])
-        self._index.add([one.served for one in batch])
+        refused = self._claim(batch)
+        answers: list[bytes | RequestError] = [refused.get(at, one.answer) for at, one in enumerate(batch)]
+        batch = [one for at, one in enumerate(batch) if at not in refused]
+        if not batch:
+            return answers
+        places = self._files.write([(one.day, one.line) for one in batch])
+        self._index.add([one.served for one in batch], places)
         logged = time.perf_counter()
         self._measured.logged([one.decision for one in batch], [(*one.times, begun, logged) for one in batch])
         for one in batch:
             if one.shadowed is not None:
                 self._shadow.add(one.shadowed)
-        return [one.answer for one in batch]
+        return answers
+
+    def _claim(self, batch: list[Encoded]) -> dict[int, RequestError]:
+        """Take the ids that callers made; those that are another user's, by their places in the batch."""
+        made = [at for at, one in enumerate(batch) if one.named]
+        if not made:
+            return {}
+        asked = [(batch[at].served.request_id, batch[at].served.user_id) for at in made]
+        ours = self._index.claim(asked)
+        return {
+            at: RequestError(
+                f"request_id: {request_id!r} is another user's: an id names one request", status=409
+            )
+            for at, (request_id, _), good in zip(made, asked, ours, strict=True)
+            if not good
+        }
 
     def close(self) -> None:
         """Rank and write what waits."""
@@ -374,6 +326,7 @@ def line_of(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
             state_spec=state_spec,
             features_until=None if read.features_until is None else timestamp(read.features_until),
             items=ordered.items,
+            shown=min(parsed.request.shown, len(ordered.items)),
             scores={
                 name: column
                 for name, column in zip(fusion.names, ordered.predictions.T.tolist(), strict=True)

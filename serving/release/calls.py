@@ -105,8 +105,16 @@ class Calls:
         request_id: str | None,
         session_id: str | None,
         event_ts: str | None,
+        shown: int | None,
     ) -> Call[Ranking]:
-        fields = _given(user_id=user_id, k=k, request_id=request_id, session_id=session_id, event_ts=event_ts)
+        fields = _given(
+            user_id=user_id,
+            k=k,
+            request_id=request_id,
+            session_id=session_id,
+            event_ts=event_ts,
+            shown=shown,
+        )
         media_type = BINARY if self._binary else JSON
         if self._binary:
             columns = {name: np.asarray(column) for name, column in scores.items()}
@@ -130,6 +138,7 @@ class Calls:
         user_id: int | None,
         session_id: str | None,
         event_ts: str | None,
+        shown: int | Sequence[int] | None,
     ) -> Call[bool]:
         content = _json(
             _given(
@@ -138,14 +147,13 @@ class Calls:
                 user_id=user_id,
                 session_id=session_id,
                 event_ts=event_ts,
+                shown=shown,
             )
         )
         headers = {"content-type": JSON, "accept": JSON}
         if self._token is not None:
             headers["authorization"] = f"Bearer {self._token}"
-        return Call(
-            self._url, "POST", "/feedback", lambda answer: bool(answer["state_moved"]), content, headers
-        )
+        return Call(self._url, "POST", "/feedback", _fed, content, headers)
 
     def status(self) -> Call[dict[str, Any]]:
         return Call(self._url, "GET", "/status", lambda answer: answer)
@@ -200,6 +208,14 @@ def _ranking(answer: Mapping[str, Any]) -> Ranking:
         arm=policy["arm"],
         fallback=policy["fallback"],
     )
+
+
+def _fed(answer: Mapping[str, Any]) -> bool:
+    if answer["not_ranked"]:
+        _log.warning(
+            "feedback on items that were not ranked", request=answer["request_id"], items=answer["not_ranked"]
+        )
+    return bool(answer["state_moved"])
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -71,9 +71,15 @@ class Client(_Transport):
         request_id: str | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
+        shown: int | None = None,
     ) -> Ranking:
-        """Order ``items`` [n] by ``scores`` {head: [n]}; numpy arrays are taken as they are."""
-        return self._send(self._calls.rank(user_id, items, scores, k, request_id, session_id, event_ts))
+        """Order ``items`` [n] by ``scores`` {head: [n]}; numpy arrays are taken as they are.
+
+        So many of the top as ``shown`` says are taken as shown while no feedback says which.
+        """
+        return self._send(
+            self._calls.rank(user_id, items, scores, k, request_id, session_id, event_ts, shown)
+        )
 
     def feedback(
         self,
@@ -83,9 +89,13 @@ class Client(_Transport):
         user_id: int | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
+        shown: int | Sequence[int] | None = None,
     ) -> bool:
-        """Send what the user did; True when the next request of the session will see it."""
-        return self._send(self._calls.feedback(request_id, events, user_id, session_id, event_ts))
+        """Send what the user did; True when the next request of the session will see it.
+
+        ``shown`` is what they saw: items, or how many from the top of the list.
+        """
+        return self._send(self._calls.feedback(request_id, events, user_id, session_id, event_ts, shown))
 
     def status(self) -> dict[str, Any]:
         """What the service serves now."""
@@ -139,9 +149,12 @@ class AsyncClient(_Transport):
         request_id: str | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
+        shown: int | None = None,
     ) -> Ranking:
         """See :meth:`Client.rank`."""
-        return await self._send(self._calls.rank(user_id, items, scores, k, request_id, session_id, event_ts))
+        return await self._send(
+            self._calls.rank(user_id, items, scores, k, request_id, session_id, event_ts, shown)
+        )
 
     async def feedback(
         self,
@@ -151,9 +164,12 @@ class AsyncClient(_Transport):
         user_id: int | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
+        shown: int | Sequence[int] | None = None,
     ) -> bool:
         """See :meth:`Client.feedback`."""
-        return await self._send(self._calls.feedback(request_id, events, user_id, session_id, event_ts))
+        return await self._send(
+            self._calls.feedback(request_id, events, user_id, session_id, event_ts, shown)
+        )
 
     async def status(self) -> dict[str, Any]:
         """What the service serves now."""

@@ -178,6 +178,7 @@ class OnlineState:
                         feedback.events,
                         feedback.before,
                         feedback.shown,
+                        feedback.shown_before,
                     )
                     if session is not None:
                         sessions[feedback.user_id] = moved[feedback.user_id] = session

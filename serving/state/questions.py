@@ -19,7 +19,8 @@ class Feedback(NamedTuple):
 
     ``events`` has one mapping per item that feedback is known of, with the signals' 0/1 columns and
     ``play_time_ms``; ``before`` those among them that already moved the state, as they did; ``shown`` what
-    the request showed, if that is known.
+    the request showed, if that is known, and ``shown_before`` as it was when they moved it, None where that
+    is the same, or none did.
     """
 
     user_id: int
@@ -29,3 +30,4 @@ class Feedback(NamedTuple):
     events: list[dict[str, int]]
     before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed
     shown: Shown | None = None
+    shown_before: Shown | None = None

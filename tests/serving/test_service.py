@@ -106,7 +106,7 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
     assert len(line.pop("state")) == width
     given = {name: [v[i] for i in order] for name, v in sent.items()}
     assert line == {
-        "v": 2,
+        "v": 3,
         "request_id": ranking.request_id,
         "session_id": "s-1",
         "user_id": user,
@@ -122,6 +122,7 @@ def test_ranks_by_the_formula_and_logs_what_it_served(server, client, champion):
         "state_spec": server.settings.state_spec.version,
         "features_until": None,  # nothing was materialised
         "items": ranking.items,
+        "shown": 7,
         "scores": given,
     }
     files = [path.name for path in (server.settings.layout.serving_log / "decisions").iterdir()]
@@ -175,7 +176,7 @@ def test_feedback_is_logged_and_moves_the_next_state(server, client, champion):
     for name in ("last_p_click", "decayed_p_click"):
         assert [state[name] for state in states] == pytest.approx([0.0, np.log1p(mean), 0.0])
     [line] = [line for line in logged(server, "feedback") if line["request_id"] == first.request_id]
-    assert (line["v"], line["user_id"], line["event_ts"]) == (2, user, "2026-01-05T04:02:10.000000Z")
+    assert (line["v"], line["user_id"], line["event_ts"]) == (3, user, "2026-01-05T04:02:10.000000Z")
     assert [event["item_id"] for event in line["events"]] == first.items[:3]
     assert {"is_click": 1, "is_hate": 0, "play_time_ms": 5_000, "duration_ms": 20_000}.items() <= line[
         "events"
@@ -414,8 +415,13 @@ def test_other_methods_and_paths(raw):
 
 def test_feedback_for_another_users_request_is_refused(server, client):
     ranking = client.rank(5, [1, 2], {})
-    with pytest.raises(ServiceError, match="was not made for user 6"):
+    with pytest.raises(ServiceError, match="is not of user 6") as refused:
         client.feedback(ranking.request_id, [], user_id=6)
+    assert refused.value.status == 409
+    client.rank(5, [1, 2], {}, request_id="of-5")
+    with pytest.raises(ServiceError, match="request_id: 'of-5' is another user's") as refused:
+        client.rank(6, [1, 2], {}, request_id="of-5")
+    assert refused.value.status == 409
     # a request that another machine ranked is taken with its user
     assert client.feedback("elsewhere", clicks([1]), user_id=6, session_id="s-9")
 

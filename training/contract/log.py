@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 # ``v`` of every line: raised when a field is added, so that a reader that does not know the field says so.
-# Lines of older versions are read, and lack it. 2 added ``exploration_unit`` and ``epoch`` to the decisions.
-LINE_VERSION = 2
+# Lines of older versions are read, and lack it. 2 added ``exploration_unit`` and ``epoch`` to the decisions,
+# 3 ``shown`` to both and ``shown_top`` to the feedback.
+LINE_VERSION = 3
 LINE_VERSIONS = range(1, LINE_VERSION + 1)  # that are read
 # Of the lake's tables, in the note beside each partition, raised when a column is added: 2 added
 # ``features_until`` to the decisions, 3 ``exploration_unit`` and ``epoch``.
@@ -106,7 +107,14 @@ _VERSION = Column("v", "int32", description="LINE_VERSION")
 DECISION_LINE = (
     _VERSION,
     *DECISION,
-    Column("items", "list<int64>", description="what was shown, the top of the list first"),
+    Column("items", "list<int64>", description="what was answered, the top of the list first"),
+    Column(
+        "shown",
+        "int32",
+        False,
+        "how many of the items, from the top, are taken as shown where no feedback says which; null in lines "
+        "of versions 1 and 2: all",
+    ),
     Column("scores", f"map<string, {FLOATS}>", False, "of each head that was given, one an item"),
 )
 FEEDBACK_LINE = (
@@ -119,6 +127,8 @@ FEEDBACK_LINE = (
         "list<map<string, int64>>",
         description="an item each: its item_id, play_time_ms, duration_ms and signals; 0 where left out",
     ),
+    Column("shown", "list<int64>", False, "items that were shown; null where the caller named none"),
+    Column("shown_top", "int32", False, "so many of the top of the list were shown; null where not said"),
 )
 LINES = {"decisions": DECISION_LINE, "feedback": FEEDBACK_LINE}  # by the log's folder
 # A line without it is landed all the same, for validation to judge with the rest of the day.

@@ -77,14 +77,17 @@ def add_feedback(
     events: Iterable[Mapping[str, Any]],
     before: Iterable[Mapping[str, Any]] = (),
     shown: Shown | None = None,
+    shown_before: Shown | None = None,
 ) -> dict[str, Any] | None:
     """The stored session after one piece of feedback; None when it must stay as it is.
 
     ``events`` is all that is known of the request by now, the last for each item, and ``before`` what
     was known when its earlier feedback was added, so that the same feedback twice changes nothing, and a
     corrected one corrects. An event has the signals' columns (0/1; missing counts as 0) and
-    ``play_time_ms``. ``shown`` is None where it is not known what the request showed: then that is taken
-    to be the items of the events, without predictions.
+    ``play_time_ms``. ``shown`` is what the request showed, as far as is known by now, and ``shown_before``
+    as it was when its earlier feedback was added, None where that is the same, or there was none. ``shown``
+    is None where it is not known what the request showed: then that is taken to be the items of the events,
+    without predictions.
 
     A first request of its session, and one that comes over the gap after the last, starts from zero.
     Feedback of an earlier request of the same session adds to the sums, counts in the decayed ones as if it
@@ -93,7 +96,8 @@ def add_feedback(
     """
     page = _page(rules, events, shown)
     told = list(before)
-    was = _page(rules, told, shown) if told else dict.fromkeys(page, 0.0)
+    counted = bool(told) or shown_before is not None
+    was = _page(rules, told, shown_before or shown) if counted else dict.fromkeys(page, 0.0)
     names = session_columns(list(rules.signals), rules.heads)
     last = session.get("sess_last_ts")
     late = last is not None and event_ts.replace(microsecond=0) < last.replace(microsecond=0)
@@ -102,15 +106,15 @@ def add_feedback(
             return None
         moved = dict.fromkeys(names, 0.0)
         again = False
-        told, was = [], dict.fromkeys(was, 0.0)  # it was counted in sums that are gone
+        counted, was = False, dict.fromkeys(was, 0.0)  # it was counted in sums that are gone
     else:
         moved = {name: session[name] or 0.0 for name in names}
         again = session["request_id"] == request_id
-    if not again and not told:
+    if not again and not counted:
         moved["sess_requests"] += 1.0
     for name, value in page.items():
         decayed, latest = moved[f"decayed_{name}"], moved[f"last_{name}"]
-        if again or told:
+        if again or counted:
             decayed += value - was[name]
         elif late:
             decayed = latest + DECAY * (value + decayed - latest)

@@ -7,6 +7,9 @@ after midnight changes the day of its request: landing the day it arrived on upd
 Of several pieces of feedback for one (request, item) the last by time counts; at one instant, the
 larger play time, then the larger of the other columns. That choice does not depend on the order of
 lines, files or landings, so any order ends at the same lake.
+
+Impressions are what was shown: what any feedback of the request says was shown, and its items with an event;
+where no feedback says it, as many from the top as the decision says, and likewise those with an event.
 """
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
@@ -50,7 +53,8 @@ from training.ingest.log_lines import (
 from training.ingest.schema import local_day_sql
 
 SOURCE = "service"
-_KEY = ("request_id", "user_id", "item_id")
+_REQUEST = ("request_id", "user_id")
+_KEY = (*_REQUEST, "item_id")
 
 
 def has_service_log(settings: Settings, day: date) -> bool:
@@ -116,7 +120,7 @@ def _land_day(
             raise DataError(message, breaks="delivered")
         repeated = log.keep_last_decisions(day)
         decisions = log.decisions()
-        impressions = log.impressions(log.shown_items(), "feedback")
+        impressions = log.impressions()
     names = [one.isoformat() for one in deliveries]
     notes = [
         write_partition(settings, IMPRESSIONS, day, impressions, SOURCE, names),
@@ -135,56 +139,23 @@ def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, A
     notes, late_requests = [], 0
     with _open_log(settings) as log:
         log.load("feedback", {day})
-        connection = log.connection
-        (orphans,) = fetch_row(connection, "select count(*) from feedback")
         for back in range(LATE_DAYS + 1):
             earlier = day - timedelta(days=back)
             partition = settings.layout.partition(IMPRESSIONS, earlier)
             note = read_note(partition)
             if note is None or note["source"] != SOURCE:
                 continue
-            connection.register("landed_keys", read_partition(partition, _KEY))
-            connection.execute(
-                "create or replace table known as "
-                f"from feedback semi join landed_keys using ({', '.join(_KEY)})"
-            )
-            requests, events = fetch_row(connection, "select count(distinct request_id), count(*) from known")
-            orphans -= events
-            if back and events:
+            requests = log.know(read_partition(settings.layout.partition(DECISIONS, earlier), _REQUEST))
+            if back and requests:
                 late_requests += requests
-                told = ", ".join(log.told)
-                if not _is_news(log, partition):
+                if log.is_news(read_partition(partition, (*_KEY, "feedback_ts", *log.told))):
+                    note, *_ = _land_day(settings, earlier, {earlier})[0]
+                    notes.append(note)
+                else:
                     notes.append({**note, "changed": False})
-                    continue
-                connection.register("landed", read_partition(partition))
-                connection.execute(
-                    "create or replace table all_feedback as from known union all by name "
-                    f"select {', '.join(_KEY)}, feedback_ts, {told} "
-                    "from landed where feedback_ts is not null"
-                )
-                shown = f"(select * exclude (feedback_ts, {told}) from landed)"
-                rows = log.impressions(shown, "all_feedback")
-                notes.append(
-                    write_partition(settings, IMPRESSIONS, earlier, rows, SOURCE, note["deliveries"])
-                )
+            log.without(read_partition(partition, _KEY))
+        (orphans,) = fetch_row(log.connection, "select count(*) from feedback")
     return notes, late_requests, orphans
-
-
-def _is_news(log: "_Log", partition: Path) -> bool:
-    """Whether the table ``known`` holds feedback that beats what is landed.
-
-    A day that is landed some time after midnight has read what the next day's files held by then: mostly all
-    that there is of it, and then there is no need to join and write all of the day again.
-    """
-    fields = ("feedback_ts", *log.told)
-    log.connection.register("landed_feedback", read_partition(partition, (*_KEY, *fields)))
-    ours, theirs = (", ".join(f'{side}."{name}"' for name in fields) for side in ("known", "landed_feedback"))
-    (count,) = fetch_row(
-        log.connection,
-        f"select count(*) from known join landed_feedback using ({', '.join(_KEY)}) "
-        f"where landed_feedback.feedback_ts is null or row({ours}) > row({theirs})",
-    )
-    return count > 0
 
 
 def _refuse_other_source(settings: Settings, day: date, other: date) -> None:
@@ -198,7 +169,8 @@ def _refuse_other_source(settings: Settings, day: date, other: date) -> None:
 
 
 class _Log:
-    """Lines of some days as DuckDB tables: ``decisions``, one row a line, ``feedback``, one an event."""
+    """Lines of some days as DuckDB tables: ``decisions``, one row a line, ``feedback``, one an event, and
+    ``said``, one a feedback that says what was shown."""
 
     def __init__(self, settings: Settings, connection: duckdb.DuckDBPyConnection, scratch: Path) -> None:
         self.settings = settings
@@ -214,7 +186,7 @@ class _Log:
         for path, (whole, _) in zip(paths, pairs, strict=True):
             refuse_unknown_fields(kind, path, whole)
         columns = self._columns(kind)
-        sound, select = self._decision_sql() if kind == "decisions" else self._feedback_sql()
+        sound, tables = self._decision_sql() if kind == "decisions" else self._feedback_sql()
         try:
             self.connection.execute(
                 f"create or replace temp table lines ({', '.join(f'{n} {t}' for n, t in columns.items())})"
@@ -231,7 +203,8 @@ class _Log:
             )
             if unsound:
                 raise duckdb.DataError(f"{unsound} lines break the format of {kind}")
-            self.connection.execute(f"create or replace temp table {kind} as {select}")
+            for name, select in tables.items():
+                self.connection.execute(f"create or replace temp table {name} as {select}")
         except duckdb.Error as error:
             for path, (whole, _) in zip(paths, pairs, strict=True):
                 name_bad_line(kind, path, whole)
@@ -257,25 +230,103 @@ class _Log:
         columns = ", ".join(column.name for column in DECISION)
         return self.connection.sql(f"select {columns} from decisions").to_arrow_table()
 
-    def shown_items(self) -> str:
-        """SQL of the decisions' items, one row each: an impression but for its feedback."""
-        predictions = ", ".join(f'unnest(scores."{head}") as "p_{head}"' for head in self._heads)
-        return (
-            "(select request_id, session_id, user_id, event_ts, unnest(items) as item_id, "
-            f"unnest(range(len(items)))::integer as position, {predictions} from decisions)"
-        )
-
-    def impressions(self, shown: str, feedback: str) -> pa.Table:
+    def impressions(self) -> pa.Table:
         """Shown items joined with the last feedback of each; without feedback: zeros, and no time."""
-        key = ", ".join(_KEY)
-        (repeated,) = fetch_row(self.connection, f"select count(*) - count(distinct ({key})) from {feedback}")
-        if repeated:  # rare, and ranking every event would double the cost of the join
-            fields = ", ".join(f'"{name}" := "{name}"' for name in ("feedback_ts", *self.told))
-            feedback = f"(select {key}, unnest(max(struct_pack({fields}))) from {feedback} group by {key})"
+        key, feedback = ", ".join(_KEY), self._last_of("feedback")
         told = ", ".join(f'coalesce(f."{name}", 0) as "{name}"' for name in self.told)
         return self.connection.sql(
-            f"select s.*, f.feedback_ts, {told} from {shown} s left join {feedback} f using ({key})"
+            "select s.* exclude (said_ts), greatest(f.feedback_ts, s.said_ts) as feedback_ts, "
+            f"{told} from {self._shown()} s left join {feedback} f using ({key})"
         ).to_arrow_table()
+
+    def _shown(self) -> str:
+        """SQL of the items that were shown, one row each: an impression but for its events. ``said_ts`` is
+        when the last feedback came that says it was shown."""
+        predictions = ", ".join(f'unnest(scores."{head}") as "p_{head}"' for head in self._heads)
+        ranked = (
+            "(select request_id, session_id, user_id, event_ts, unnest(items) as item_id, "
+            f"unnest(range(len(items)))::integer as position, {predictions}, shown as most from decisions)"
+        )
+        (said,) = fetch_row(
+            self.connection,
+            "select (select count(*) from said) + (select count(*) from decisions where shown < len(items))",
+        )
+        if not said:  # all of it, then, and no need of a join
+            return f"(select * exclude (most), null::timestamptz as said_ts from {ranked})"
+        request, key = ", ".join(_REQUEST), ", ".join(_KEY)
+        return f"""(
+            with named as (
+                select {request}, feedback_ts, unnest(shown) as item_id from said
+                union all
+                select {request}, feedback_ts, unnest(items[1:shown_top]) as item_id
+                from (select {request}, feedback_ts, shown_top from said where shown_top is not null)
+                join (select {request}, items from decisions) using ({request})
+            )
+            select ranked.* exclude (most), said_ts from {ranked} ranked
+            left join (select {key}, max(feedback_ts) as said_ts from named group by {key}) using ({key})
+            left join (select distinct {request}, true as told from said) using ({request})
+            left join (select distinct {key}, true as fed from feedback) using ({key})
+            where said_ts is not null or fed or (told is null and coalesce(position < most, true))
+        )"""
+
+    def _last_of(self, events: str) -> str:
+        """SQL of the last event of each item."""
+        key = ", ".join(_KEY)
+        (repeated,) = fetch_row(self.connection, f"select count(*) - count(distinct ({key})) from {events}")
+        if not repeated:  # as a rule, and ranking every event would double the cost of a join
+            return events
+        fields = ", ".join(f'"{name}" := "{name}"' for name in ("feedback_ts", *self.told))
+        return f"(select {key}, unnest(max(struct_pack({fields}))) from {events} group by {key})"
+
+    def know(self, requests: pa.Table) -> int:
+        """Feedback of these requests into the tables ``known`` and ``known_said``; of how many it is."""
+        self.connection.register("requests", requests)
+        using = f"semi join requests using ({', '.join(_REQUEST)})"
+        self.connection.execute(f"create or replace temp table known as from feedback {using}")
+        self.connection.execute(f"create or replace temp table known_said as from said {using}")
+        (count,) = fetch_row(
+            self.connection,
+            "select count(distinct request_id) from "
+            "(select request_id from known union all select request_id from known_said)",
+        )
+        return count
+
+    def is_news(self, landed: pa.Table) -> bool:
+        """Whether what is known may change what is landed of its requests.
+
+        A day that is landed some time after midnight has read what the next day's files held by then: mostly
+        all that there is of it, and then there is no need to land all of the day again.
+        """
+        self.connection.register("landed", landed)
+        request, key = ", ".join(_REQUEST), ", ".join(_KEY)
+        ours, theirs = (", ".join(f'{side}."{name}"' for name in self.told) for side in ("known", "landed"))
+        (count,) = fetch_row(
+            self.connection,
+            f"""
+            with named as (
+                select {request}, feedback_ts as said_ts, unnest(shown) as item_id from known_said
+            )
+            select (
+                select count(*) from {self._last_of("known")} known left join landed using ({key})
+                where landed.feedback_ts is null or known.feedback_ts > landed.feedback_ts
+                    or row({ours}) is distinct from row({theirs})
+            ) + (
+                select count(*) from named left join landed using ({key})
+                where landed.feedback_ts is null or said_ts > landed.feedback_ts
+            ) + (  -- shown by default until then
+                select count(*) from landed semi join named using ({request}) where feedback_ts is null
+            ) + (select count(*) from known_said where shown_top is not null or len(shown) = 0)
+            """,
+        )
+        return count > 0
+
+    def without(self, landed: pa.Table) -> None:
+        """Drop the feedback of what is landed."""
+        self.connection.register("landed", landed)
+        self.connection.execute(
+            "create or replace temp table feedback as "
+            f"from feedback anti join landed using ({', '.join(_KEY)})"
+        )
 
     def _columns(self, kind: str) -> dict[str, str]:
         """DuckDB's type of each of a line's fields; the settings name the keys of its objects."""
@@ -288,19 +339,23 @@ class _Log:
         }
         return {column.name: types[column.type] for column in LINES[kind]}
 
-    def _decision_sql(self) -> tuple[str, str]:
+    def _decision_sql(self) -> tuple[str, dict[str, str]]:
         lengths = "".join(f' and coalesce(len(scores."{head}") = len(items), true)' for head in self._heads)
         items = "not list_contains([x is null for x in items], true)"
         day = local_day_sql(self.settings, "event_ts")
-        return f"{_sound('decisions')} and {items}{lengths}", f"select *, {day} as day from lines"
+        select = f"select *, {day} as day from lines"
+        return f"{_sound('decisions')} and {items}{lengths}", {"decisions": select}
 
-    def _feedback_sql(self) -> tuple[str, str]:
+    def _feedback_sql(self) -> tuple[str, dict[str, str]]:
         told = ", ".join(f'coalesce(event."{name}", 0) as "{name}"' for name in self.told)
         items = "not list_contains([x.item_id is null for x in events], true)"
-        return f"{_sound('feedback')} and {items}", (
-            f"select request_id, user_id, event.item_id as item_id, feedback_ts, {told} from "
-            "(select request_id, user_id, event_ts as feedback_ts, unnest(events) as event from lines)"
-        )
+        request = ", ".join(_REQUEST)
+        return f"{_sound('feedback')} and {items}", {
+            "feedback": f"select {request}, event.item_id as item_id, feedback_ts, {told} from "
+            f"(select {request}, event_ts as feedback_ts, unnest(events) as event from lines)",
+            "said": f"select {request}, event_ts as feedback_ts, shown, shown_top from lines "
+            "where shown is not null or shown_top is not null",
+        }
 
 
 def _sound(kind: str) -> str:

@@ -13,7 +13,16 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.log import ARMS, EXPLORING, STATIC, UNITS, Column
 from training.contract.settings import Settings
 from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
-from training.validation.checks import NOT_FINITE, Check, Field, at_least, at_most, present, within
+from training.validation.checks import (
+    NOT_FINITE,
+    Check,
+    Field,
+    at_least,
+    at_most,
+    present,
+    severity_of,
+    within,
+)
 
 TRANSITIONS = "transitions"
 TRAINING_SET = "training_set"
@@ -173,6 +182,15 @@ def impressions(settings: Settings, day: date) -> Rules:
         checks.append(at_least(_plain(name), 0, f"{name} is at least 0"))
         if maximum:
             checks.append(at_most(_plain(name), maximum, f"{name} is at most a day, {maximum}", "warning"))
+    waited = Field(
+        "seconds_to_feedback",
+        "CASE WHEN feedback_ts IS NOT NULL THEN (epoch_us(feedback_ts) - epoch_us(event_ts)) / 1e6 END",
+        ("feedback_ts", "event_ts"),
+    )
+    fields.append(waited)
+    # a state that held what was done to the request's own items would give its reward away
+    text = "feedback comes after its request: feedback_ts - event_ts is at least 0"
+    checks.append(at_least(waited, 0.0, text, severity_of(settings, "feedback_times")))
     for signal in settings.signals:
         checks += within(_plain(signal.column), 0, 1, f"{signal.column}, a 0/1 signal,")
     predictions = tuple(f"p_{head.name}" for head in settings.heads)

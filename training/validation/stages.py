@@ -5,7 +5,7 @@ from typing import Any
 
 from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
-from training.contract.records import write_record
+from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
 from training.ingest.landing import read_note, schema_changes
@@ -36,6 +36,7 @@ def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
     """
     layout = settings.layout
     found = [_landed(settings, day, table_rules.impressions(settings, day), required=True)]
+    _orphans(settings, day, found[0])
     served_lately = [d for d in layout.days(DECISIONS) if day - timedelta(days=7) <= d < day]
     if layout.partition(DECISIONS, day).is_dir() or served_lately:
         rules = table_rules.decisions(settings, day)
@@ -143,6 +144,18 @@ def _landing_note(table: ValidatedTable) -> None:
         table.day_checks.append(measure("rows_since_landing", text, 0, 0, "warning"))
 
 
+def _orphans(settings: Settings, day: date, shown: ValidatedTable) -> None:
+    """Feedback that landing found no impression for: it is in no table."""
+    landed = (read_record(settings.layout, day, "land") or {}).get("tables", {}).get(IMPRESSIONS, {})
+    if not shown.judged or "orphan_feedback" not in landed:
+        return
+    orphans = landed["orphan_feedback"]
+    shown.measures["orphan_feedback"] = orphans
+    text = "feedback names items that were ranked for its request: 0 of its events belong to no impression"
+    severity = severity_of(settings, "orphan_feedback")
+    shown.day_checks.append(measure("orphan_feedback", text, 0, 0, severity, source="item_id"))
+
+
 def _fallbacks(settings: Settings, decided: ValidatedTable) -> None:
     """Requests that got the static weights because something failed while serving."""
     if decided.partition is None or "fallback" not in decided.partition.columns or not decided.rows:
@@ -185,10 +198,13 @@ def _match_requests(shown: ValidatedTable, decided: ValidatedTable) -> None:
         return
     share = decided.partition.unmatched(shown.partition, "request_id") / decided.rows
     decided.measures["share_without_impressions"] = share
-    text = f"at most {MOST_UNMATCHED_SHARE:.0%} of the decisions have no impression"
-    decided.day_checks.append(
-        measure("share_without_impressions", text, 0, MOST_UNMATCHED_SHARE, "warning", "request_id")
-    )
+    if decided.settings.serving.default_shown == 0:
+        decided.leave_out("day", "decisions without an impression", "serving.default_shown is 0")
+    else:
+        text = f"at most {MOST_UNMATCHED_SHARE:.0%} of the decisions have no impression"
+        decided.day_checks.append(
+            measure("share_without_impressions", text, 0, MOST_UNMATCHED_SHARE, "warning", "request_id")
+        )
     if {"user_id"} <= shown.partition.columns & decided.partition.columns:
         others = decided.partition.contradicting(shown.partition, "request_id", "user_id")
         decided.measures["decisions_for_another_user"] = others

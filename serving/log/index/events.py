@@ -1,7 +1,8 @@
 """Which feedback is known of a request, and has it moved the state?"""
 
+import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,24 +17,33 @@ CREATE TABLE IF NOT EXISTS fed (
     seen REAL NOT NULL, PRIMARY KEY (request_id, item_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS fed_seen ON fed (seen);
+-- JSON arrays of the items that feedback says were shown, and of those among them that moved the state
+CREATE TABLE IF NOT EXISTS shown (
+    request_id TEXT PRIMARY KEY, items TEXT NOT NULL, moved TEXT, seen REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS shown_seen ON shown (seen);
 """
-FORGET = "DELETE FROM fed WHERE seen < ?"
+FORGET = "DELETE FROM fed WHERE seen < ?1; DELETE FROM shown WHERE seen < ?1"
 
 
 class RequestEvents(NamedTuple):
-    """Feedback for the items of one request: ``events`` by item."""
+    """Feedback for the items of one request: ``events`` by item, and the items that it says were ``shown``,
+    None where it says nothing of that."""
 
     request_id: str
     session_id: str
     events: Mapping[int, Mapping[str, int]]
+    shown: Collection[int] | None = None
 
 
 class KnownEvents(NamedTuple):
     """All feedback for one request, the last event of each item: ``before`` what already moved the
-    state, ``now`` with the latest feedback."""
+    state, ``now`` with the latest feedback. Likewise what was said to be shown, None before it was."""
 
     before: list[dict[str, int]]
     now: list[dict[str, int]]
+    shown_before: frozenset[int] | None = None
+    shown_now: frozenset[int] | None = None
 
 
 class Events:
@@ -72,12 +82,22 @@ class Events:
                 )
                 add_reward(connection, fed.session_id, gained, negative, now)
                 before = {item: event for item, (event, moved) in stored.items() if moved}
-                known.append(KnownEvents(list(before.values()), list({**before, **fed.events}.values())))
+                shown = _add_shown(connection, fed, now)
+                known.append(
+                    KnownEvents(list(before.values()), list({**before, **fed.events}.values()), *shown)
+                )
         return known
 
-    def not_moved(self, request_id: str, items: Iterable[int]) -> None:
-        """The store did not take this feedback: sent again, it still has to move the state."""
+    def not_moved(self, request_id: str, items: Iterable[int], shown: Collection[int] | None = None) -> None:
+        """The store did not take this feedback: sent again, it still has to move the state.
+
+        ``shown`` is what the state knows to have been shown, as before this feedback.
+        """
         with self._lock, self._connection as connection:
+            connection.execute(
+                "UPDATE shown SET moved = ? WHERE request_id = ?",
+                (None if shown is None else _listed(shown), request_id),
+            )
             connection.executemany(
                 "UPDATE fed SET moved = 0 WHERE request_id = ? AND item_id = ?",
                 [(request_id, item) for item in items],
@@ -85,3 +105,27 @@ class Events:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _add_shown(
+    connection: sqlite3.Connection, fed: RequestEvents, now: float
+) -> tuple[frozenset[int] | None, frozenset[int] | None]:
+    """What was said to be shown, before and with this feedback; within the caller's transaction."""
+    row = connection.execute(
+        "SELECT items, moved FROM shown WHERE request_id = ?", (fed.request_id,)
+    ).fetchone()
+    items, moved = (None, None) if row is None else row
+    told = None if items is None else frozenset(orjson.loads(items))
+    before = None if moved is None else frozenset(orjson.loads(moved))
+    if fed.shown is not None:
+        told = frozenset(fed.shown) | (told or frozenset())
+    if told is not None:
+        listed = _listed(told)
+        connection.execute(
+            "INSERT OR REPLACE INTO shown VALUES (?, ?, ?, ?)", (fed.request_id, listed, listed, now)
+        )
+    return before, told
+
+
+def _listed(items: Collection[int]) -> str:
+    return orjson.dumps(sorted(items)).decode()

@@ -6,12 +6,14 @@ killed process but need not survive a power cut, and feedback may name its user 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import orjson
 
+from serving.log.day_files import NOWHERE, Place
 from serving.log.index import counts, events, requests, returns, sessions, tallies
 from serving.log.index.file import connect, prepare
 from training.contract.log import LATE_DAYS
@@ -27,9 +29,7 @@ class ServedRequest(NamedTuple):
 
     ``policy`` is the SHA-256 of the policy that its arm would serve, "" for none and for the static arm;
     ``failed`` whether that policy gave no usable action in time, ``bounded`` how many of the action's
-    ``entries`` were at a bound; ``items`` and ``predictions`` are what it showed
-    (:class:`training.contract.session.Shown`). ``aside``: the user is in the arm by exception,
-    and not as it was drawn.
+    ``entries`` were at a bound. ``aside``: the user is in the arm by exception, and not as it was drawn.
     """
 
     request_id: str
@@ -44,21 +44,21 @@ class ServedRequest(NamedTuple):
     entries: int = 0
     aside: bool = False
     epoch: int = 0
-    items: int = 0
-    predictions: Sequence[float] = ()
 
+
+_COLUMNS = (*ServedRequest._fields, *Place._fields)
 
 # One statement for a whole batch, in a transaction of its own: the interpreter's lock, which SQLite gives up
 # and takes again at every call, is otherwise what a commit waits for. ``served`` holds nothing: what is
 # inserted into it goes to every part's table.
 _SERVED = f"""
-CREATE TEMP VIEW served AS SELECT {", ".join(f"NULL AS {name}" for name in (*ServedRequest._fields, "now"))};
+CREATE TEMP VIEW served AS SELECT {", ".join(f"NULL AS {name}" for name in (*_COLUMNS, "now"))};
 CREATE TEMP TRIGGER serve INSTEAD OF INSERT ON served BEGIN
 {"".join(part.ON_SERVED for part in _SERVED_PARTS)}
 END;
 """
 # ?1 is a JSON array of requests, ?2 the time
-_FIELDS = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(ServedRequest._fields)))
+_FIELDS = ", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(_COLUMNS)))
 _ADD = f"INSERT INTO served SELECT {_FIELDS}, ?2 FROM json_each(?1)"  # noqa: S608 -- numbers of our own
 
 
@@ -91,10 +91,20 @@ class RequestIndex:
         self._clock, self._retention_s = clock, retention_s
         self._purged = 0.0
 
-    def add(self, served: list[ServedRequest]) -> None:
-        """Record served requests, all or none. Raises sqlite3.Error."""
+    def claim(self, asked: Sequence[tuple[str, int]]) -> list[bool]:
+        """Take request ids for their users, before they are logged; False for one that is another user's.
+
+        Raises sqlite3.Error.
+        """
+        rows = self._writer.execute(requests.CLAIM, (orjson.dumps(asked).decode(), self._clock()))
+        owners = dict(rows.fetchall())
+        return [owners[request_id] == user_id for request_id, user_id in asked]
+
+    def add(self, served: Sequence[ServedRequest], places: Iterable[Place] = repeat(NOWHERE)) -> None:
+        """Record served requests, and where their lines are, all or none. Raises sqlite3.Error."""
         now = self._clock()
-        self._writer.execute(_ADD, (orjson.dumps([*map(tuple, served)]).decode(), now))
+        rows = [(*one, *place) for one, place in zip(served, places, strict=False)]
+        self._writer.execute(_ADD, (orjson.dumps(rows).decode(), now))
         if now - self._purged > self._retention_s * _PURGE_SHARE:
             self._purge(now)
 
@@ -107,5 +117,6 @@ class RequestIndex:
         with self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
             for part in _PARTS:
-                self._writer.execute(part.FORGET, (now - self._retention_s,))
+                for statement in part.FORGET.split(";"):
+                    self._writer.execute(statement, (now - self._retention_s,))
         self._purged = now

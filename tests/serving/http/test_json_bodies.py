@@ -152,8 +152,8 @@ def test_feedback_fills_in_what_was_not_sent():
         (feedback_body(request_id=None), "^request_id: expected `str`, got `null`"),
         ({"events": []}, "^request_id is missing"),
         (feedback_body(extra=1), "unknown field extra"),
-        (feedback_body(events={}), "^events: expected `array`, got `object`"),
-        (feedback_body(events=None), "^events: expected `array`, got `null`"),
+        (feedback_body(events={}), "^events: expected `array \\| null`, got `object`"),
+        (feedback_body(events=None), "^events and shown are both missing"),
         (feedback_body(events=[3]), "^events\\[0\\]: expected `object`, got `int`"),
         (feedback_body(events=[{"is_click": 1}]), "events\\[0\\].item_id is missing"),
         (feedback_body(**event(item_id="3")), "^events\\[0\\].item_id: expected `int`, got `str`"),
@@ -196,6 +196,7 @@ def test_no_json_does_anything_but_parse_or_be_refused(body):
             rank_body(candidates=body),
             rank_body(event_ts=body),
             feedback_body(events=[body]),
+            feedback_body(shown=body),
         ):
             try:
                 parse(encode(sent))

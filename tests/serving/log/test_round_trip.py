@@ -52,13 +52,14 @@ def decisions(draw: st.DrawFn) -> dict[str, Any]:
     return {
         **fields,
         "items": np.array(items, dtype=np.int64),
+        "shown": draw(st.integers(0, len(items))),
         "scores": {head: draw(scores) for head in sorted(heads)},
     }
 
 
 @st.composite
-def days(draw: st.DrawFn) -> list[tuple[dict[str, Any], dict[int, dict[str, int]]]]:
-    """Decisions of one day, and for some of their items an event."""
+def days(draw: st.DrawFn) -> list[tuple[dict[str, Any], dict[int, dict[str, int]], list[int] | None]]:
+    """Decisions of one day, for some of their items an event, and what feedback says was shown."""
     signals = [signal.column for signal in DEFAULT.signals]
     milliseconds = st.integers(0, MAXIMUM_MS)
     event = st.fixed_dictionaries(
@@ -70,7 +71,12 @@ def days(draw: st.DrawFn) -> list[tuple[dict[str, Any], dict[int, dict[str, int]
     )
     found = draw(st.lists(decisions(), min_size=1, max_size=4, unique_by=lambda one: one["request_id"]))
     return [
-        (one, {item: draw(event) for item in one["items"].tolist() if draw(st.booleans())}) for one in found
+        (
+            one,
+            {item: draw(event) for item in one["items"].tolist() if draw(st.booleans())},
+            draw(st.none() | st.lists(st.sampled_from(one["items"].tolist()), unique=True)),
+        )
+        for one in found
     ]
 
 
@@ -91,7 +97,7 @@ def test_what_is_logged_is_landed_to_equal_values(
     arrival = MIDNIGHT + timedelta(hours=20)
     for kind in ("decisions", "feedback"):
         files = DayFiles(settings.layout.serving_log / kind, "w1")
-        for decided, events in day:
+        for decided, events, said in day:
             line = (
                 decision_line(**{name: written(value) for name, value in decided.items()})
                 if kind == "decisions"
@@ -100,6 +106,8 @@ def test_what_is_logged_is_landed_to_equal_values(
                     user_id=decided["user_id"],
                     event_ts=written(arrival),
                     events=[{"item_id": item, **event} for item, event in events.items()],
+                    shown=said,
+                    shown_top=None,
                 )
             )
             files.write([(str(DAY), encode(line))])
@@ -107,30 +115,37 @@ def test_what_is_logged_is_landed_to_equal_values(
     land_service_log(settings, DAY)
 
     found = {row["request_id"]: row for row in rows(settings, DECISIONS)}
-    assert found.keys() == {decided["request_id"] for decided, _ in day}
-    for decided, _ in day:
+    assert found.keys() == {decided["request_id"] for decided, *_ in day}
+    for decided, *_ in day:
         row = found[decided["request_id"]]
         for column in DECISION:
             want = decided[column.name]
             assert row[column.name] == (want.tolist() if isinstance(want, np.ndarray) else want), column.name
 
     shown = {(row["request_id"], row["item_id"]): row for row in rows(settings, IMPRESSIONS)}
-    assert len(shown) == sum(len(decided["items"]) for decided, _ in day)
-    for decided, events in day:
+    for decided, events, said in day:
         for position, item in enumerate(decided["items"].tolist()):
-            row = shown[decided["request_id"], item]
+            by_default = said is None and position < decided["shown"]
+            row = shown.pop((decided["request_id"], item), None)
+            assert (row is not None) == (by_default or item in events or item in (said or ()))
+            if row is None:
+                continue
             for name in ("session_id", "user_id", "event_ts"):
                 assert row[name] == decided[name]
             assert row["position"] == position
-            assert row["feedback_ts"] == (arrival if item in events else None)
+            assert row["feedback_ts"] == (None if by_default and item not in events else arrival)
             event = events.get(item, {})
             for name in (*(signal.column for signal in settings.signals), "play_time_ms", "duration_ms"):
                 assert row[name] == event.get(name, 0), name
             for head in settings.fusion.names:
                 want = decided["scores"].get(head)
                 assert row[f"p_{head}"] == (None if want is None else want[position]), head
+    assert not shown
 
 
 def test_every_declared_type_is_tried() -> None:
     assert {column.type for column in DECISION} <= VALUES.keys()
-    assert {column.name for column in DECISION_LINE} == {"v", "items", "scores", *(c.name for c in DECISION)}
+    assert {column.name for column in DECISION_LINE} == {
+        *("v", "items", "shown", "scores"),
+        *(c.name for c in DECISION),
+    }

@@ -134,6 +134,66 @@ def test_feedback_that_a_day_was_landed_with_is_not_landed_again_by_the_next(
         assert (IMPRESSIONS, DAY) in written and landed["changed_days"] == [str(DAY)]
 
 
+def items(settings: Settings, day: date = DAY) -> list[tuple[str, int]]:
+    return [(row["request_id"], row["item_id"]) for row in read(settings, day=day)]
+
+
+def test_impressions_are_what_was_shown(settings: Settings) -> None:
+    hundred = tuple(range(100, 300))
+    lines = [decision(f"r{n}", n, hundred, v=3, shown=50) for n in range(6)]
+    lines.append(decision("r6", 6, hundred, v=3, shown=0))  # nothing, until feedback says it
+    lines.append(decision("r7", 7, hundred))  # of an older service: all
+    write_log(settings, "decisions", DAY, lines)
+    told = [
+        feedback("r1", 11, event(101, 5), shown=list(range(100, 110)), v=3),
+        feedback("r2", 12, event(299, 5, is_click=1)),  # below what is taken as shown: it was seen
+        feedback("r3", 13, shown=[], v=3),  # nothing was seen
+        feedback("r4", 14, shown_top=10, v=3),
+        feedback("r4", 15, shown=[111, 100], v=3),  # and further down, later
+        feedback("r5", 16, event(120, 5), shown=[], v=3),
+    ]
+    write_log(settings, "feedback", DAY, told)
+    land_service_log(settings, DAY)
+    rows = read(settings)
+    seen = {f"r{n}": [r["item_id"] for r in rows if r["request_id"] == f"r{n}"] for n in range(8)}
+    assert seen == {
+        "r0": list(range(100, 150)),
+        "r1": list(range(100, 110)),
+        "r2": [*range(100, 150), 299],
+        "r3": [],
+        "r4": [*range(100, 110), 111],
+        "r5": [120],
+        "r6": [],
+        "r7": list(hundred),
+    }
+    of_item = {(row["request_id"], row["item_id"]): row for row in rows}
+    assert [of_item["r2", item]["position"] for item in (100, 149, 299)] == [0, 49, 199]
+    # an item that was said to be shown has the feedback that nothing was done to it
+    arrived = {
+        key: of_item[key]["feedback_ts"] for key in (("r0", 100), ("r1", 100), ("r4", 100), ("r4", 101))
+    }
+    minutes = [None if at is None else (at - MIDNIGHT) // timedelta(minutes=1) for at in arrived.values()]
+    assert minutes == [None, 11, 15, 14]
+    assert told_of(of_item["r1", 101]) == (0, 5)
+
+
+def told_of(row: dict) -> tuple:
+    return row["is_click"], row["play_time_ms"]
+
+
+def test_what_is_said_to_be_shown_after_midnight_changes_the_day_of_its_request(settings: Settings) -> None:
+    write_log(settings, "decisions", DAY, [decision("r1", MINUTES - 1, range(20), v=3, shown=20)])
+    write_log(settings, "decisions", NEXT, [decision("n1", MINUTES + 10)])
+    land_service_log(settings, DAY)
+    assert len(items(settings)) == 20
+    late = feedback("r1", MINUTES + 1, event(15, 9), shown=[0, 1, 2], v=3)
+    write_log(settings, "feedback", NEXT, [late, feedback("r1", MINUTES + 2, event(99), v=3)])
+    landed = land_service_log(settings, NEXT)["tables"][IMPRESSIONS]
+    assert landed["changed_days"] == [str(DAY)] and landed["late_feedback"] == 1
+    assert landed["orphan_feedback"] == 1  # of an item that was never ranked
+    assert [item for _, item in items(settings)] == [0, 1, 2, 15]
+
+
 def test_late_decisions_land_in_their_own_day_and_stay_there(settings: Settings) -> None:
     write_log(settings, "decisions", DAY, [decision("r1")])
     land_service_log(settings, DAY)
@@ -193,7 +253,7 @@ def test_no_whole_line_is_no_day(settings: Settings) -> None:
         (b'{"v":1,"req', r"not JSON"),
         (b"[1]", r"not a JSON object"),
         (b"\0\0\0", r"not JSON"),
-        ({"v": 3}, r"its version v is 3, this code reads 1 to 2"),
+        ({"v": 4}, r"its version v is 4, this code reads 1 to 3"),
         ({"user_id": "x"}, r"user_id is 'x', expected BIGINT"),
         ({"user_id": None}, r"user_id is missing"),
         ({"event_ts": "2026-13-05T00:00:00Z"}, r"event_ts is .* expected an ISO-8601 time"),
@@ -226,6 +286,8 @@ def test_a_bad_decision_is_named_by_file_line_and_field(
         (feedback("r1", 1, request_id=None), r"request_id is missing"),
         (feedback("r1", 1, events=3), r"events is 3, expected a list"),
         (feedback("r1", 1, events=["x"]), r"events\[0\] is 'x', expected an object"),
+        (feedback("r1", 1, shown=["x"]), r"shown \[0\] is 'x', expected BIGINT"),
+        (feedback("r1", 1, shown_top="all"), r"shown_top is 'all', expected INTEGER"),
     ],
 )
 def test_bad_feedback_is_named_by_file_line_and_field(settings: Settings, line: dict, message: str) -> None:
@@ -240,7 +302,7 @@ def test_a_field_that_the_contract_does_not_know_is_named(settings: Settings, ki
     write_log(settings, "decisions", DAY, [decision("r1")])
     path = write_log(settings, kind, DAY, [line | {"shelf": 3}], worker="w2")
     with pytest.raises(
-        DataError, match=rf"{path}, line 1: shelf is no field of a line of version 2: v, request_id"
+        DataError, match=rf"{path}, line 1: shelf is no field of a line of version 3: v, request_id"
     ):
         land_service_log(settings, DAY)
     assert not settings.layout.table(DECISIONS).exists()
@@ -260,9 +322,27 @@ EVENTS = st.lists(
         st.integers(0, 3 * MINUTES - 1),  # arrival, within two days of every request
         st.integers(0, 3),  # play
         st.integers(0, 1),  # click
+        # what it says was shown: nothing of that, items, or how many of the top
+        st.none() | st.lists(st.integers(0, 3), max_size=3) | st.integers(0, 3),
+        st.booleans(),  # an event, too
     ),
     max_size=15,
 )
+
+
+def fed(request: int, item: int, minutes: int, play: int, click: int, shown: Any, acts: bool) -> dict:
+    said = {"shown_top": shown} if isinstance(shown, int) else {} if shown is None else {"shown": shown}
+    events = [event(item, play, is_click=click)] if acts else []
+    return feedback(f"r{request // 2}{request % 2}", minutes, *events, v=3, **said)
+
+
+def expected(events: list[tuple], request: int) -> list[int]:
+    """Items of a request that were shown, by the rule in words."""
+    of_request = [one for one in events if one[0] == request]
+    acted = {item for _, item, *_, acts in of_request if acts}
+    said = [shown for *_, shown, _ in of_request if shown is not None]
+    named = {item for shown in said for item in (range(shown) if isinstance(shown, int) else shown)}
+    return sorted(({*named} if said else {*range(1 + request % 2)}) | acted)
 
 
 @hypothesis_settings(
@@ -279,16 +359,18 @@ def test_any_order_of_lines_and_of_landings_ends_at_the_same_lake(
     for order in (days, chance.sample(days, 3)):
         settings = Settings(data=tmp_path_factory.mktemp("data"))
         for n, day in enumerate(days):
-            requests = [decision(f"r{n}{i}", n * MINUTES + i, (0, 1, 2)) for i in range(2)]
-            of_day = [
-                feedback(f"r{r // 2}{r % 2}", minutes, event(item, play, is_click=click))
-                for r, item, minutes, play, click in events
-                if minutes // MINUTES == n and r // 2 <= n
+            requests = [
+                decision(f"r{n}{i}", n * MINUTES + i, (0, 1, 2, 3), v=3, shown=1 + i) for i in range(2)
             ]
+            of_day = [fed(*one) for one in events if one[2] // MINUTES == n and one[0] // 2 <= n]
             write_log(settings, "decisions", day, chance.sample(requests, 2))
             write_log(settings, "feedback", day, chance.sample(of_day, len(of_day)))
         for day in (*order, *chance.sample(days, 2)):
             land_service_log(settings, day)
         lakes.append(lake_bytes(settings))
+        known = [one for one in events if one[0] // 2 <= one[2] // MINUTES]
+        for r in range(6):
+            shown = [item for name, item in items(settings, days[r // 2]) if name == f"r{r // 2}{r % 2}"]
+            assert sorted(shown) == expected(known, r)
     assert lakes[0] == lakes[1]
     assert len(lakes[0]) == 6

@@ -49,6 +49,10 @@ def put(column: str, row: int, value: Any) -> Change:
     return change
 
 
+def a_second_later(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.add(values, pa.scalar(timedelta(seconds=1), pa.duration("us")))
+
+
 def every(column: str, function: Callable[[pa.ChunkedArray], Any]) -> Change:
     def change(rows: pa.Table) -> pa.Table:
         values = function(rows[column])
@@ -123,6 +127,14 @@ DEFECTS = [
         lambda rows: put("event_ts", 3, rows["event_ts"][3].as_py() - timedelta(days=2))(rows),
         "impressions_rows",
         "event_ts_local_hour",
+    ),
+    Defect(
+        "feedback from before its request",
+        "landed",
+        SHOWN,
+        lambda rows: put("feedback_ts", 3, rows["event_ts"][3].as_py() - timedelta(seconds=1))(rows),
+        "impressions_rows",
+        "seconds_to_feedback",
     ),
     Defect(
         "impressions written twice with other ids",
@@ -310,7 +322,7 @@ HARMLESS: dict[str, tuple[str, Change]] = {
     "a play that took an hour": (SHOWN, put("play_time_ms", 3, 3_600_000)),
     "events a second later": (
         SHOWN,
-        every("event_ts", lambda v: pc.add(v, pa.scalar(timedelta(seconds=1), pa.duration("us")))),
+        lambda rows: every("event_ts", a_second_later)(every("feedback_ts", a_second_later)(rows)),
     ),
     "a state of an older specification": (
         D,

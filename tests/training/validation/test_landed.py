@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,32 @@ def test_each_bad_value_of_impressions_is_named(shown: Any) -> None:
         assert found[column]["unexpected_count"] == 1
         assert what in found[column]["message"]
     assert record["quarantined"] == {"impressions": len(bad)}
+
+
+@pytest.mark.parametrize(("verdict", "severity"), [("fail", "critical"), ("warn", "warning")])
+def test_feedback_from_before_its_request_is_judged(shown: Any, verdict: str, severity: str) -> None:
+    verdicts = shown.settings.validation.verdicts.model_copy(update={"feedback_times": verdict})
+    validation = shown.settings.validation.model_copy(update={"verdicts": verdicts})
+    settings = shown.settings.model_copy(update={"validation": validation})
+    asked = pq.read_table(shown.path("impressions", DAY))["event_ts"].to_pylist()
+    shown.set_value("impressions", DAY, "feedback_ts", [4], asked[4] - timedelta(microseconds=1))
+    shown.set_value("impressions", DAY, "feedback_ts", [5], asked[5])
+    record = validate_landed(settings, DAY)
+    [failed] = failures(record, severity)
+    assert (failed["column"], failed["unexpected_count"]) == ("feedback_ts", 1)
+    assert "feedback comes after its request" in failed["message"]
+    assert record["success"] == (severity == "warning")
+    assert record["quarantined"] == ({"impressions": 1} if severity == "critical" else {})
+
+
+@pytest.mark.parametrize("orphans", [0, 3])
+def test_feedback_on_items_that_were_not_ranked_is_told(shown: Any, orphans: int) -> None:
+    landed = {"tables": {"impressions": {"orphan_feedback": orphans}}}
+    write_record(shown.settings.layout, DAY, "land", landed)
+    record = validate_landed(shown.settings, DAY)
+    warned = [failed["observed"] for failed in failures(record, "warning")]
+    assert (record["success"], warned) == (True, [orphans] if orphans else [])
+    assert record["measures"]["impressions"]["orphan_feedback"] == orphans
 
 
 def test_duplicated_requests_are_counted_and_every_copy_is_kept(days: Any) -> None:

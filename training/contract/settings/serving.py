@@ -116,6 +116,12 @@ class ServingSettings(Section):
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     default_k: int = Field(6, ge=1, description="items returned when the request names no k")
     max_k: int = Field(200, ge=1)
+    default_shown: int | None = Field(
+        None,
+        ge=0,
+        description="how many of the items returned, from the top, are taken as shown when neither the "
+        "request nor its feedback says; none means all (ours)",
+    )
     rate_limit: Positive | None = Field(
         None,
         description="requests a second to /rank and /feedback from one address, in each worker; none has no "

@@ -22,6 +22,8 @@ class VerdictSettings(Section):
     overlap: Verdict = Field("warn", description="too few explored transitions to learn from (ours)")
     coverage: Verdict = Field("warn", description="logged actions leave a head's interval empty (ours)")
     sample_ratio: Verdict = Field("warn", description="users are not in the arms as the shares say (ours)")
+    feedback_times: Verdict = Field("fail", description="feedback from before its request (ours)")
+    orphan_feedback: Verdict = Field("warn", description="feedback on items that were not ranked (ours)")
     reward_range: Verdict = Field("warn", description="rewards beyond those of recent days (ours)")
 
 

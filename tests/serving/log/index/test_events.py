@@ -24,3 +24,21 @@ def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
     index.events.not_moved("r1", [1])
     [known] = index.events.add([RequestEvents("r1", "s1", {1: worse})])
     assert known.before == [two] and len(known.now) == 2
+
+
+def test_what_is_said_to_be_shown_adds_up(tmp_path):
+    index = RequestIndex(tmp_path / "requests.sqlite", 30)
+
+    def shown(items, **events):
+        [known] = index.events.add([RequestEvents("r1", "s1", events, items)])
+        return known.shown_before, known.shown_now
+
+    assert shown(None) == (None, None)
+    assert shown([3, 1]) == (None, {1, 3})
+    assert shown(None) == ({1, 3}, {1, 3})
+    assert shown([2]) == ({1, 3}, {1, 2, 3})
+    # what the store did not take still has to move the state
+    index.events.not_moved("r1", [], frozenset({1, 3}))
+    assert shown([]) == ({1, 3}, {1, 2, 3})
+    index.events.not_moved("r1", [], None)
+    assert shown([]) == (None, {1, 2, 3})
