@@ -6,13 +6,26 @@ it has ``tables(results)``, that is what its page shows.
 
 import argparse
 
-from tests.benchmarks import canary, day, demo, faults, learner, materialise, publish, scale, stages, start
+from tests.benchmarks import (
+    canary,
+    day,
+    demo,
+    faults,
+    learner,
+    materialise,
+    publish,
+    returns,
+    scale,
+    stages,
+    start,
+)
 
 BENCHMARKS = {
     "stages": (stages, "Rows a second through the stages of a day"),
     "materialise": (materialise, "Materialising users into the online store"),
     "learner": (learner, "Training steps of BatchRL-MTF"),
     "scale": (scale, "Learning from large logs"),
+    "returns": (returns, "The model of session returns on large logs"),
     "faults": (faults, "Faults under load"),
     "start": (start, "dbt's start"),
     "canary": (canary, "What a canary decides"),
