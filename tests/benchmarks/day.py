@@ -45,9 +45,10 @@ STAGES = (
 )
 
 
-def demo_file(folder: Path, world: dict[str, Any]) -> Path:
-    """The demo's settings with a data folder and ports of their own, and ``world`` over its section."""
-    values = yaml.safe_load(DEMO.read_text()) | {"data": str(folder / "data")}
+def demo_file(folder: Path, world: dict[str, Any], **top: Any) -> Path:
+    """The demo's settings with a data folder and ports of their own, ``world`` over its section and ``top``
+    over what has none."""
+    values = yaml.safe_load(DEMO.read_text()) | {"data": str(folder / "data")} | top
     values["world"] |= world
     values["serving"] |= {"port": free_port()}
     ports = {"airflow_port": free_port(), "mlflow_port": free_port()}

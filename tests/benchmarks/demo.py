@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks demo --logs ../shared/data/kuairand_pure
 
-The synthetic world, and with ``--logs`` also the one that is fitted to KuaiRand's CSVs, each in a data folder
-of its own.
+The synthetic world, with ``--seeds`` some more of them, each with users and luck of its own, and with ``--logs``
+also the one that is fitted to KuaiRand's CSVs: each in a data folder of its own. Worlds are run one after another.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.day import MTF, demo_file
+from tests.benchmarks.day import DEMO, MTF, demo_file
 from tests.benchmarks.publish import prose, table
 from training.contract.files import read_json
 from training.contract.settings import SETTINGS_VARIABLE, load_settings
@@ -22,13 +22,16 @@ from training.contract.settings import SETTINGS_VARIABLE, load_settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--days", type=int, default=4)
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="synthetic worlds, the first with mtf.yaml's seed"
+    )
     parser.add_argument("--logs", type=Path, help="folder of KuaiRand's CSVs, for the world fitted to them")
 
 
-def demo(days: int, world: dict[str, str]) -> dict[str, Any]:
+def demo(days: int, world: dict[str, str], **top: Any) -> dict[str, Any]:
     """The ``summary.json`` of a demo."""
     with tempfile.TemporaryDirectory(prefix="mtf-bench-") as folder:
-        file = demo_file(Path(folder), world)
+        file = demo_file(Path(folder), world, **top)
         environment = os.environ | {SETTINGS_VARIABLE: str(file)}
         subprocess.run([sys.executable, "-c", MTF, "demo", "--days", str(days)], env=environment, check=True)
         return read_json(load_settings(file).layout.summary)
@@ -36,6 +39,9 @@ def demo(days: int, world: dict[str, str]) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {"synthetic": demo(arguments.days, {})}
+    first = load_settings(DEMO).seed
+    for seed in range(first + 1, first + arguments.seeds):
+        found[f"synthetic, seed {seed}"] = demo(arguments.days, {}, seed=seed)
     if arguments.logs:
         logs = str(arguments.logs.resolve())
         found["fitted to KuaiRand"] = demo(arguments.days, {"build": "kuairand", "logs": logs})
