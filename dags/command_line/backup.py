@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 
 from dags.command_line import stack
+from dags.command_line.console import busy, console
 from training.contract.errors import MtfError
 from training.contract.settings import Settings, load_settings
 from training.operations import backup as state
-
-console = Console()
 
 
 def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> None:
@@ -22,7 +20,7 @@ def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> 
     owner may read it.
     """
     settings = _stopped()
-    with console.status(f"backing up {settings.data}"):
+    with busy(f"backing up {settings.data}"):
         manifest = state.backup(settings, to)
     files = manifest["files"].values()
     console.print(f"{to}: {len(files)} files of {decimal(sum(file['bytes'] for file in files))}")
@@ -37,7 +35,7 @@ def restore(
     The folder may be another than the one backed up. Stop the stack first (`mtf down`).
     """
     settings = _stopped()
-    with console.status(f"restoring {settings.data}"):
+    with busy(f"restoring {settings.data}"):
         manifest = state.restore(settings, source, force)
     console.print(f"{settings.data} is as {manifest['root']} was at {manifest['created']}")
     console.print("`mtf status` says what is served; `mtf up` starts it")

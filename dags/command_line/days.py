@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dags import alerts, stages
+from dags.command_line.console import console
 from training.contract.errors import MtfError, SettingsError
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
@@ -19,7 +20,6 @@ OptionalDay = Annotated[
     datetime | None,
     typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day; the newest by default"),
 ]
-console = Console()
 
 
 def day(date_: Day, force: Force = False) -> None:
@@ -92,7 +92,12 @@ def chosen_day(chosen: datetime | None, settings: Settings) -> date:
 
 
 def progress_bar(console: Console) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=console)
 
 
@@ -111,12 +116,13 @@ def _run_day(
         if "kept" in record:
             return
         note = f"skipped: {record['skipped']}" if "skipped" in record else record["why"]
-        progress.console.print(f"{chosen} {name:22s} {record['seconds']:7.1f} s  {note}", highlight=False)
+        progress.console.print(f"{chosen} {name:22s} {record['seconds']:7.1f} s  {note}", soft_wrap=True)
 
     try:
         return stages.run_day(settings, chosen, force=force, begin=begin, done=done)
     except Exception as error:
         alert = alerts.failed_stage(chosen, stage, error)
         alerts.send(settings, alert)
-        progress.console.print(f"[red]{chosen} {stage}: {alert.what}[/]\n{alert.todo}", highlight=False)
+        progress.console.print(f"{chosen} {stage}: {alert.what}", style="red", soft_wrap=True)
+        progress.console.print(alert.todo, soft_wrap=True)
         raise

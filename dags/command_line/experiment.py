@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import TaskID
 
 from dags.command_line import days
+from dags.command_line.console import console
 from training.contract.settings import load_settings
-
-console = Console()
 
 
 def experiment(

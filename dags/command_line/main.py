@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dags import stages
 from dags.command_line import backup, days, experiment, policy, quarantine, retention, reward, stack, status
+from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import write_text_atomic
@@ -35,7 +36,6 @@ app.add_typer(quarantine.app)
 app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
-console = Console()
 
 
 def _show_version(asked: bool) -> None:
@@ -72,7 +72,7 @@ def run() -> None:
     except SystemExit as ending:
         code = ending.code
     except MtfError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(Text("error:", "bold red"), str(error))
         code = 2 if isinstance(error, SettingsError) else 1
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -107,13 +107,16 @@ def init(
 
 @app.command()
 def ingest(
-    source: Annotated[Source, typer.Option(help="kind of log")] = Source.service,
+    source: Annotated[
+        Source | None,
+        typer.Option(help="kind of log; by default files where --from is given, else service"),
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--from", help="folder of the logs (kuairand, files)")
     ] = None,
     day: OptionalDay = None,
 ) -> None:
-    """Land logs in the lake: the service's own, KuaiRand's CSVs, or files of your own.
+    """Land logs in the lake: files of your own, KuaiRand's CSVs, or the service's own log.
 
     For KuaiRand all days of the folder are landed and a multi-task model (PLE), trained on past days
     only, fills in the predictions that the log does not carry. Landing twice changes nothing.
@@ -121,27 +124,46 @@ def ingest(
     from training import ingest as landing
 
     settings = load_settings()
-    if source is Source.service:
+    chosen = source or (Source.service if folder is None else Source.files)
+    if chosen is Source.service:
+        if folder is not None:
+            raise SettingsError(
+                f"--source service reads the service's own log in {settings.layout.serving_log}, and no "
+                "--from: leave one of the two out"
+            )
         _show_landing(stages.run_stage(settings, chosen_day(day, settings), "land", force=True))
         return
     if folder is None:
-        raise SettingsError(f"--source {source} needs --from FOLDER")
-    if source is Source.kuairand:
+        raise SettingsError(f"--source {chosen} needs --from FOLDER")
+    if chosen is Source.kuairand:
         from training.world import upstream
 
-        with console.status("landing KuaiRand's days"):
+        with busy("landing KuaiRand's days"):
             records = landing.land_kuairand(settings, folder, [day.date()] if day else None)
         for record in records:
             _show_landing(record)
-        with console.status("training the multi-task model and writing its predictions"):
+        with busy("training the multi-task model and writing its predictions"):
             upstream.predict_days(settings, folder)
         return
-    _show_landing(stages.land_files_from(settings, chosen_day(day, settings), folder))
+    with busy(f"landing {folder}"):
+        record = stages.land_files_from(settings, chosen_day(day, settings), folder)
+    _show_landing(record)
 
 
 def _show_landing(record: dict[str, Any]) -> None:
     for table, landed in record["tables"].items():
-        console.print(f"{table}: {landed['rows']} rows, days {', '.join(map(str, landed['days']))}")
+        days_ = ", ".join(map(str, landed["days"]))
+        console.print(f"{table}: {landed['rows']} rows, days {days_}", soft_wrap=True)
+        for entry, what in _NOT_READ.items():
+            if landed.get(entry):
+                console.print(f"  {what}: {', '.join(landed[entry])}", soft_wrap=True)
+
+
+_NOT_READ = {
+    "left_out": "files left out, because their names begin with _ or .",
+    "unread_columns": "columns that nobody asked for",
+    "absent_columns": "columns that are not there, and null",
+}
 
 
 app.command()(days.day)
@@ -205,7 +227,7 @@ def up() -> None:
     for service in running:
         stack.start(settings, service)
     for service in running:
-        with console.status(f"waiting for {service.name}"):
+        with busy(f"waiting for {service.name}"):
             seconds = stack.wait_ready(settings, service)
         console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
     airflow = stack.Airflow(settings)

@@ -4,21 +4,19 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dags import stages
+from dags.command_line.console import busy, console
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.errors import SettingsError
 from training.contract.settings import load_settings
-
-console = Console()
 
 
 def _run(stage: str, chosen: datetime | None) -> dict[str, Any]:
     settings = load_settings()
     target = chosen_day(chosen, settings)
-    with console.status(f"{stage} {target}"):
+    with busy(f"{stage} {target}"):
         record = stages.run_stage(settings, target, stage, force=True)
     if "skipped" in record:
         console.print(f"{stage} of {target} skipped: {record['skipped']}")
@@ -83,7 +81,7 @@ def canary(
         with history.changing(settings.layout):
             console.print(f"{rollout.lift_pause(settings, reason)} holds the canary no longer")
     for sentence in trying.told(settings) or ["Nothing is tried."]:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(sentence)
 
 
 ArmShare = Annotated[float | None, typer.Option(min=0.0, max=1.0)]

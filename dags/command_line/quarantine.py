@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from dags.command_line.console import console
 from training.contract.settings import load_settings
 from training.validation import quarantine
 
@@ -21,7 +21,6 @@ app = typer.Typer(
     mended rows in place of the bad ones. Then run the day again: `mtf day --date …`.
     """,
 )
-console = Console()
 
 TableName = Annotated[str, typer.Option("--table", "-t", help="impressions, decisions or users")]
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]

@@ -3,14 +3,13 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from dags.command_line.console import console
 from training.contract.settings import load_settings
 from training.operations import retention
 
-console = Console()
 SHOWN = 40  # rows of a kind that are listed
 
 

@@ -3,13 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from dags.command_line.console import console
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.settings import load_settings
-
-console = Console()
 
 
 def reward(

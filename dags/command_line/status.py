@@ -1,14 +1,14 @@
 """`mtf status`: whether the loop is in order, and what runs."""
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dags.command_line import stack
+from dags.command_line.console import console
 from training.contract.files import read_json
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings, load_settings, settings_path
 
-console = Console()
 WORDS = {"good": "good", "held": "worth a look", "stopped": "alarm", "open": "open"}
 
 
@@ -25,8 +25,8 @@ def status() -> None:
         console.print(f"{service.name:8s} {state}")
     colours = {"good": "green", "held": "yellow", "stopped": "red", "open": "cyan"}
     for answer in report.standing(settings):
-        console.print(f"[bold]{answer.question}[/] [{colours[answer.state]}]{WORDS[answer.state]}[/]")
-        console.print(f"  {answer.text}", markup=False, highlight=False)
+        console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
+        console.print(f"  {answer.text}")
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:

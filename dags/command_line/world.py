@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from dags import stages
 from dags.command_line import stack
@@ -122,7 +123,7 @@ def _land_real_days(settings: Settings, console: Console) -> list[date]:
     folder = settings.world.logs
     if folder is None:
         raise SettingsError("world.build 'kuairand' needs world.logs: the folder of KuaiRand's CSVs")
-    with console.status(f"landing {folder}"):
+    with console.status(Text(f"landing {folder}")):
         records = ingest.land_kuairand(settings, folder)
     days = sorted(date.fromisoformat(record["day"]) for record in records)
     with console.status("training the multi-task model (PLE) on past days, writing its predictions"):

@@ -7,9 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 from dags.command_line import stack
+from dags.command_line.console import console
 from dags.command_line.demo import verdict
 from dags.command_line.main import app
 from dags.command_line.settings_file import render
@@ -122,6 +124,37 @@ def test_files_that_are_refused_leave_data_docs_a_page_and_a_record_as_a_refused
     record = read_json(data / "runs/dt=2026-01-05/land.json")
     assert not record["success"] and record["suites"]["landing"]["failed"][0]["column"] == "readable"
     assert (data / record["data_docs"]).exists()
+
+
+def test_what_a_user_wrote_is_shown_as_it_is(tmp_path: Path):
+    """Nothing of it is taken for markup or an emoji, in errors as in tables."""
+    path = tmp_path / "mtf.yaml"
+    path.write_text("heads:\n- {name: Click, static: 1.0}\n")
+    assert "should match pattern '^[a-z][a-z0-9_]{0,40}$'" in run_mtf("status", settings=path).stderr
+    path.write_text("{}\n")
+    folder = tmp_path / "[bold]logs:x:"
+    result = run_mtf("ingest", "--from", str(folder), "--date", "2026-01-05", settings=path)
+    assert f"no file of 2026-01-05: expected {folder}/impressions/dt=2026-01-05/" in result.stderr
+    table = Table("[red]column")
+    table.add_row("[null] :x: [/]")
+    with console.capture() as shown:
+        console.print(table)
+    assert "[red]column" in shown.get() and "[null] :x: [/]" in shown.get()
+
+
+def test_ingest_reads_what_it_is_given(tmp_path: Path):
+    """A folder means files; the service's own log is read without one; both at once is refused."""
+    path = tmp_path / "mtf.yaml"
+    path.write_text("{}\n")
+    file = tmp_path / "logs/impressions/dt=2026-01-05/a.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("request_id\n")
+    given = ("--from", str(tmp_path / "logs"), "--date", "2026-01-05")
+    assert "a.csv: missing column" in run_mtf("ingest", *given, settings=path).stderr
+    assert "no log of 2026-01-05" in run_mtf("ingest", "--date", "2026-01-05", settings=path).stderr
+    both = run_mtf("ingest", "--source", "service", *given, settings=path)
+    assert both.returncode == 2 and "no --from: leave one of the two out" in both.stderr
+    assert "needs --from FOLDER" in run_mtf("ingest", "--source", "kuairand", settings=path).stderr
 
 
 @pytest.mark.parametrize(

@@ -25,19 +25,26 @@ Gao et al., "KuaiRand", CIKM 2022, zenodo record 10439422. What bites, and what 
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import Settings
-from training.ingest.csv_files import read_batches, read_table
+from training.ingest import values
+from training.ingest.csv_files import (
+    Header,
+    open_text,
+    read_text,
+    refuse_broken_lines,
+    scan,
+    unreadable,
+)
 from training.ingest.landing import (
     connect,
     fetch_row,
@@ -152,43 +159,55 @@ def _check_signals(settings: Settings) -> None:
         )
 
 
-def _log_batches(logs: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-    """The logs' rows with ``ordinal``, their place in the order of files and rows."""
-    types = dict.fromkeys(LOG_COLUMNS, pa.int64())
-    ordinal = 0
-    for path in logs:
-        first = ordinal
-        for batch in read_batches(path, types, list(types)):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                if column.null_count:
-                    row = ordinal - first + column.is_null().to_pylist().index(True) + 1
-                    raise DataError(f"{path}, row {row}: column {name} is empty")
-            places = pa.array(np.arange(ordinal, ordinal + batch.num_rows))
-            yield batch.append_column("ordinal", places)
-            ordinal += batch.num_rows
-
-
 def _read_logs(settings: Settings, connection: duckdb.DuckDBPyConnection, logs: Sequence[Path]) -> None:
-    """Table ``log``: every row of the logs, with its local ``day`` and its ``ordinal``."""
-    schema = pa.schema([*((name, pa.int64()) for name in LOG_COLUMNS), ("ordinal", pa.int64())])
-    fault: list[DataError] = []
-
-    def guarded() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from _log_batches(logs)
-        except DataError as error:  # DuckDB would wrap it and lose its class
-            fault.append(error)
-            raise
-
+    """Table ``log``: every row of the logs, its ``ordinal`` among files and rows, and its local ``day``."""
+    columns = ", ".join(f"{name} BIGINT" for name in LOG_COLUMNS)
+    connection.execute(f"create table log ({columns}, ordinal BIGINT, event_ts TIMESTAMPTZ, day DATE)")
     event_ts = "make_timestamptz(time_ms * 1000)"
-    try:
-        connection.register("batches", pa.RecordBatchReader.from_batches(schema, guarded()))
+    for path in logs:
+        with open_text(path, LOG_COLUMNS) as (plain, header):
+            places = _places(path, header, LOG_COLUMNS)
+            read = {
+                name: values.reading(name, f"c{place}", pa.string(), pa.int64(), in_csv=True).value
+                for name, place in places.items()
+            }
+            selected = ", ".join(f"{value} as {name}" for name, value in read.items())
+            try:
+                connection.execute(f"create or replace table file as select {selected} {scan(plain, header)}")
+            except duckdb.Error as error:
+                raise unreadable(path, error) from error
+            refuse_broken_lines(connection, path, plain, header)
+            _refuse_empty(connection, path, plain, header, places)
+        (before,) = fetch_row(connection, "select count(*) from log")
         connection.execute(
-            f"create table log as select *, {event_ts} as event_ts, "
-            f"{local_day_sql(settings, event_ts)} as day from batches"
+            f"insert into log select *, {before} + rowid, {event_ts}, {local_day_sql(settings, event_ts)} "
+            "from file order by rowid"
         )
-    except duckdb.Error as error:
-        raise fault[0] if fault else DataError(f"{logs[0].parent}: {error}") from error
+    connection.execute("drop table file")
+
+
+def _places(path: Path, header: Header, wanted: Sequence[str]) -> dict[str, int]:
+    missing = [name for name in wanted if name not in header.names]
+    if missing:
+        message = f"{path}: missing column {', '.join(missing)}; it has {', '.join(header.names)}"
+        raise DataError(message, breaks="columns")
+    return {name: header.names.index(name) for name in wanted}
+
+
+def _refuse_empty(
+    connection: duckdb.DuckDBPyConnection, path: Path, plain: Path, header: Header, places: dict[str, int]
+) -> None:
+    """Raise :class:`DataError` for the first value that is not there, or no whole number."""
+    nulls = " or ".join(f"{name} is null" for name in LOG_COLUMNS)
+    for row in connection.execute(
+        f"select rowid, * from file where {nulls} order by rowid limit 1"
+    ).fetchall():
+        name = LOG_COLUMNS[row[1:].index(None)]
+        found = connection.sql(f"select c{places[name]} {scan(plain, header)} limit 1 offset {row[0]}")
+        value = found.to_arrow_table()[0][0]
+        if value.as_py() is None:
+            raise DataError(f"{path}, row {row[0] + 1}: column {name} is empty", breaks="types")
+        raise DataError(values.told(path, row[0], name, value, pa.int64()), breaks="types")
 
 
 def _covered_days(connection: duckdb.DuckDBPyConnection, rows: dict[date, int]) -> list[date]:
@@ -266,14 +285,21 @@ def _users(settings: Settings, files: Sequence[Path], day: date) -> pa.Table:
     }
     columns = "".join(f', {sql.get(kind, "{0}").format(name)} as "{name}"' for name, kind in profile.items())
     with connect() as connection:
-        connection.register(
-            "users", pa.concat_tables([read_table(path, types, list(types)) for path in files])
-        )
+        connection.register("users", pa.concat_tables([_read_users(path, types) for path in files]))
         start = settings.day_start(day)
         rows = connection.sql(
             f"select user_id, timestamptz '{start.isoformat()}' as updated_ts{columns} from users"
         ).to_arrow_table()
     return rows
+
+
+def _read_users(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
+    header, rows = read_text(path, types)
+    places = _places(path, header, list(types))
+    source = pa.table([rows.column(place) for place in places.values()], names=list(places))
+    typed, bad = values.typed(source, types, in_csv=True)
+    values.refuse_bad(path, source, types, bad)
+    return typed
 
 
 def _span(days: Sequence[date]) -> str:

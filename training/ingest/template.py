@@ -3,8 +3,8 @@
 Put a day's files where ``logs.folder`` of the settings points (``logs.source: files``)::
 
     my_logs/
-      columns.json                      optional: names of your columns, see below
-      impressions/dt=2026-01-05/*       .parquet, .csv or .csv.gz; any number of files, any names
+      columns.json                      optional: names of your columns (training/ingest/columns_file.py)
+      impressions/dt=2026-01-05/*       .parquet, .csv or .tsv (also .gz, .zst, .bz2), in any folders
       decisions/dt=2026-01-05/*         optional; Parquet only, for it holds lists
       users/dt=2026-01-05/*             optional: users whose profile is new or changed
 
@@ -12,85 +12,98 @@ A ``dt=`` folder is a *delivery*: what became known on that day. Rows of earlier
 they land in their own day, and mark it changed; rows of a later day are refused. A row of a later
 delivery replaces one of the same key from an earlier delivery; rows of one delivery that share a key are
 both landed, for validation to stop the day. Deliveries must be kept: landing a day again reads all that it
-was landed from.
+was landed from. A file that is no log is refused; what begins with ``_`` or ``.`` is left out, and named.
 
-The columns are those of :mod:`training.contract.columns`. ``columns.json`` maps a contract's name to
-yours where they differ; columns that nobody names are left out::
-
-    {"impressions": {"request_id": "req", "item_id": "video", "p_click": "ctr"}}
-
-Times are timestamps (without a zone: UTC), ISO-8601 text with an offset, or integers of unix
-milliseconds. In CSV an empty field is null. Predictions you do not have (``p_<head>``) may be absent;
-signals (``is_click`` …) may not. To read anything else (a database, JSON), copy this file, replace
-:func:`_read_file`, and hand the rows to :func:`training.ingest.land`.
+What a file may hold, and how it is read: :mod:`training.ingest.files`. To read anything else (a database,
+JSON), make rows of it and hand them to :func:`training.ingest.land`.
 """
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc_csv
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
-from training.ingest.csv_files import read_table
-from training.ingest.landing import (
-    connect,
-    landing_lock,
-    read_note,
-    read_parquet,
-    summary,
-    write_partition,
-)
-from training.ingest.schema import TableSpec, conform, local_day_sql, table_spec
+from training.ingest.columns_file import COLUMNS_FILE, Mapped, read_columns
+from training.ingest.files import SUFFIXES, Asked, FileRows, column_types, is_data, read_file, slips
+from training.ingest.landing import connect, landing_lock, read_note, summary, write_partition
+from training.ingest.schema import TableSpec, local_day_sql, table_spec
 
 SOURCE = "files"
-COLUMNS_FILE = "columns.json"
-_SUFFIXES = (".parquet", ".csv", ".csv.gz")
+_DELIVERY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
+_HIDDEN = ("_", ".")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """All rows of a delivery of one table, and what of its files was not read."""
+
+    rows: pa.Table
+    files: tuple[FileRows, ...]
+    left_out: tuple[str, ...]  # files whose names begin with _ or .
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the record: how many files, and what in them was not read or not there."""
+        return {
+            "files": len(self.files),
+            "left_out": list(self.left_out),
+            "unread_columns": sorted({name for file in self.files for name in file.unread}),
+            "absent_columns": sorted({name for file in self.files for name in file.absent}),
+        }
 
 
 def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     """Land the delivery of ``day`` in ``folder``; late rows land in their own days.
 
-    Raises :class:`DataError` when there is no ``impressions/dt=<day>/`` file, and naming file, column
-    and row for a missing column, a value of the wrong type, or a file that is truncated or unreadable.
+    The record adds by table ``files``, ``left_out`` (names that begin with ``_`` or ``.``),
+    ``unread_columns`` and ``absent_columns`` of the delivery.
+
+    Raises :class:`DataError` when there is no ``impressions/dt=<day>/`` file or no row in them; naming a file
+    or folder that is neither read nor to be left out; as :func:`training.ingest.files.read_file`; and for
+    times that are of a later day, or all at midnight.
     """
-    names = _column_names(folder)
-    notes = []
+    _refuse_strays(folder)
+    mapped = read_columns(settings, folder)
+    notes, told = [], {}
     with landing_lock(settings.layout):
         for table in TABLES:
-            if not _files(folder, table, day):
+            if not _all_files(folder, table, day):
                 if table == IMPRESSIONS:
-                    raise DataError(
-                        f"no file of {day}: expected {folder / table / f'dt={day}'}/ with "
-                        f"{', '.join(_SUFFIXES)} files",
-                        breaks="delivered",
-                    )
+                    raise DataError(_nothing(folder, day), breaks="delivered")
                 continue
-            notes += _land_table(settings, table, day, folder, names.get(table, {}))
-    return summary(day, notes)
+            landed, told[table] = _land_table(settings, table, day, folder, mapped.get(table, Mapped()))
+            notes += landed
+    return summary(day, notes, **told)
 
 
 def delivery_files(folder: Path, day: date) -> list[Path]:
     """All files of the delivery of ``day``, and ``columns.json`` where there is one."""
     names = [folder / COLUMNS_FILE] if (folder / COLUMNS_FILE).exists() else []
-    return names + [path for table in TABLES for path in _files(folder, table, day)]
+    return names + [path for table in TABLES for path in _all_files(folder, table, day)]
 
 
 def _land_table(
-    settings: Settings, table: str, day: date, folder: Path, names: Mapping[str, str]
-) -> list[dict[str, Any]]:
+    settings: Settings, table: str, day: date, folder: Path, mapped: Mapped
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Notes of the partitions that were written, and what the delivery's files told."""
     spec = table_spec(settings, table)
-    delivery = _read_delivery(spec, folder, table, day, names)
+    asked = Asked(settings, table, spec, day, mapped)
+    delivery = _read_delivery(asked, folder)
+    if table == IMPRESSIONS and not delivery.rows.num_rows:
+        names = ", ".join(str(file.path) for file in delivery.files)
+        raise DataError(f"no row of {day}: there is nothing but a header in {names}", breaks="delivered")
     # a profile holds from its delivery on, whenever it was taken
-    days = {day} if table == USERS else {day, *_days(settings, spec, delivery)}
+    days = {day} if table == USERS else {day, *_days(settings, spec, delivery.rows)}
     if max(days) > day:
         raise DataError(
             f"{folder / table / f'dt={day}'} holds rows of {max(days)}, a later day than the delivery's: a "
@@ -107,15 +120,16 @@ def _land_table(
         known = before["deliveries"] if before is not None and before["source"] == SOURCE else []
         deliveries = sorted({*map(date.fromisoformat, known), day})
         parts = [
-            delivery if other == day else _read_delivery(spec, folder, table, other, names)
+            delivery.rows if other == day else _read_delivery(replace(asked, day=other), folder).rows
             for other in deliveries
         ]
         rows = _merge(settings, spec, table, one, parts)
-        columns = _source_columns(_files(folder, table, deliveries[-1]), names)
+        files, _ = _delivered(folder, table, deliveries[-1])
+        columns = _source_columns([column_types(asked, path) for path in files])
         notes.append(
             write_partition(settings, table, one, rows, SOURCE, [str(d) for d in deliveries], columns)
         )
-    return notes
+    return notes, delivery.told
 
 
 def _merge(
@@ -142,95 +156,111 @@ def _days(settings: Settings, spec: TableSpec, rows: pa.Table) -> list[date]:
         return [row[0] for row in connection.execute(query).fetchall()]
 
 
-def _read_delivery(
-    spec: TableSpec, folder: Path, table: str, day: date, names: Mapping[str, str]
-) -> pa.Table:
+def _read_delivery(asked: Asked, folder: Path) -> Delivery:
     """All files of one delivery under the contract's names and types."""
-    files = _files(folder, table, day)
-    if not files:
-        raise DataError(
-            f"the delivery {folder / table / f'dt={day}'} is gone, but other days were landed from it"
-        )
-    unknown = [name for name in names if name not in spec.schema.names]
-    if unknown:
-        raise DataError(
-            f"{folder / COLUMNS_FILE}: {table} has no column {unknown[0]!r}: {', '.join(spec.schema.names)}"
-        )
-    parts = []
-    for path in files:
-        rows = conform(spec, _rename(_read_file(path, spec, names), names, path), str(path))
-        null = rows[spec.time].null_count and rows[spec.time].is_null().index(True).as_py()
-        if rows[spec.time].null_count:
-            message = f"{path}: column {spec.time}, row {null + 1} is null: it belongs to no day"
-            raise DataError(message, breaks="times")
-        parts.append(rows)
-    return pa.concat_tables(parts)
+    spec, place = asked.spec, folder / asked.table / f"dt={asked.day}"
+    paths, left_out = _delivered(folder, asked.table, asked.day)
+    if not paths:
+        raise DataError(f"the delivery {place} is gone, but other days were landed from it")
+    files = [read_file(asked, path, place) for path in paths]
+    rows = pa.concat_tables([file.rows for file in files])
+    if asked.table != USERS:
+        _refuse_dates(asked, place, rows)
+        if asked.mapped.source(spec.time).of == "item":
+            rows = _request_times(spec, rows)
+    return Delivery(rows, tuple(files), tuple(left_out))
 
 
-def _source_columns(files: Sequence[Path], names: Mapping[str, str]) -> dict[str, str]:
-    """Columns of a delivery under the contract's names, with their types; files that differ are named.
+def _refuse_dates(asked: Asked, place: Path, rows: pa.Table) -> None:
+    """Several requests, and all of them at midnight: what was written is a date."""
+    if pc.count_distinct(rows["request_id"]).as_py() < 2:
+        return
+    time = asked.spec.time
+    own = asked.zone(asked.mapped.source(time)) or "UTC"
+    with connect() as connection:
+        connection.register("rows", rows)
+        for zone in dict.fromkeys(("UTC", own, asked.settings.calendar.timezone)):
+            midnight = f"({time} at time zone '{zone}')::time = time '00:00:00'"
+            if connection.execute(f"select bool_and({midnight}) from rows").fetchall()[0][0]:
+                raise DataError(
+                    f"{place}: {time} is midnight ({zone}) in all of {rows.num_rows} rows: these are dates, "
+                    "without a time of day: bring the times",
+                    breaks="times",
+                )
 
-    A CSV file has no types of its own: its columns are ``text``.
-    """
-    ours = {theirs: name for name, theirs in names.items()}
-    kinds: list[dict[str, str]] = []
-    for path in files:
-        if path.suffix == ".parquet":
-            schema = pq.read_schema(path)
-            kinds.append({ours.get(f.name, f.name): str(f.type) for f in schema})
-        else:
-            with pc_csv.open_csv(path) as reader:
-                kinds.append({ours.get(name, name): "text" for name in reader.schema.names})
+
+def _request_times(spec: TableSpec, rows: pa.Table) -> pa.Table:
+    """Where every item has its own time, the request's is the first of them."""
+    with connect() as connection:
+        connection.register("rows", rows)
+        first = f"min({spec.time}) over (partition by request_id, user_id)"
+        return connection.sql(f"select * replace ({first} as {spec.time}) from rows").to_arrow_table()
+
+
+def _source_columns(kinds: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Columns of a delivery's files with their types; files that differ are named."""
     found = sorted({name for kind in kinds for name in kind})
     return {name: " or ".join(sorted({kind.get(name, "absent") for kind in kinds})) for name in found}
 
 
-def _rename(rows: pa.Table, names: Mapping[str, str], path: Path) -> pa.Table:
-    missing = [theirs for theirs in names.values() if theirs not in rows.column_names]
-    if missing:
-        message = f"{path}: missing column {missing[0]}, which {COLUMNS_FILE} names"
-        raise DataError(message, breaks="columns")
-    ours = {theirs: name for name, theirs in names.items()}
-    kept = [name for name in rows.column_names if name in ours or name not in names]
-    return rows.select(kept).rename_columns([ours.get(name, name) for name in kept])
+def _all_files(folder: Path, table: str, day: date) -> list[Path]:
+    """Every file below a delivery's folder that is not to be left out."""
+    place = folder / table / f"dt={day.isoformat()}"
+    return sorted(path for path in place.rglob("*") if path.is_file() and not _hidden(path, place))
 
 
-def _read_file(path: Path, spec: TableSpec, names: Mapping[str, str]) -> pa.Table:
-    """The rows of one file, under the file's own column names."""
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    lists = [
-        field.name for field in spec.schema if pa.types.is_list(field.type) and field.name in spec.required
-    ]
-    if lists:
-        message = f"{path}: column {lists[0]} is a list, which CSV cannot hold: bring Parquet"
-        raise DataError(message, breaks="types")
-    types = {
-        names.get(field.name, field.name): pa.string() if field.name == spec.time else field.type
-        for field in spec.schema
-    }
-    return read_table(path, types)
+def _delivered(folder: Path, table: str, day: date) -> tuple[list[Path], list[str]]:
+    """The files to be read, and the names of those that would be if they were not hidden."""
+    place = folder / table / f"dt={day.isoformat()}"
+    paths = _all_files(folder, table, day)
+    for path in paths:
+        if not is_data(path):
+            raise DataError(
+                f"{path}: not a file that is read ({', '.join(SUFFIXES)}): write it as one of these, or let "
+                "its name begin with _ to leave it out",
+                breaks="readable",
+            )
+    hidden = [path for path in place.rglob("*") if path.is_file() and is_data(path) and _hidden(path, place)]
+    return paths, sorted(str(path.relative_to(place)) for path in hidden)
 
 
-def _files(folder: Path, table: str, day: date) -> list[Path]:
-    delivery = folder / table / f"dt={day.isoformat()}"
-    return sorted(
-        p for p in delivery.glob("*") if p.name.endswith(_SUFFIXES) and not p.name.startswith((".", "_"))
-    )
+def _hidden(path: Path, place: Path) -> bool:
+    return any(part.startswith(_HIDDEN) for part in path.relative_to(place).parts)
 
 
-def _column_names(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / COLUMNS_FILE
-    if not path.exists():
-        return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        tables = {str(table): dict(columns) for table, columns in dict(names).items()}
-    except (ValueError, TypeError) as error:
+def _refuse_strays(folder: Path) -> None:
+    """Folders and files beside the deliveries that look like logs and are none."""
+    beside = [path.name for path in _entries(folder) if path.name not in TABLES and path.is_dir()]
+    for table, theirs in slips([t for t in TABLES if not (folder / t).is_dir()], beside):
         raise DataError(
-            f"{path}: expected an object of tables, each an object of column names: {error}"
-        ) from error
-    unknown = [table for table in tables if table not in TABLES]
-    if unknown:
-        raise DataError(f"{path}: unknown table {unknown[0]!r}; expected {', '.join(TABLES)}")
-    return tables
+            f"{folder / theirs}: is it {table}? Then call it {folder / table}", breaks="delivered"
+        )
+    for table in TABLES:
+        for path in _entries(folder / table):
+            if not (path.is_dir() and _is_delivery(path.name)):
+                raise DataError(
+                    f"{path}: not a delivery: expected {folder / table / 'dt=2026-01-05'}, a folder a day",
+                    breaks="delivered",
+                )
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(_HIDDEN))
+
+
+def _is_delivery(name: str) -> bool:
+    try:
+        return bool(_DELIVERY.fullmatch(name)) and bool(date.fromisoformat(name[3:]))
+    except ValueError:
+        return False
+
+
+def _nothing(folder: Path, day: date) -> str:
+    there = [path.name for path in _entries(folder / IMPRESSIONS)]
+    place = folder / IMPRESSIONS / f"dt={day.isoformat()}"
+    found = f"; there are {there[0]} to {there[-1]}" if there else ""
+    if not folder.is_dir():
+        found = f"; there is no folder {folder}"
+    return f"no file of {day}: expected {place}/ with {', '.join(SUFFIXES)} files{found}"

@@ -26,9 +26,9 @@ from training.contract.errors import DataError
 from training.contract.files import sha256, write_atomic
 from training.contract.layout import TABLES, USERS, Layout, day_of_folder
 from training.contract.settings import Settings
-from training.ingest import corrections
+from training.ingest import corrections, values
 from training.ingest.corrections import Pair, Row
-from training.ingest.csv_files import read_table
+from training.ingest.csv_files import read_text
 from training.ingest.landing import (
     connect,
     landing_lock,
@@ -37,7 +37,7 @@ from training.ingest.landing import (
     read_partition,
     write_partition,
 )
-from training.ingest.schema import TableSpec, conform, local_day_sql, table_spec
+from training.ingest.schema import TIMESTAMP, TableSpec, conform, local_day_sql, table_spec
 
 ROW = "quarantine_row"  # which row of the quarantine a mended row stands for, from 0
 REASON = "reason"
@@ -193,8 +193,17 @@ def _read(spec: TableSpec, path: Path) -> pa.Table:
         return read_parquet(path)
     if path.suffix != ".csv":
         raise DataError(f"{path}: expected a name ending in .parquet or .csv")
-    types = {f.name: pa.string() if f.name == spec.time else f.type for f in spec.schema}
-    return read_table(path, {**types, ROW: pa.int64()})
+    header, rows = read_text(path, [*spec.schema.names, ROW])
+    source = rows.rename_columns(list(header.names))
+    wanted = {ROW: pa.int64(), **{f.name: f.type for f in spec.schema}}
+    types = {
+        name: pa.string() if target == TIMESTAMP else target
+        for name, target in wanted.items()
+        if name in header.names
+    }
+    typed, bad = values.typed(source, types, in_csv=True)
+    values.refuse_bad(path, source, types, bad)
+    return typed
 
 
 def _by_day(

@@ -25,6 +25,8 @@ LEAST_TRANSITION_SHARE = 0.99
 ASSIGNED_HERE = ("service", "world")
 # Decisions without a single landed impression: their feedback is missing, and their reward 0.
 MOST_UNMATCHED_SHARE = 0.01
+# Unknown categories that a message names, the most frequent first.
+SHOWN_CATEGORIES = 5
 
 
 def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def validate_landed(settings: Settings, day: date) -> dict[str, Any]:
         _sample_ratio(settings, day, found[1])
     if layout.partition(USERS, day).is_dir():
         found.append(_landed(settings, day, table_rules.users(settings, day), required=False))
+        _categories(settings, found[-1])
     write_record(layout, day, "drift", plain(found[0].drift))
     return finish(settings, day, (IMPRESSIONS, DECISIONS, USERS), found)
 
@@ -165,6 +168,25 @@ def _fallbacks(settings: Settings, decided: ValidatedTable) -> None:
     decided.measures["fallback_share"] = share
     text = f"at most {most:.0%} of the decisions fell back to static weights"
     decided.day_checks.append(measure("fallback_share", text, 0, most, "warning", "fallback"))
+
+
+def _categories(settings: Settings, profiles: ValidatedTable) -> None:
+    """Categories that the settings do not name: such a user's state says nothing of that column."""
+    if profiles.partition is None:
+        return
+    for feature in settings.state.profile:
+        if feature.kind != "categorical" or feature.column not in profiles.partition.columns:
+            continue
+        column = f'"{feature.column}"'
+        counts = profiles.partition.counts(column, f"{column} is not null")
+        unknown = {name: rows for name, rows in counts.items() if name not in feature.categories}
+        field = f"{feature.column}_unknown_rows"
+        profiles.measures[field] = sum(unknown.values())
+        most = sorted(unknown, key=lambda name: -unknown[name])[:SHOWN_CATEGORIES]
+        text = f"every {feature.column} is one that state.profile names"
+        if unknown:
+            text += f" (not named: {', '.join(f'{name}, {unknown[name]} rows' for name in most)})"
+        profiles.day_checks.append(measure(field, text, 0, 0, "warning", source=feature.column))
 
 
 def _sample_ratio(settings: Settings, day: date, decided: ValidatedTable) -> None:

@@ -19,7 +19,11 @@ from training.validation.rules import TRAINING_SET, Rules
 # What all rows of a request have in common: column → measure and expectation.
 ONE_A_REQUEST = {
     "user_id": ("requests_of_several_users", "what a request showed was shown to one user"),
-    "event_ts": ("requests_of_several_times", "what a request showed was shown at one time"),
+    "event_ts": (
+        "requests_of_several_times",
+        "what a request showed was shown at one time (where each item has its own, say so in columns.json by "
+        '"event_ts": {"of": "item"})',
+    ),
 }
 
 

@@ -16,6 +16,10 @@ class CalendarSettings(Section):
     def zone(self) -> timezone:
         return timezone(timedelta(hours=self.utc_offset_hours))
 
+    @property
+    def timezone(self) -> str:
+        return f"Etc/GMT{-self.utc_offset_hours:+d}"
+
 
 class SessionSettings(Section):
     gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")

@@ -1,12 +1,14 @@
 """Reading the settings: the file, the environment over it, and every fault with its place."""
 
+import json
 import os
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
+from typing import Any, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError as NotJson
 
 from training.contract.errors import SettingsError
 from training.contract.settings.lines import locate, refuse_repeated
@@ -69,11 +71,13 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{path}:1: expected a mapping of settings")
     refuse_repeated(node, path)
     variables = _variables(os.environ)
-    _refuse_unknown_sections(variables)
+    _refuse_unknown_variables(variables)
     try:
         settings = Settings(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
         raise SettingsError(_explain(error, node, path, variables)) from None
+    except NotJson as error:  # pydantic-settings names the section, not the variable
+        raise SettingsError(_no_json(variables) or str(error)) from None
     if not settings.data.is_absolute():
         settings = settings.model_copy(update={"data": path.parent / settings.data})
     return settings
@@ -85,14 +89,52 @@ def _variables(environment: Mapping[str, str]) -> dict[Keys, str]:
     return {tuple(name[len(ENV_PREFIX) :].lower().split("__")): name for name in names}
 
 
-def _refuse_unknown_sections(variables: Mapping[Keys, str]) -> None:
-    """pydantic-settings looks only for the variables of sections that there are."""
+def _refuse_unknown_variables(variables: Mapping[Keys, str]) -> None:
+    """pydantic-settings looks only for the variables of sections and entries that there are."""
     faults = []
     for keys, name in variables.items():
-        if keys[0] not in Settings.model_fields:
+        kind, depth = _kind(keys)
+        if depth == 0:
             faults.append(f"${name}: {_moved(keys) or f'there is no setting {keys[0]!r}'}")
+        elif depth < len(keys) and not _is_section(kind):
+            whole = ENV_PREFIX + "__".join(map(str, keys[:depth])).upper()
+            faults.append(f"${name}: {_name(keys[:depth])} has no entries of its own: set ${whole}")
     if faults:
         raise SettingsError("\n".join(faults))
+
+
+def _kind(keys: Keys) -> tuple[Any, int]:
+    """The type of a setting, or of the last around it that there is, and how many of the keys lead there."""
+    kind: Any = Settings
+    for depth, key in enumerate(keys):
+        field = kind.model_fields.get(str(key)) if _is_section(kind) else None
+        if field is None:
+            return kind, depth
+        kind = field.annotation
+    return kind, len(keys)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _no_json(variables: Mapping[Keys, str]) -> str:
+    """The variables of sections and lists whose values are no JSON."""
+    kinds = {name: _kind(keys)[0] for keys, name in variables.items()}
+    return "\n".join(
+        f"${name}: not JSON: {os.environ[name]!r}; a section or a list is given as JSON, an entry by "
+        f"{ENV_PREFIX}SECTION__ENTRY"
+        for name, kind in kinds.items()
+        if (_is_section(kind) or get_origin(kind) is tuple) and _value(name) is None
+    )
+
+
+def _value(name: str) -> Any:
+    """A variable's value as JSON has it; None where it is no JSON."""
+    try:
+        return json.loads(os.environ[name])
+    except (KeyError, ValueError):
+        return None
 
 
 def _explain(
@@ -128,11 +170,30 @@ def _name(keys: Keys) -> str:
 
 
 def _place(keys: Keys, node: yaml.Node | None, path: Path, variables: Mapping[Keys, str]) -> str:
-    """The variable that a setting came from, or its file and line."""
+    """The variable that a setting came from, or its file and line with the variables that set parts of it."""
     line, held = locate(node, keys)
-    # a variable is over the file's section where both are mappings, and in place of a list or a value
-    sections = len(list(takewhile(lambda key: isinstance(key, str), keys[:held])))
-    for depth in range(len(keys), max(sections, 1) - 1, -1):
-        if keys[:depth] in variables:
-            return f"${variables[keys[:depth]]}"
-    return f"{path}:{line}" if line else f"{path} or the environment"
+    blamed, depth = "", held if line else 0
+    within = []
+    for one, name in variables.items():
+        if tuple(map(str, keys[: len(one)])) != one[: len(keys)]:
+            continue  # of another setting
+        if len(one) > len(keys):
+            within.append(f"${name}")
+        elif (known := _known(keys, one, name)) >= depth:  # a variable is over the file
+            blamed, depth = f"${name}", known
+    if blamed:
+        return blamed
+    place = f"{path}:{line}" if line else str(path)
+    return f"{place} with {', '.join(within)}" if within else place
+
+
+def _known(keys: Keys, of: Keys, name: str) -> int:
+    """How many of a setting's keys a variable gives: all where its value is no section."""
+    value = _value(name)
+    for depth in range(len(of), len(keys)):
+        if not isinstance(value, dict):
+            return len(keys)  # a value or a list, in place of the file's
+        if keys[depth] not in value:
+            return depth
+        value = value[keys[depth]]
+    return len(keys)

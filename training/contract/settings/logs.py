@@ -13,7 +13,12 @@ class LogsSettings(Section):
         "service",
         description="what the daily run lands: the service's own log, or files in logs.folder",
     )
-    folder: Path | None = Field(None, description="for source: files; see training/ingest/template.py")
+    folder: Path | None = Field(None, description="for source: files; see docs/own-logs.md")
+    max_late_days: int = Field(
+        366,
+        ge=1,
+        description="days before its delivery's that a row may be of; an older time is wrong (ours)",
+    )
 
     @model_validator(mode="after")
     def _folder(self) -> Self:

@@ -161,6 +161,34 @@ def test_a_fault_of_the_environment_is_named_by_its_variable(
     assert str(raised.value).startswith(f"{expected}: learner.steps: Input should be greater than")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MTF__LEARNER", '{"steps": 0}', "$MTF__LEARNER: learner.steps: Input should be greater"),
+        ("MTF__LEARNER__STEP", "4", "$MTF__LEARNER__STEP: learner.step: unknown setting"),
+        (
+            "MTF__HEADS__0__NAME",
+            "Click",
+            "$MTF__HEADS__0__NAME: heads has no entries of its own: set $MTF__HEADS",
+        ),
+        ("MTF__LEARNER__STEPS__X", "3", "learner.steps has no entries of its own: set $MTF__LEARNER__STEPS"),
+        ("MTF__LEARNER", '{"steps": ', "$MTF__LEARNER: not JSON: '{\"steps\": '"),
+        ("MTF__LEARNER__ALGORITHMS", "constant", "$MTF__LEARNER__ALGORITHMS: not JSON: 'constant'"),
+        ("MTF__SERVING__SHARES__STATIC", "0.99", "mtf.yaml with $MTF__SEED, $MTF__SERVING__SHARES__STATIC: "),
+    ],
+)
+def test_the_environment_is_blamed_for_what_it_says(
+    write, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    """Also where the file has a sound value of its own."""
+    path = write("heads:\n- {name: click, static: 1.0}\nlearner:\n  steps: 5\n  gamma: 0.5\n")
+    monkeypatch.setenv("MTF__SEED", "3")  # sound, and to be blamed for nothing
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    assert said in str(raised.value) and "SEED:" not in str(raised.value)
+
+
 def test_a_variable_takes_the_place_of_a_list_of_the_file(write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("heads:\n- {name: click, static: 1.0}\n")
     monkeypatch.setenv("MTF__HEADS", json.dumps([{"name": "Click", "static": 1.0}]))
