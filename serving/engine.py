@@ -129,12 +129,13 @@ class Engine:
         self._store.wait_tried(seconds)
 
     @property
-    def ready(self) -> bool:
-        """Fit to take traffic: policy or static weights to serve with, and a store once reached.
+    def unready(self) -> str | None:
+        """Why it is not fit to take traffic, None when it is: policy or static weights to serve by, and a
+        store once reached.
 
         A store that fails later does not make a worker unready: static weights serve until it is back.
         """
-        return self._store.reached
+        return self._store.unreached
 
     def status(self) -> dict[str, Any]:
         """What this worker serves, for people and ``mtf status``."""
@@ -151,7 +152,7 @@ class Engine:
             "shares_refused": self._assignment.refused,
             "guardrail": self._guardrail_seen(),
             "store": {
-                "reached": self._store.reached,
+                "reached": self._store.unreached is None,
                 "healthy": self._store.healthy,
                 "features_until": None if self._features.until is None else timestamp(self._features.until),
             },

@@ -1,7 +1,7 @@
 """The BentoML service: ``bentoml serve serving.service:RankService``, or ``bentoml serve <tag>``.
 
-The endpoints are a Starlette application mounted in the service, so that a body is parsed once, as
-columns; start-up, workers, liveness, readiness and the Bento are BentoML's. Settings come from
+The endpoints are a Starlette application in front of BentoML's, so that a body is parsed once, as columns,
+and every page is ours; start-up, workers and the Bento are BentoML's. Settings come from
 ``$MTF_SETTINGS``, else from the file packed in the Bento, else from ``mtf.yaml``.
 """
 
@@ -15,7 +15,8 @@ from typing import TextIO, cast
 import bentoml
 import structlog
 
-from serving.http.app import REQUEST_SECONDS, RankFirst, create_app
+from serving.http import connections
+from serving.http.app import Outermost, create_app
 from serving.policy.champion import Source
 from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
@@ -49,21 +50,20 @@ def token() -> str:
 
 _settings = settings_in_use()
 _app = create_app(_settings)
+connections.keep(_settings.serving)
 
 
 @bentoml.service(
     name="mtf_rank",
     workers=_settings.serving.workers,
-    traffic={"timeout": REQUEST_SECONDS},
     # ours are at /metrics: BentoML's own would keep one series for every path anyone asks for
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
     envs=[{"name": name, "value": "1"} for name in _ONE_THREAD],
 )
-@bentoml.asgi_app(_app, path="/")
 class RankService:
-    """Ranks candidates by fused multi-task predictions; see ``/docs.json``."""
+    """Ranks candidates by fused multi-task predictions; see ``/``."""
 
     @bentoml.on_deployment  # which calls it without an instance
     def check() -> None:
@@ -87,17 +87,13 @@ class RankService:
         if _settings.serving.workers > 1:  # the port is the others', too: they take what comes meanwhile
             _app.state.engine.wait_for_store(STORE_SECONDS)
 
-    async def __is_ready__(self) -> bool:
-        ready: bool = _app.state.engine.ready
-        return ready
-
     @bentoml.on_shutdown
     def close(self) -> None:
         _app.state.engine.close()
 
 
 # a Service by now: mypy does not take a class for what its decorator returns
-RankService.add_asgi_middleware(RankFirst, rank=_app.state.rank)  # type: ignore[attr-defined]
+RankService.add_asgi_middleware(Outermost, ours=_app)  # type: ignore[attr-defined]
 
 
 def _configure_logs() -> None:

@@ -45,8 +45,8 @@ def run_demo(settings: Settings, days: int, *, keep: bool, console: Console) -> 
         prepare_past(settings, real, console)
         prepared = time.monotonic() - started
         for service in running:
-            seconds = stack.wait_ready(settings, service)
-            console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
+            told = stack.wait_ready(settings, service)
+            console.print(f"{service.name:8s} {service.address}  {told}")
         airflow = stack.Airflow(settings)
         airflow.ensure_pool()
         airflow.wait_for_dags([*LOOP, "mtf_traffic"])

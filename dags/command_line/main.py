@@ -181,8 +181,11 @@ def serve() -> None:
     """Run the ranking service in the foreground (Ctrl-C stops it)."""
     settings = load_settings()
     service = next(s for s in stack.services(settings, settings_path()) if s.name == "service")
+    stack.refuse_taken(service)
     (settings.layout.bentos).mkdir(parents=True, exist_ok=True)
-    console.print(f"serving at {service.address}; the token is in $MTF_TOKEN or in the data folder")
+    console.print(
+        f"serving at {service.address}; the token is in $MTF_TOKEN or in the data folder", soft_wrap=True
+    )
     os.execve(service.command[0], service.command, service.environment)  # noqa: S606
 
 
@@ -228,8 +231,8 @@ def up() -> None:
         stack.start(settings, service)
     for service in running:
         with busy(f"waiting for {service.name}"):
-            seconds = stack.wait_ready(settings, service)
-        console.print(f"{service.name:8s} {service.address}  ready after {seconds:.0f} s")
+            told = stack.wait_ready(settings, service)
+        console.print(f"{service.name:8s} {service.address}  {told}", soft_wrap=True)
     airflow = stack.Airflow(settings)
     airflow.ensure_pool()
     console.print(f"Airflow's user is admin; its password is in {settings.layout.airflow / 'passwords.json'}")

@@ -1,6 +1,7 @@
 """The local stack: Airflow, the ranking service and the MLflow UI as processes of this machine."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 
 from dags.pools import WAREHOUSE_POOL
+from serving.state import missing
 from training.contract import databases
 from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
@@ -39,17 +41,22 @@ class StackError(MtfError):
 
 @dataclass(frozen=True)
 class Service:
-    """One process of the stack: how it starts, and the address that answers once it is ready."""
+    """One process of the stack: how it starts, and the address that answers once it is ready. ``setting`` is
+    that of its port, ``host`` where it listens."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
     port: int
     ready_path: str
+    setting: str
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        """Where this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 -- not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def executable(name: str) -> str:
@@ -112,25 +119,32 @@ def services(settings: Settings, settings_file: Path) -> list[Service]:
         Service(
             "service",
             [
-                *[sys.executable, "-m", "bentoml", "serve", "serving.service:RankService"],
+                *[sys.executable, "-m", "bentoml", "serve", "serving.service:RankService", "--quiet"],
                 *["--host", settings.serving.host, "--port", str(settings.serving.port)],
                 *["--working-dir", str(REPOSITORY), "--api-workers", str(settings.serving.workers)],
             ],
-            {**plain, "MTF_TOKEN": token(settings), "BENTOML_HOME": str(layout.bentos)},
+            {
+                **plain,
+                "MTF_TOKEN": token(settings),
+                "BENTOML_HOME": str(layout.bentos),
+                "PYTHONWARNINGS": "ignore",
+            },
             settings.serving.port,
             "/readyz",
+            "serving.port",
+            settings.serving.host,
         ),
         Service(
             "mlflow",
             [
-                *[executable("mlflow"), "server", "--host", "127.0.0.1"],
-                *["--port", str(settings.orchestration.mlflow_port), "--workers", "1"],
-                *["--backend-store-uri", databases.mlflow(settings)],
-                *["--artifacts-destination", str(layout.artifacts)],
+                *[sys.executable, "-m", "training.operations.mlflow_server", "--host", "127.0.0.1"],
+                *["--port", str(settings.orchestration.mlflow_port)],
+                *["--backend", databases.mlflow(settings), "--artifacts", str(layout.artifacts)],
             ],
             plain,
             settings.orchestration.mlflow_port,
             "/health",
+            "orchestration.mlflow_port",
         ),
         Service(
             "airflow",
@@ -138,6 +152,7 @@ def services(settings: Settings, settings_file: Path) -> list[Service]:
             airflow_environment(settings, settings_file),
             settings.orchestration.airflow_port,
             "/api/v2/monitor/health",
+            "orchestration.airflow_port",
         ),
     ]
 
@@ -149,12 +164,7 @@ def start(settings: Settings, service: Service) -> None:
     """
     if pid_of(settings, service.name) is not None:
         return
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", service.port)) == 0:
-            raise StackError(
-                f"port {service.port} of {service.name} is taken by another program; stop it, or set "
-                f"another port in the settings"
-            )
+    refuse_taken(service)
     layout = settings.layout
     for folder in (layout.mlflow, layout.airflow, layout.bentos, layout.lineage):
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,22 +185,57 @@ def start(settings: Settings, service: Service) -> None:
     write_json_atomic(_pid_file(settings, service.name), entry)
 
 
-def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> float:
-    """Wait for the service's address to answer; seconds waited. :class:`StackError` when it does not."""
+def refuse_taken(service: Service) -> None:
+    """Raises :class:`StackError` where the service could not listen, with the setting to change."""
+    family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((service.host, service.port))
+    except OSError as error:
+        port = f"port {service.port} of {service.name}"
+        reason = {
+            errno.EADDRINUSE: f"{port} is taken by another program: stop it, or change {service.setting}",
+            errno.EACCES: f"{port} is not for this user: set {service.setting} to 1024 or more",
+            errno.EADDRNOTAVAIL: f"{service.host} is no address of this machine: set serving.host to one of "
+            "them, or to 0.0.0.0 for all",
+        }.get(error.errno or 0, f"{service.name} cannot listen on {service.host}:{service.port}: {error}")
+        raise StackError(reason) from None
+
+
+def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> str:
+    """Wait for the service's address to answer; what to say of it. :class:`StackError` when it does not.
+
+    Before the first day there are no features to be ready with: the ranking service is up then, and serves
+    static weights.
+    """
     started = time.monotonic()
+    reason = "it did not answer"
     while time.monotonic() - started < timeout:
         try:
-            if httpx.get(service.address + service.ready_path, timeout=5).status_code == 200:
-                return time.monotonic() - started
+            answer = httpx.get(service.address + service.ready_path, timeout=5)
+            if answer.status_code == 200:
+                return f"ready after {time.monotonic() - started:.0f} s"
+            reason = _told(answer)
+            if answer.status_code == 503 and missing.NONE_YET in reason:
+                return f"serves static weights, {reason}"
         except httpx.HTTPError:
             pass
         if pid_of(settings, service.name) is None:
             raise StackError(f"{service.name} ended while starting; see {log_file(settings, service.name)}")
         time.sleep(0.5)
     raise StackError(
-        f"{service.name} did not answer at {service.address} within {timeout:.0f} s; "
+        f"{service.name} is not ready at {service.address} after {timeout:.0f} s: {reason}; "
         f"see {log_file(settings, service.name)}"
     )
+
+
+def _told(answer: httpx.Response) -> str:
+    """Why an address is not ready, by its own words."""
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"it answers {answer.status_code}"
 
 
 def stop(settings: Settings, name: str) -> bool:

@@ -4,7 +4,7 @@ Every answer carries ``X-Request-ID``: the caller's own when it sent a sane one,
 service's log names a failed request by it.
 
 An endpoint is an ASGI application of its own, which reads the body and sends the answer itself. Starlette
-routes to them; ``/rank`` is also reached past it (:class:`RankFirst`), because what a framework does around a
+routes to them; ``/rank`` is also reached past it (:class:`Outermost`), because what a framework does around a
 request takes longer than reading its 6,000 numbers.
 """
 
@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http.openapi import document
+from serving.http.page import POLICY, page
 from serving.http.rate_limit import RateLimit
 from serving.http.requests import BINARY, JSON, RequestError, new_id
 from serving.log.day_files import LogError
@@ -35,9 +36,12 @@ from training.contract.settings import Settings
 _log = structlog.get_logger("mtf.serving.app")
 REQUEST_SECONDS = 10.0  # a body that takes longer to arrive is given up, and so is an answer
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+_PAGE_HEADERS = ((b"content-security-policy", POLICY.encode()),)
+HTML, TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 _NO_HEADERS: Mapping[str, str] = {}
 REQUEST_ID = b"x-request-id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,200}")
+_SANE_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,260}")
 
 Content = tuple[bytes, str]  # an answer's bytes and their media type
 
@@ -120,6 +124,7 @@ class Endpoint:
                 "status": status,
                 "headers": [
                     *_HEADERS,
+                    *(_PAGE_HEADERS if media_type == HTML else ()),
                     (REQUEST_ID, call.request_id.encode()),
                     (b"content-length", b"%d" % len(content)),
                     (b"content-type", media_type.encode()),
@@ -131,23 +136,26 @@ class Endpoint:
         seconds.observe(time.perf_counter() - started)
 
 
-class RankFirst:
-    """ASGI middleware of the whole service: ``/rank`` goes to its endpoint past all the others.
+class Outermost:
+    """ASGI middleware of the whole service: every request is ours, and ``/rank`` goes to its endpoint.
 
-    BentoML puts a service's own middlewares behind its time-out and tracing. So when the server starts,
-    this one takes the place in front of them; :class:`Endpoint` has a time-out of its own.
+    BentoML puts a service's own middlewares behind its time-out and tracing, and has pages of its own, which
+    ask other people's servers for parts. So when the server starts, this one takes the place in front of
+    them, and only starting and ending are left to it; :class:`Endpoint` has a time-out of its own.
     """
 
-    def __init__(self, app: ASGIApp, rank: ASGIApp) -> None:
-        self._app, self._rank = app, rank
+    def __init__(self, app: ASGIApp, ours: Starlette) -> None:
+        self._app, self._ours, self._rank = app, ours, ours.state.rank
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == "/rank" and scope["method"] == "POST":
-            return await self._rank(scope, receive, send)
         if scope["type"] == "lifespan":
             whole = scope["app"]
-            whole.middleware_stack = RankFirst(whole.middleware_stack, self._rank)
-        await self._app(scope, receive, send)
+            whole.middleware_stack = Outermost(whole.middleware_stack, self._ours)
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/rank" and scope["method"] == "POST":
+            await self._rank(scope, receive, send)
+        else:
+            await self._ours(scope, receive, send)
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -184,8 +192,22 @@ def create_app(settings: Settings) -> Starlette:
     async def status(call: Call) -> Content:
         return orjson.dumps(state.engine.status()), JSON
 
+    async def live(call: Call) -> Content:
+        return b"live\n", TEXT
+
+    async def ready(call: Call) -> Content:
+        reason = state.engine.unready
+        if reason is not None:
+            raise RequestError(f"not ready: {reason}", 503, {"retry-after": "1"})
+        return b"ready\n", TEXT
+
     async def openapi(call: Call) -> Content:
         return orjson.dumps(document(settings)), JSON
+
+    async def index(call: Call) -> Content:
+        engine, host = state.engine, call.header(b"host")
+        address = f"http://{host if _SANE_HOST.fullmatch(host) else f'{serving.host}:{serving.port}'}"
+        return page(document(settings), engine.status(), engine.unready, address), HTML
 
     async def metrics(call: Call) -> Content:
         return await asyncio.to_thread(_metrics().exposition), _metrics().content_type
@@ -198,6 +220,10 @@ def create_app(settings: Settings) -> Starlette:
             Route("/status", Endpoint("/status", status), methods=["GET"]),
             Route("/docs.json", Endpoint("/docs.json", openapi), methods=["GET"]),
             Route("/metrics", Endpoint("/metrics", metrics), methods=["GET"]),
+            Route("/livez", Endpoint("/livez", live), methods=["GET"]),
+            Route("/healthz", Endpoint("/healthz", live), methods=["GET"]),
+            Route("/readyz", Endpoint("/readyz", ready), methods=["GET"]),
+            Route("/", Endpoint("/", index), methods=["GET"]),
         ],
         exception_handlers={HTTPException: _http_exception},
     )

@@ -32,6 +32,7 @@ def document(settings: Settings) -> dict[str, Any]:
         for name in ("RankBody", "RankFields", "FeedbackBody"):
             del schemas[name]["properties"]["event_ts"]  # refused
     names = [head.name for head in settings.heads]
+    heads = settings.heads[:3]
     rank_answer = _object(
         ["request_id", "session_id", "items", "scores", "weights", "policy"],
         request_id=_ID,
@@ -69,10 +70,21 @@ def document(settings: Settings) -> dict[str, Any]:
             "description": "false: logged, but the store did not take it; or nothing of it was taken",
         },
     )
+    rank_example = {
+        "user_id": 5,
+        "request_id": "example",
+        "k": 2,
+        "candidates": {
+            "item_id": [11, 12, 13],
+            "scores": {head.name: [round(head.maximum * at, 3) for at in (0.1, 0.9, 0.5)] for head in heads},
+        },
+    }
+    event = {"item_id": 12, settings.signals[0].column: 1, "play_time_ms": 5_200, "duration_ms": 20_000}
+    feedback_example = {"request_id": "example", "shown": 2, "events": [event]}
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Multi-task fusion ranking",
+            "title": "Multi-task fusion: the ranking service",
             "version": "1",
             "description": "Orders candidates by f(o | α) = Σ α·log(o + β) with weights α chosen for the "
             "user's state. What was answered is on disk before the answer is sent.",
@@ -83,7 +95,7 @@ def document(settings: Settings) -> dict[str, Any]:
                     "rank",
                     "Order candidates",
                     {
-                        JSON: {"schema": _reference("RankBody")},
+                        JSON: {"schema": _reference("RankBody"), "example": rank_example},
                         BINARY: {
                             "schema": {"type": "string", "format": "binary", "description": _BINARY_BODY}
                         },
@@ -106,7 +118,7 @@ def document(settings: Settings) -> dict[str, Any]:
                     **_operation(
                         "feedback",
                         "What the user did; it moves the state of the next request",
-                        {JSON: {"schema": _reference("FeedbackBody")}},
+                        {JSON: {"schema": _reference("FeedbackBody"), "example": feedback_example}},
                         {JSON: {"schema": feedback_answer}},
                         {
                             "401": "no token, or a wrong one",
@@ -124,7 +136,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "/healthz": {"get": _plain("healthz", "The process answers", "text/plain")},
             "/readyz": {
                 "get": _plain(
-                    "readyz", "Fit to take traffic", "text/plain", {"503": "the store was not reached yet"}
+                    "readyz", "Fit to take traffic", "text/plain", {"503": "not yet; the error says why"}
                 )
             },
         },
@@ -175,8 +187,7 @@ def _operation(
         "responses": {
             "200": {"description": "done", "headers": named, "content": answers},
             **{
-                status: {"description": text, "content": error}
-                | ({} if status == "504" else {"headers": named})  # on other paths it is BentoML's own
+                status: {"description": text, "content": error, "headers": named}
                 for status, text in sorted(reasons.items())
             },
         },

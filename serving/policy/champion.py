@@ -95,6 +95,7 @@ class ChampionFollower:
                 self._current, self._refused, self._seen = None, None, None
                 self._on_vanished()
                 _log.info("policy gone", pointer=self._sources[0].pointer.stem)
+            self._refused = None  # what was refused is not there any more
             return False
         seen: tuple[object, ...] = (source.pointer,)
         try:

@@ -32,6 +32,7 @@ from redis.retry import Retry
 
 from feature_repo.feast_hooks import redis_client
 from feature_repo.online_store import Row, WideSqliteOnlineStore
+from serving.state.missing import StoreError, configuration
 from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.files import locked
@@ -56,10 +57,6 @@ class _Connection(NamedTuple):
 
 
 _Writer = tuple[_Connection, FeatureView]
-
-
-class StoreError(MtfError):
-    """The online store gave no state, or took none: missing, failing, or too slow."""
 
 
 class _Reader:
@@ -219,11 +216,9 @@ class OnlineState:
 
     def _open(self, seconds: float) -> _Connection:
         """A connection to the store; with Redis no call on it waits longer than ``seconds``."""
-        path = self._folder / "feature_store.yaml"
-        if not path.exists():
-            raise StoreError(f"there is no feature store yet: {path} is written by the first `mtf day`")
-        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
-        registry = configuration["registry"]
+        path = configuration(self._settings)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        registry = content["registry"]
         # the copy of the registry that is taken may be from the middle of a materialisation
         registry.update(serve_features_while_materializing=True)
         if registry.get("registry_type") != "sql":
@@ -231,7 +226,7 @@ class OnlineState:
                 raise StoreError(f"the feature registry {registry['path']} is missing: run `mtf day` again")
             # never looks at the file again, which a materialisation rewrites in place
             registry.update(cache_mode="thread")
-        online = configuration["online_store"]
+        online = content["online_store"]
         if online["type"] != self._settings.store.online_type:
             raise StoreError(
                 f"{path} has an online store of type {online['type']}, the settings say "
@@ -240,7 +235,7 @@ class OnlineState:
         if online["type"] == "redis":
             online["connection_string"] = _with_password(online["connection_string"])
             online["connection_string"] += f",socket_timeout={seconds},socket_connect_timeout={seconds}"
-        config = RepoConfig(**configuration)
+        config = RepoConfig(**content)
         connection = _Connection(get_provider(config), config)
         if online["type"] == "redis":
             # redis-py would try four times, with seconds of sleep between

@@ -22,6 +22,7 @@ import numpy as np
 import structlog
 
 from serving.running.batches import ThreadBatches
+from serving.state.missing import configuration, named
 from serving.state.questions import Feedback, StateRequest
 from training.contract.errors import MtfError
 from training.contract.settings import Settings
@@ -81,6 +82,7 @@ class StateStore:
         self._width = settings.state_spec.width
         self._on_error = on_error
         self._store: OnlineState | None = None
+        self._reason = f"{named(settings)} is being opened"
         self._healthy = False
         self._budget = settings.serving.state_budget_ms / 1000.0
         self.local = settings.store.online == "sqlite"
@@ -98,9 +100,9 @@ class StateStore:
         self._tried.wait(seconds)
 
     @property
-    def reached(self) -> bool:
-        """Whether the store has answered since this process started."""
-        return self._store is not None
+    def unreached(self) -> str | None:
+        """Why the store has not answered since this process started, with the setting; None when it has."""
+        return None if self._store is not None else self._reason
 
     @property
     def healthy(self) -> bool:
@@ -180,6 +182,7 @@ class StateStore:
         store = None
         while not self._stop.is_set():
             try:
+                configuration(self._settings)  # before what takes seconds to import
                 if store is None:
                     from serving.state.online_state import OnlineState
 
@@ -188,6 +191,7 @@ class StateStore:
             except Exception as error:  # whatever it is: serve static weights and try again
                 if not isinstance(error, MtfError):
                     store = None  # it did not expect this of itself
+                self._reason = f"{named(self._settings)} was not reached: {str(error)[:500]}"
                 # the same failure is told once, though the times in its text differ
                 if type(error).__name__ != reason:
                     reason = type(error).__name__

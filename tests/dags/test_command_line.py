@@ -1,6 +1,7 @@
 """`mtf` teaches, writes settings that load, and says what is wrong without a stack trace."""
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -88,6 +89,37 @@ def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     assert result.returncode == 1
     assert "there is no log of 2026-01-05" in result.stderr
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
+
+
+def test_serving_on_a_taken_port_says_so_and_names_the_setting(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        path = tmp_path / "mtf.yaml"
+        path.write_text(f"serving: {{port: {port}}}\n")
+        result = run_mtf("serve", settings=path)
+    assert (result.returncode, result.stdout) == (1, "")
+    said = f"error: port {port} of service is taken by another program: stop it, or change serving.port\n"
+    assert result.stderr == said
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("203.0.113.7", "203.0.113.7 is no address of this machine: set serving.host"), ("::1", "taken")],
+)
+def test_serving_where_nobody_can_listen_says_so(host: str, said: str):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as taken:
+        if family == socket.AF_INET6:
+            taken.bind((host, 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+        else:
+            port = 3000
+        service = stack.Service("service", [], {}, port, "/readyz", "serving.port", host)
+        with pytest.raises(stack.StackError, match=said):
+            stack.refuse_taken(service)
 
 
 @pytest.mark.parametrize("arguments", [("backup", "--to"), ("restore", "--force", "--from")])

@@ -15,7 +15,8 @@ from rich.console import Console
 from dags.command_line import stack
 from dags.command_line.world import fit_world, prepare_past, simulate_day
 from serving.release.bento import free_port
-from serving.state.online_state import OnlineState, StoreError
+from serving.state.missing import StoreError
+from serving.state.online_state import OnlineState
 from serving.state.questions import Feedback, StateRequest
 from tests.end_to_end.conftest import LOOP, settings_of
 from tests.servers import files_with, postgres_server, redis_server

@@ -99,7 +99,7 @@ class Traffic:
 async def run(settings: Settings, calls: list[Call]) -> None:
     engine = Engine(settings, "w1", [])
     engine.wait_for_store(120.0)
-    assert engine.ready
+    assert engine.unready is None
     items: dict[str, list[int]] = {}
     for _, kind, body in calls:
         if kind == "rank":

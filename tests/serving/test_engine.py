@@ -19,7 +19,10 @@ from training.contract.settings import Settings, load_settings
 def test_a_starting_worker_waits_for_a_store_that_refuses_no_longer_than_that(tmp_path):
     engine = Engine(load_settings(settings_file(tmp_path)), "w1", [])
     engine.wait_for_store(120.0)  # no day has written a feature store
-    assert not engine.ready
+    assert engine.unready == (
+        "the online store (store.online: sqlite) was not reached: there is no feature store yet: "
+        f"{tmp_path}/data/feast/feature_store.yaml is written by the first `mtf day`"
+    )
     engine.close()
 
 

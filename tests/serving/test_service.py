@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -429,6 +430,13 @@ def test_feedback_for_another_users_request_is_refused(server, client):
 def test_health_status_openapi_and_metrics(server, raw, client, champion):
     ranked = client.rank(user_of(server, "champion"), [1, 2, 3], {})
     assert all(raw.get(path).status_code == 200 for path in ("/livez", "/healthz", "/readyz"))
+    assert {raw.get("/livez").text, raw.get("/readyz").text} == {"live\n", "ready\n"}
+    page = raw.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8" and "tests-v1" in page.text
+    assert set(re.findall(r"https?://[^/\s]+", page.text)) == {server.url}
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for theirs in ("/static_content/index.css", "/schema.json", "/assets", "/favicon.ico"):
+        assert raw.get(theirs).status_code == 404
     status = client.status()
     assert status["champion"]["version"] == "tests-v1" and status["store"] == {
         "reached": True,

@@ -7,10 +7,11 @@ import orjson
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from serving.http import app as http_app
-from serving.http.app import RankFirst, create_app
+from serving.http.app import Outermost, create_app
 from training.contract.settings import ServingSettings, Settings
 
 
@@ -33,7 +34,7 @@ def test_without_a_rate_nothing_is_counted():
         assert {http.post("/feedback", content=b"{}").status_code for _ in range(300)} == {401}
 
 
-def test_rank_goes_past_the_middlewares_of_the_service():
+def test_every_request_goes_past_the_middlewares_of_the_service_and_its_own_pages():
     passed = []
 
     class Watching:
@@ -46,13 +47,15 @@ def test_rank_goes_past_the_middlewares_of_the_service():
             await self.app(scope, receive, send)
 
     ours = create_app(Settings())
-    whole = Starlette(middleware=[Middleware(Watching), Middleware(RankFirst, rank=ours.state.rank)])
-    whole.mount("/", ours)
+    whole = Starlette(middleware=[Middleware(Watching), Middleware(Outermost, ours=ours)])
+    whole.add_route("/theirs", lambda request: Response("a page of BentoML's"))
     with TestClient(whole) as http:
         assert http.post("/rank", content=b"{}", headers={"content-encoding": "gzip"}).status_code == 415
         assert http.get("/rank").status_code == 405
         assert http.get("/docs.json").status_code == 200
-    assert passed == [("GET", "/rank"), ("GET", "/docs.json")]
+        missing = http.get("/theirs")
+        assert missing.status_code == 404 and missing.json() == {"error": "Not Found"}
+    assert passed == []
 
 
 @pytest.mark.parametrize(("more", "status"), [(True, 408), (False, 504)])

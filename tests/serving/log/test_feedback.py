@@ -42,7 +42,7 @@ def engine(settings) -> Iterator[Engine]:
     features.apply(settings)
     engine = Engine(settings, "w1", [])
     engine.wait_for_store(60.0)
-    assert engine.ready
+    assert engine.unready is None
     yield engine
     engine.close()
 

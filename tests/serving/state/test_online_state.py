@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from serving.state.online_state import OnlineState, StoreError
+from serving.state.missing import StoreError
+from serving.state.online_state import OnlineState
 from serving.state.questions import Feedback, StateRequest
 from tests.servers import Redis, redis_server
 from training import features

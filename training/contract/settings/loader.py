@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -40,6 +41,8 @@ MOVED = {
 REMOVED = {
     "gate.compare": "the gate always reads paired differences: see gate.delta and gate.evidence",
 }
+
+_FIRST = re.compile(r"([a-z_]+(?:\.[a-z_]+)+): (.*)", re.DOTALL)  # a setting in front of a message
 
 Keys = tuple[int | str, ...]  # of a setting: the sections around it, then its name
 
@@ -143,16 +146,24 @@ def _explain(
     lines = []
     faults = error.errors()
     for fault in faults:
-        keys = fault["loc"]
+        keys, message = _of_several(fault["loc"], fault["msg"])
         if any(len(f["loc"]) > len(keys) and f["loc"][: len(keys)] == keys for f in faults):
             continue  # a list whose items were refused also counts as too short: name the items only
         name = _name(keys) or "settings"
         if fault["type"] == "extra_forbidden":
             message = _moved(keys) or f"{name}: unknown setting"
         else:
-            message = f"{name}: {fault['msg']}"
+            message = f"{name}: {message}"
         lines.append(f"{_place(keys, node, path, variables)}: {message}")
     return "\n".join(lines)
+
+
+def _of_several(keys: Keys, message: str) -> tuple[Keys, str]:
+    """The setting that a message is about, and the message: what has to fit between several sections names
+    the first of them in front."""
+    message = message.removeprefix("Value error, ")
+    found = None if keys else _FIRST.match(message)
+    return (keys, message) if found is None else (tuple(found[1].split(".")), found[2])
 
 
 def _moved(keys: Keys) -> str | None:

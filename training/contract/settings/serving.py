@@ -1,8 +1,9 @@
 """The service: the arms' shares, the canary, the guardrail, limits and time budgets."""
 
+from ipaddress import ip_address
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.contract.settings.exploration import ExplorationSettings
 from training.contract.settings.section import Positive, Section, Share
@@ -23,11 +24,13 @@ def check_shares(shares: ShareSettings, max_exploration: float) -> None:
     """Raises ValueError for shares that cannot be in force together."""
     exploration = shares.random + shares.noise + shares.box
     if shares.static + exploration + shares.challenger > 1.0 + 1e-9:
-        raise ValueError("serving.shares add up to more than 1")
+        named = ", ".join(f"{arm} {share:g}" for arm, share in shares if arm != "shadow" and share)
+        raise ValueError(f"serving.shares: {named} add up to more than 1: make one of them smaller")
     if exploration > max_exploration + 1e-9:
         raise ValueError(
-            f"random, noise and box of serving.shares add up to {exploration:g}, more than "
-            f"serving.max_exploration, {max_exploration:g}"
+            f"serving.shares: random {shares.random:g}, noise {shares.noise:g} and box {shares.box:g} "
+            f"explore on {exploration:g} of the users, more than serving.max_exploration, "
+            f"{max_exploration:g}: make them smaller, or that larger"
         )
 
 
@@ -71,7 +74,7 @@ class GuardrailSettings(Section):
 
 
 class ServingSettings(Section):
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on: 0.0.0.0 for all of the machine's")
     port: int = Field(3000, ge=1, le=65535)
     workers: int = Field(1, ge=1)
     shares: ShareSettings = ShareSettings()
@@ -122,6 +125,13 @@ class ServingSettings(Section):
         description="how many of the items returned, from the top, are taken as shown when neither the "
         "request nor its feedback says; none means all (ours)",
     )
+    headers_seconds: Positive = Field(
+        10.0, description="a connection whose request's headers take longer is closed (ours)"
+    )
+    keep_alive_seconds: Positive = Field(
+        75.0,
+        description="an idle connection is kept for so long: more than the balancer in front keeps it (ours)",
+    )
     rate_limit: Positive | None = Field(
         None,
         description="requests a second to /rank and /feedback from one address, in each worker; none has no "
@@ -145,3 +155,12 @@ class ServingSettings(Section):
         description="materialised features older than this are stale, and static weights serve: a day, its "
         "run and one that was missed (ours)",
     )
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, host: str) -> str:
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is no IP address, such as 127.0.0.1, 0.0.0.0 or ::") from None
+        return host

@@ -91,10 +91,14 @@ class Settings(BaseSettings):
         if self.gate.evidence == "offline":
             return self
         if not self.serving.canary:
-            raise ValueError("serving.canary has no step: gate.evidence: offline goes without a canary")
+            raise ValueError("serving.canary: has no step; gate.evidence: offline goes without a canary")
         largest = max(step.share for step in self.serving.canary)
-        if shares.static + shares.random + shares.noise + shares.box + largest > 1.0 + 1e-9:
-            raise ValueError("serving.shares and the largest step of serving.canary add up to more than 1")
+        others = shares.static + shares.random + shares.noise + shares.box
+        if others + largest > 1.0 + 1e-9:
+            raise ValueError(
+                f"serving.shares: static, random, noise and box take {others:g}, which leaves less than the "
+                f"largest step of serving.canary, {largest:g}: make one of them smaller"
+            )
         return self
 
     @model_validator(mode="after")
@@ -116,7 +120,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _gate_has_its_estimator(self) -> Self:
         if self.gate.estimator not in self.evaluation.estimators:
-            raise ValueError(f"gate.estimator {self.gate.estimator!r} is not among evaluation.estimators")
+            raise ValueError(f"gate.estimator: {self.gate.estimator!r} is not among evaluation.estimators")
         return self
 
     @property

@@ -71,7 +71,7 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
         (
             "heads:\n- name: click\n  static: 1.0\n- name: like\n  static: 2.0\n",
             4,
-            "heads.1: Value error, static 2.0 must lie within [0.0, 1.0]",
+            "heads.1: static 2.0 must lie within [0.0, 1.0]",
         ),
         ("heads:\n- {name: a, static: 0.1}\n- {name: a, static: 0.1}\n", 1, "named twice: a"),
         ("heads: []\n", 1, "heads"),
@@ -79,7 +79,7 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
         (
             "heads:\n- {name: a, low: 2, high: 1, static: 1}\n",
             2,
-            "heads.0: Value error, low 2.0 must be below high 1.0",
+            "heads.0: low 2.0 must be below high 1.0",
         ),
         ("logs:\n  source: files\n", 1, "source 'files' needs logs.folder"),
         (
@@ -103,6 +103,49 @@ def test_every_fault_is_listed(write) -> None:
     with pytest.raises(SettingsError) as raised:
         load_settings(write("sede: 1\nlearner:\n  steps: 0\n"))
     assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (
+            "seed: 1\nserving:\n  shares: {random: 0.3}\n",
+            3,
+            "serving.shares: random 0.3, noise 0.02 and box 0 explore on 0.32 of the users, more than "
+            "serving.max_exploration, 0.1",
+        ),
+        (
+            "serving:\n  shares:\n    static: 0.9\n    random: 0.3\n  max_exploration: 0.5\n",
+            2,
+            "serving.shares: ",
+        ),
+        (
+            "serving:\n  port: 3000\n  no_exploration_for: [vip]\n",
+            3,
+            "serving.no_exploration_for: 'vip' is no",
+        ),
+        (
+            "gate:\n  estimator: lstd_q\nevaluation:\n  estimators: [fqe]\n",
+            2,
+            "gate.estimator: 'lstd_q' is not among evaluation.estimators",
+        ),
+        ("serving:\n  host: localhost\n", 2, "serving.host: 'localhost' is no IP address"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_named_with_their_line(
+    write, text: str, line: int, message: str
+) -> None:
+    path = write(text)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    assert str(raised.value).startswith(f"{path}:{line}: {message}")
+    assert "Value error" not in str(raised.value)
+
+
+def test_a_variable_that_does_not_fit_the_file_is_named(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTF__SERVING__SHARES__RANDOM", "0.4")
+    with pytest.raises(SettingsError, match=r"^\$MTF__SERVING__SHARES__RANDOM: serving\.shares: random 0\.4"):
+        load_settings(write("seed: 1\nserving:\n  shares:\n    static: 0.1\n"))
 
 
 def test_shares_cannot_exceed_all_users(write) -> None:
@@ -237,9 +280,9 @@ def test_every_new_place_is_a_setting() -> None:
 
 
 def test_a_canary_needs_steps_that_leave_room_for_the_other_arms() -> None:
-    with pytest.raises(ValueError, match=r"serving\.canary has no step"):
+    with pytest.raises(ValueError, match=r"serving\.canary: has no step"):
         Settings(serving={"canary": []})
     wide = {"static": 0.2, "random": 0.3, "noise": 0.3}
-    with pytest.raises(ValueError, match=r"largest step of serving\.canary add up to more than 1"):
+    with pytest.raises(ValueError, match=r"take 0\.8, .* largest step of serving\.canary, 0\.45"):
         Settings(serving={"shares": wide, "max_exploration": 0.6})
     Settings(serving={"shares": wide, "max_exploration": 0.6, "canary": []}, gate={"evidence": "offline"})
