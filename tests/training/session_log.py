@@ -18,7 +18,7 @@ from training.trajectories import Transitions
 
 FUSION = Fusion((Head("click", 0.1, 0.0, 2.0, 1.0), Head("like", 0.1, 0.0, 1.0, 0.5)))
 FEATURES = Features(FUSION, 2)
-SPEC = StateSpec(tuple(StateFeature(name, "session", "identity", (name,)) for name in ("s_0", "s_1")))
+SPEC = StateSpec(tuple(StateFeature(name, "profile", "identity", (name,)) for name in ("s_0", "s_1")))
 BEST = (0.3, -0.6)
 LENGTH = 3  # requests a session
 

@@ -19,7 +19,6 @@ from training.trajectories import Transitions
 CLOSED = ("session_return", "lstd_q")  # those that read the log of all arms, in closed form
 FITTED = ("fqe", "conservative_ope")
 WEIGHTED = ("pdis", "dr")  # those that weigh logged sessions by their densities
-_STATES = 4_000  # of the log, that session_return has policies act on
 LOGGED = "__logged__"  # the logging policy among the fitted ones, for calibration
 
 
@@ -108,19 +107,16 @@ def closed_forms(
 ) -> tuple[dict[str, Estimates], SessionReturns | None]:
     """Those of ``session_return`` and ``lstd_q`` that the settings name, on the log of all arms.
 
-    ``session_return`` reads all of it; policies act on the last sessions, of ``evaluation.transitions`` rows
-    about. It is missing where the log has too few sessions for it, unless the gate's verdict rests on it:
-    :class:`~training.contract.errors.DataError`.
+    ``session_return`` reads all of it; policies are followed through the last sessions, of
+    ``evaluation.transitions`` rows about. It is missing where the log has too few sessions for it, unless the
+    gate's verdict rests on it: :class:`~training.contract.errors.DataError`.
     """
     how, found, session = settings.evaluation, {}, None
     sessions = every.sessions.numpy()
     recent = every.take(torch.from_numpy(_last_sessions(sessions, how.transitions)))
     if "session_return" in how.estimators:
-        rng = np.random.default_rng(seed)
-        rows = np.sort(rng.permutation(len(recent))[:_STATES])
-        at = recent.take(torch.from_numpy(rows))
         try:
-            session = session_returns.estimate(every, at, policies, settings, seed)
+            session = session_returns.estimate(every, recent, policies, settings, seed)
             found["session_return"] = session.estimates
         except DataError:
             if settings.gate.estimator == "session_return":

@@ -1,8 +1,9 @@
 """The session estimator: what a policy's weights, held over a session, return by the model of the whole log.
 
-V̂(π) = level + mean over logged states s of E[θᵀ z(s, π(s))]: the direct method on session returns
-(:mod:`training.returns`), with the posterior as its uncertainty. A difference of two policies is a linear
-functional of θ, so its interval is exact given the model.
+V̂(π) = level + mean of E[θᵀ z(s, π(s))] over the states s that π would meet
+(:mod:`training.evaluation.visited`): the direct method on session returns (:mod:`training.returns`), with the
+posterior as its uncertainty. A difference of two policies is a linear functional of θ, so its interval is
+exact given the model.
 
 The users are split in halves, each with a model of its own, and V̂ is the mean of both. What the closed
 forms propose is the best that *their* model knows of, which flatters it: so they are made again from each
@@ -28,12 +29,14 @@ from training import returns
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation.intervals import Estimates
+from training.evaluation.visited import Visited
 from training.policies import return_regression
 from training.returns import ReturnModel
 from training.returns.statistics import CLUSTERS, cluster_of, returns_to_go
 from training.trajectories import Transitions
 
 _DRAWS = 400  # of the posterior
+_STATES = 4_000  # that policies act on, about
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ class SessionReturns:
 
 def estimate(
     data: Transitions,
-    at: Transitions,
+    recent: Transitions,
     policies: Mapping[str, Policy],
     settings: Settings,
     seed: int,
 ) -> SessionReturns:
-    """Estimates on ``data`` of all arms; ``policies`` act on the states of ``at``, rows of it. Those named as
-    an algorithm in closed form are made again from halves of the users.
+    """Estimates on ``data`` of all arms; ``policies`` are followed through sessions of ``recent``, rows of
+    it. Those named as an algorithm in closed form are made again from halves of the users.
 
     Raises :class:`~training.contract.errors.DataError` for fewer than 100 sessions.
     """
@@ -68,24 +71,25 @@ def estimate(
     half_of = torch.from_numpy(half[cluster_of(data.users.numpy())])
     rank = settings.learner.return_regression.rank
     models = [returns.learn(settings.fusion, data.take(half_of == k), how.gamma, rank) for k in range(2)]
-    states = at.states.numpy()
+    spec = next(iter(policies.values())).header.spec
+    visited = Visited(recent, spec, _STATES, seed)
     refit = [name for name in policies if name in return_regression.ALGORITHMS]
-    fixed = {name: policy.act_in_parts(states) for name, policy in policies.items() if name not in refit}
+    met = {name: visited.by(policy.act_in_parts) for name, policy in policies.items()}
     rng = np.random.default_rng(seed)
     flattery = np.zeros(len(policies))  # what an own policy has above itself made again
     value, draws = np.zeros(len(policies)), np.zeros((_DRAWS, len(policies)))
     for model, other in zip(models, reversed(models), strict=True):
-        actions = dict(fixed)
+        served = dict(met)
         if refit:
             first = return_regression.initial_states(data, seed)
             proposed = return_regression.from_model(other, first, settings.learner.return_regression, seed)
-            actions |= {name: proposed[name].actor()(states) for name in refit}
-        functionals = np.stack([model.functional(states, actions[name]) for name in policies])
+            served |= {name: visited.by(proposed[name].actor()) for name in refit}
+        functionals = np.stack([model.functional(*served[name]) for name in policies])
         functionals[:, : data.states.shape[1]] = 0.0  # whoever serves meets the same users
         mean, covariance = model.effects(functionals)
         for place, name in enumerate(policies):
             if name in refit:
-                own = model.functional(states, policies[name].act_in_parts(states))
+                own = model.functional(*met[name])
                 own[: data.states.shape[1]] = 0.0
                 flattery[place] += 0.5 * (own @ model.theta - mean[place])
         values, vectors = np.linalg.eigh(covariance)
