@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from training.contract.files import write_json_atomic, write_text_atomic
+from training.contract.files import read_json, write_json_atomic, write_text_atomic
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 DEFAULTS = {"out": Path("build/bench"), "publish": False}
@@ -44,6 +44,13 @@ def keep(
         page = PAGES / f"{name}.md"
         write_text_atomic(page, f"# {title}\n\n{header(facts)}\n\n{(tables or nested)(results).strip()}\n")
         print(f"wrote {page}")
+
+
+def kept(path: Path, made_from: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives (plain JSON), kept in ``path``: not made again where it was made from the same."""
+    if not path.is_file() or read_json(path)["made_from"] != made_from:
+        write_json_atomic(path, {"made_from": made_from, "found": make()})
+    return read_json(path)["found"]
 
 
 def command() -> str:
