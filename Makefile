@@ -17,13 +17,14 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-all bench peers lint lint-sql types docs audit lock clean
+.PHONY: help install demo test test-all bench outside peers lint lint-sql types docs audit lock clean
 
 help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
 	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
 	@echo "make bench     benchmarks, as JSON in build/bench; PUBLISH=--publish also renews docs/results"
+	@echo "make outside   the pool on RecSim's users, beside constants and d3rlpy's BCQ; one of the benchmarks"
 	@echo "make lint      ruff, sqlfluff, mypy, and the docs with their links"
 	@echo "make types     mypy alone; make docs the documentation as a site, build/site"
 	@echo "make audit     known vulnerabilities of the locked packages"
@@ -67,6 +68,9 @@ test-all: $(READY) $(PEERS)
 bench: $(READY) $(PEERS)
 	$(BIN)/python -m tests.benchmarks $(PUBLISH)
 	$(BIN)/python -m tests.benchmarks.serving $(PUBLISH)
+
+outside: $(READY) $(PEERS)
+	$(BIN)/python -m tests.benchmarks outside $(PUBLISH)
 
 lint: $(READY) lint-sql types docs
 	$(BIN)/ruff format --check .

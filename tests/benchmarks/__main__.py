@@ -13,6 +13,8 @@ from tests.benchmarks import (
     faults,
     learner,
     materialise,
+    nights,
+    outside,
     publish,
     returns,
     scale,
@@ -29,22 +31,25 @@ BENCHMARKS = {
     "faults": (faults, "Faults under load"),
     "start": (start, "dbt's start"),
     "canary": (canary, "What a canary decides"),
+    "nights": (nights, "No harm: many nights of many worlds"),
+    "outside": (outside, "Outside: users of RecSim's"),
     "day": (day, "A whole small day"),
     "demo": (demo, "The demo"),
 }
+BY_NAME = ("nights", "outside")  # they take hours
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     publish.add_options(parser)
     parser.set_defaults(**publish.DEFAULTS)
-    names = parser.add_subparsers(dest="name", help="which; all of them without a name")
+    names = parser.add_subparsers(dest="name", help="which; without a name all but those that take hours")
     for name, (module, title) in BENCHMARKS.items():
         one = names.add_parser(name, help=title)
         publish.add_options(one)
         module.add_arguments(one)
     arguments = parser.parse_args()
-    for name in [arguments.name] if arguments.name else list(BENCHMARKS):
+    for name in [arguments.name] if arguments.name else [name for name in BENCHMARKS if name not in BY_NAME]:
         module, title = BENCHMARKS[name]
         own = (
             arguments if arguments.name else parser.parse_args([name], argparse.Namespace(**vars(arguments)))

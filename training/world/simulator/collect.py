@@ -55,14 +55,16 @@ def random_arm(heads: int, std: float = 1.0, share: float = 1.0, unit: Unit = "r
     return Arm("random", lambda states, requests: np.zeros((len(states), heads)), std, share, unit=unit)
 
 
-def collect(bench: Bench, arms: Sequence[Arm], seed: int) -> Transitions:
+def collect(bench: Bench, arms: Sequence[Arm], seed: int, arm_of: np.ndarray | None = None) -> Transitions:
     """Play every session of ``bench`` with the arm it is drawn for; rows by session, then step.
 
+    ``arm_of`` int64[sessions] are the sessions' places in ``arms``, else they are drawn by the arms' shares.
     The last request of a session whose end is not known (the hard end, midnight) is left out.
     """
     rng = np.random.default_rng([seed, 5, bench.seed])  # benches of one seed share no luck
     shares = np.array([arm.share for arm in arms])
-    arm_of = rng.choice(len(arms), size=len(bench.user_row), p=shares / shares.sum())
+    if arm_of is None:
+        arm_of = rng.choice(len(arms), size=len(bench.user_row), p=shares / shares.sum())
     fusion, parts = bench.settings.fusion, []
     of_sessions = np.random.default_rng([seed, 6, bench.seed]).random((len(arm_of), len(fusion.heads)))
     drawn_once = np.array([arm.explores and arm.unit == "session" for arm in arms])
