@@ -45,7 +45,7 @@ Inputs = dict[str, str]
 # days back that a session of the day can have begun on (its other end: warehouse.days.LOOK_BACK_DAYS)
 REACH = 2
 
-_DATA = ("heads", "signals", "state", "calendar")
+_DATA = ("ids", "heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
 _LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
 _ASSIGNMENT = (
