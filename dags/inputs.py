@@ -45,7 +45,7 @@ Inputs = dict[str, str]
 # days back that a session of the day can have begun on (its other end: warehouse.days.LOOK_BACK_DAYS)
 REACH = 2
 
-_DATA = ("heads", "signals", "state", "calendar")
+_DATA = ("ids", "heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
 _LEARNING = (*_TRAJECTORIES, "seed", "fusion_form", "learner", "evaluation")
 _ASSIGNMENT = (
@@ -58,7 +58,7 @@ _WINDOW = ("learner.window_days", "learner.mixed_exploration")
 # sections, or single entries of one, that a stage reads or that what it reads was made with
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs"),
-    "validate_landed": (*_DATA, "validation", "session", *_ASSIGNMENT),
+    "validate_landed": (*_DATA, "validation", "session", "serving.default_shown", *_ASSIGNMENT),
     "transform": _TRAJECTORIES,
     "validate_transitions": (*_TRAJECTORIES, "validation"),
     "features": (*_DATA, "session", "store", "postgres"),

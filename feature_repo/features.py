@@ -34,7 +34,7 @@ def user_profile(settings: Settings) -> FeatureView | None:
         return None
     return FeatureView(
         name="user_profile",
-        entities=[user],
+        entities=[user(settings)],
         ttl=FOREVER,
         schema=[Field(name=p.column, dtype=PROFILE_TYPES[p.kind]) for p in settings.state.profile],
         source=data_sources.users(settings),
@@ -45,7 +45,7 @@ def user_profile(settings: Settings) -> FeatureView | None:
 def user_history(settings: Settings) -> FeatureView:
     return FeatureView(
         name="user_history",
-        entities=[user],
+        entities=[user(settings)],
         ttl=timedelta(days=settings.store.history_ttl_days or 0),
         schema=[
             *[Field(name=name, dtype=Float64) for name in history_columns(settings.signal_names)],
@@ -60,7 +60,7 @@ def user_session(settings: Settings) -> FeatureView:
     """Sums over the session so far, whose they are, and the request that moved them last."""
     return FeatureView(
         name="user_session",
-        entities=[user],
+        entities=[user(settings)],
         ttl=FOREVER,
         schema=[
             *[

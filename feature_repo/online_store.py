@@ -171,14 +171,15 @@ class WideSqliteOnlineStore(OnlineStore):
 
     def reader(
         self, config: RepoConfig, views: Sequence[tuple[FeatureView, Sequence[str]]]
-    ) -> Callable[[Sequence[int]], list[tuple[Any, ...]]]:
+    ) -> Callable[[Sequence[int | str]], list[tuple[Any, ...]]]:
         """Reads the named features of several views, one after the other, as Python values: a row a user.
 
         What :meth:`online_read` gives, null where the store does not have the user, in one statement and
         without a protobuf message a value: at every request of a service those take longer than the query.
         The views have one join key, the user's id.
         """
-        before = _before_number(config, views[0][0].entity_columns[0].name)
+        entity = views[0][0].entity_columns[0]
+        key = _key_of(config, entity.name, entity.dtype.to_value_type())
         columns = [f"v{at}.{_quoted(name)}" for at, (_, names) in enumerate(views) for name in names]
         joins = [
             f"LEFT JOIN {_table(config, view)} v{at} ON v{at}.entity_key = asked.key"
@@ -189,11 +190,11 @@ class WideSqliteOnlineStore(OnlineStore):
         # SQLite's own values are Python's, but for these
         others = [(at, member) for at, member in enumerate(members) if member in _CONVERTED]
 
-        def read(users: Sequence[int]) -> list[tuple[Any, ...]]:
+        def read(users: Sequence[int | str]) -> list[tuple[Any, ...]]:
             marks = ",".join(f"({place},?)" for place in range(len(users)))
             rows = self._connected(config).execute(
                 f"WITH asked(place, key) AS (VALUES {marks}) {selection}",
-                [before + user.to_bytes(8, "little", signed=True) for user in users],
+                [key(user) for user in users],
             )
             found = sorted(rows, key=itemgetter(0))  # they come in this order, which SQL does not promise
             return [_converted(row[1:], others) for row in found]
@@ -251,6 +252,22 @@ def entity_keys(config: RepoConfig, view: FeatureView, rows: pa.Table) -> list[b
         serialize_entity_key(EntityKey(join_keys=names, entity_values=values), version)
         for values in zip(*protos, strict=True)
     ]
+
+
+def _key_of(config: RepoConfig, name: str, kind: ValueType) -> Callable[[Any], bytes]:
+    """The key of a user, as Feast serialises it."""
+    if kind == ValueType.INT64:
+        before = _before_number(config, name)
+        return lambda user: before + user.to_bytes(8, "little", signed=True)
+    # of a text: its type, its length in four bytes, and its bytes
+    empty = EntityKey(join_keys=[name], entity_values=[Value(string_val="")])
+    start = serialize_entity_key(empty, config.entity_key_serialization_version)[:-4]
+
+    def text_key(user: str) -> bytes:
+        content = user.encode()
+        return start + len(content).to_bytes(4, "little") + content
+
+    return text_key
 
 
 def _before_number(config: RepoConfig, name: str) -> bytes:

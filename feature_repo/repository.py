@@ -9,7 +9,7 @@ from training.contract.settings import load_settings
 
 _settings = load_settings()
 
-user = entities.user
+user = entities.user(_settings)
 user_profile = features.user_profile(_settings)
 user_history = features.user_history(_settings)
 user_session = features.user_session(_settings)

@@ -46,6 +46,7 @@ class Engine:
             settings.session.gap_minutes,
             reward=partial(item_reward, settings),
             negative=partial(is_negative, settings),
+            text_users=settings.ids.kept("user_id") == "string",
         )
         self._decision_files = DayFiles(layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(layout.serving_log / "feedback", worker)

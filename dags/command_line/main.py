@@ -17,6 +17,7 @@ from dags import stages
 from dags.command_line import backup, days, experiment, policy, quarantine, retention, reward, stack, status
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
+from dags.command_line.quiet import quiet
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import write_text_atomic
 from training.contract.settings import Settings, load_settings, settings_path
@@ -67,6 +68,7 @@ def run() -> None:
     Ends without the interpreter's teardown, in which DuckDB's binding prints a page of leak notes.
     """
     code: int | str | None = 0
+    quiet()
     try:
         app()
     except SystemExit as ending:

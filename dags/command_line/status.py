@@ -6,6 +6,7 @@ from rich.text import Text
 from dags.command_line import stack
 from dags.command_line.console import console
 from training.contract.files import read_json
+from training.contract.pointer import read_champion
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings, load_settings, settings_path
 
@@ -40,7 +41,11 @@ def status() -> None:
 def _show_guardrail(settings: Settings) -> None:
     if settings.layout.guardrail.exists():
         seen = read_json(settings.layout.guardrail)
+        pointers = {"champion": settings.layout.champion, "challenger": settings.layout.challenger}
         for arm, one in seen["arms"].items():
+            serving = read_champion(pointers[arm])
+            if serving is None or serving.version != one["version"]:
+                continue  # it was taken out since, or another took its place
             console.print(
                 f"guardrail of {arm} {one['version']} at {seen['checked_ts']}: "
                 f"{one['verdict'] or 'nothing against it'} ({one['window']['requests']} requests, "

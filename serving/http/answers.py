@@ -16,10 +16,15 @@ from serving.http.requests import JSON
 
 
 def encode_answer(answer: Mapping[str, Any], media_type: str = JSON) -> bytes:
-    """``items`` and ``scores`` of the answer are numpy arrays."""
+    """``scores`` of the answer is a numpy array; so is ``items``, or a list of numbers or of text."""
     if media_type == JSON:
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    columns = {name: np.ascontiguousarray(answer[name]) for name in ("items", "scores")}
+    columns = {"scores": np.ascontiguousarray(answer["scores"])}
+    items = answer["items"]
+    if isinstance(items, np.ndarray):
+        columns["items"] = np.ascontiguousarray(items)
+    elif items and isinstance(items[0], int):
+        columns["items"] = np.array(items, dtype=np.uint64)
     rest = {name: value for name, value in answer.items() if name not in columns}
     return save(columns | {"answer": np.frombuffer(orjson.dumps(rest), np.uint8)})
 
@@ -28,10 +33,11 @@ def decode_answer_binary(body: bytes) -> dict[str, Any]:
     """What :func:`encode_answer` wrote, as its JSON form would be read. Raises ``ValueError``."""
     try:
         tensors = {name: view["data"] for name, view in deserialize(body)}
+        types = {name: view["dtype"] for name, view in deserialize(body)}
         answer: dict[str, Any] = orjson.loads(tensors["answer"])
-        return answer | {
-            "items": np.frombuffer(tensors["items"], "<i8").tolist(),
-            "scores": np.frombuffer(tensors["scores"], "<f8").tolist(),
-        }
+        if "items" in tensors:
+            kind = "<u8" if types["items"] == "U64" else "<i8"
+            answer["items"] = np.frombuffer(tensors["items"], kind).tolist()
+        return answer | {"scores": np.frombuffer(tensors["scores"], "<f8").tolist()}
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"not a binary answer: {error}") from error

@@ -3,7 +3,8 @@
 It is a `safetensors <https://github.com/huggingface/safetensors>`_ file of
 
 - ``request``, U8 [m]: a JSON object with every field of the JSON body but ``candidates``;
-- ``item_id``, I64 [n];
+- ``item_id``, I64 [n], or U64 [n] where ``ids.items`` is ``uint64``; text ids (``string``) are a list
+  ``item_id`` in ``request``;
 - ``scores.<head>``, F32 or F64 [n], one for each head that is sent.
 
 It is the format that policies have: no code in it, nothing compressed, every offset checked by the
@@ -39,8 +40,7 @@ class BinaryBodies:
     def rank(self, body: bytes) -> RankRequest:
         tensors = _tensors(body)
         values = decode(self._fields, _tensor(tensors, "request", ("U8",))[1])
-        _, data = _tensor(tensors, "item_id", ("I64",))
-        items = np.frombuffer(data, "<i8")
+        items = self._items(tensors, values)
         count = len(items)
         if not 1 <= count <= self._largest:
             raise RequestError(
@@ -72,17 +72,31 @@ class BinaryBodies:
                 f"scores.{self._names[row]}[{place}]: {scores[row, place]}, expected a number in "
                 f"[0, {self._checks.maxima[row]:g}]"
             )
-        return self._checks.rank_request(values, items, scores, tuple(given))
+        text = self._checks.items.kind == "string"
+        return self._checks.rank_request(values, items, scores, tuple(given), text)
+
+    def _items(self, tensors: dict[str, dict[str, Any]], values: Any) -> np.ndarray:
+        """int64[n], or text as object[n]."""
+        ids = self._checks.items
+        if ids.kind == "string":
+            return ids.many("item_id", values.item_id)
+        if ids.kind == "uint64":
+            unsigned = np.frombuffer(_tensor(tensors, "item_id", ("U64",))[1], "<u8")
+            return ids.many("item_id", unsigned.tolist())
+        return np.frombuffer(_tensor(tensors, "item_id", ("I64",))[1], "<i8")
 
 
 def encode_rank_binary(
     fields: Mapping[str, Any], items: np.ndarray, scores: Mapping[str, np.ndarray]
 ) -> bytes:
     """A binary body of ``/rank``; scores are sent as float32 unless they are float64 already."""
-    tensors: dict[str, np.ndarray] = {
-        "request": np.frombuffer(orjson.dumps(fields), np.uint8),
-        "item_id": np.asarray(items, dtype=np.int64),
-    }
+    tensors: dict[str, np.ndarray] = {}
+    items = np.asarray(items)
+    if items.dtype.kind in "OUS":
+        fields = {**fields, "item_id": [str(item) for item in items]}
+    else:
+        tensors["item_id"] = items.astype(np.uint64 if items.dtype == np.uint64 else np.int64, copy=False)
+    tensors["request"] = np.frombuffer(orjson.dumps(fields), np.uint8)
     for name, column in scores.items():
         column = np.asarray(column)
         kind = np.float64 if column.dtype == np.float64 else np.float32

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.http.ids import Ids
 from serving.http.requests import RankRequest, RequestError
+from training.contract.log import Id
 from training.contract.settings import Settings
 
 
@@ -14,6 +16,8 @@ class Checks:
 
     def __init__(self, settings: Settings) -> None:
         self._serving = settings.serving
+        self.users = Ids(settings.ids.users, "ids.users")
+        self.items = Ids(settings.ids.items, "ids.items")
         self.names = settings.fusion.names
         self.maxima = np.array([head.maximum for head in settings.fusion.heads])
 
@@ -22,13 +26,18 @@ class Checks:
         return (scores >= 0.0) & (scores <= self.maxima[:, None])
 
     def rank_request(
-        self, fields: Any, items: np.ndarray, scores: np.ndarray, given: tuple[str, ...]
+        self,
+        fields: Any,
+        items: np.ndarray,
+        scores: np.ndarray,
+        given: tuple[str, ...],
+        text_ids: bool = False,
     ) -> RankRequest:
-        """Of checked ``items`` int64[n] and ``scores`` float64[heads, n], and the body's other ``fields``."""
+        """Of checked ``items`` [n] and ``scores`` float64[heads, n], and the body's other ``fields``."""
         k = self._serving.default_k if fields.k is None else fields.k
         shown = self._serving.default_shown if fields.shown is None else fields.shown
         return RankRequest(
-            user_id=fields.user_id,
+            user_id=self.users.one("user_id", fields.user_id),
             items=items,
             scores=scores.T,
             given=given,
@@ -37,6 +46,7 @@ class Checks:
             request_id=fields.request_id,
             session_id=fields.session_id,
             event_ts=self.time(fields.event_ts),
+            text_ids=text_ids,
         )
 
     def time(self, value: str | None) -> datetime | None:
@@ -63,11 +73,11 @@ class Checks:
         return time
 
 
-def refuse_repeated(items: list[int]) -> None:
+def refuse_repeated(items: list[Id]) -> None:
     """Raises :class:`RequestError` naming the first item that comes twice."""
     if len(set(items)) == len(items):
         return
-    seen: set[int] = set()
+    seen: set[Id] = set()
     for item in items:
         if item in seen:
             raise RequestError(f"candidates.item_id names item {item} more than once")

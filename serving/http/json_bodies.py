@@ -13,6 +13,7 @@ import numpy as np
 import simdjson
 
 from serving.http.checks import Checks, refuse_repeated
+from serving.http.ids import as_text
 from serving.http.requests import FeedbackRequest, RankRequest, RequestError
 from serving.http.schema import Bodies, decode
 from training.contract.settings import Settings
@@ -34,7 +35,11 @@ class JsonBodies:
             "duration_ms",
         )
         self._simdjson = simdjson.Parser()
-        self._fields_type = bodies.rank_fields
+        # of others than int64: text as it is; unsigned numbers are left to the declared types
+        self._unsigned = settings.ids.items == "uint64"
+        self._numbers = settings.ids.items != "string"
+        self._ids_type = list[bodies.items.type]  # type: ignore[name-defined]  # made here
+        self._fields_type = bodies.fields
         self._rank = msgspec.json.Decoder(bodies.rank)
         self._feedback = msgspec.json.Decoder(bodies.feedback)
 
@@ -43,7 +48,7 @@ class JsonBodies:
 
     def plain(self, body: bytes) -> RankRequest | None:
         """A good body of ``/rank`` of the usual form; None for any other, good or bad."""
-        if body[:1] != b"{":  # simdjson passes over a byte order mark
+        if body[:1] != b"{" or self._unsigned:  # simdjson passes over a byte order mark
             return None
         try:
             root: Any = self._simdjson.parse(body)  # of any shape: what does not fit raises
@@ -65,7 +70,11 @@ class JsonBodies:
             if any(isinstance(value, _NESTED) for value in fields.values()):
                 return None
             values = msgspec.convert(fields, self._fields_type)
-            items = np.frombuffer(ids.as_buffer(of_type="i"), np.int64)
+            sent_ids = None if self._numbers else ids.as_list()
+            if sent_ids is None:
+                items = np.frombuffer(ids.as_buffer(of_type="i"), np.int64)
+            else:
+                items = np.array(msgspec.convert(sent_ids, self._ids_type), dtype=object)
             scores = np.zeros((len(self._rows), len(items)))
             for name in given:
                 column = np.frombuffer(sent[name].as_buffer(of_type="d"))
@@ -74,20 +83,24 @@ class JsonBodies:
                 scores[self._rows[name]] = column
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             return None  # not JSON, or of other types: msgspec's ValidationError is a ValueError
-        ordered = np.sort(items)
-        if (ordered[1:] == ordered[:-1]).any() or not self._checks.in_range(scores).all():
+        if sent_ids is None:
+            ordered = np.sort(items)
+            repeated = (ordered[1:] == ordered[:-1]).any()
+        else:
+            repeated = len(set(sent_ids)) < len(sent_ids)
+        if repeated or not self._checks.in_range(scores).all():
             return None
         heads = self._names
         if len(given) < len(heads):
             heads = tuple(name for name in heads if name in given)
-        return self._checks.rank_request(values, items, scores, heads)
+        return self._checks.rank_request(values, items, scores, heads, text_ids=sent_ids is not None)
 
     def checked(self, body: bytes) -> RankRequest:
         """Any good body of ``/rank``, by the declared types."""
         values = decode(self._rank, body)
         ids = values.candidates.item_id
-        items = np.array(ids, dtype=np.int64)
-        refuse_repeated(ids)
+        items = self._checks.items.many("candidates.item_id", ids)
+        refuse_repeated(items.tolist())
         columns = msgspec.structs.astuple(values.candidates.scores)
         scores = np.zeros((len(columns), len(ids)))
         pack = struct.Struct(f"={len(ids)}d").pack  # three times as fast as numpy on a list
@@ -101,25 +114,26 @@ class JsonBodies:
                 )
             scores[row] = np.frombuffer(pack(*column))
         given = tuple(name for name, column in zip(self._names, columns, strict=True) if column is not None)
-        return self._checks.rank_request(values, items, scores, given)
+        return self._checks.rank_request(values, items, scores, given, as_text(ids))
 
     def feedback(self, body: bytes) -> FeedbackRequest:
         values = decode(self._feedback, body)
         if values.events is None and values.shown is None:
             raise RequestError("events and shown are both missing: say what the user did, or what they saw")
-        events = [
-            dict(zip(self._event_fields, map(int, msgspec.structs.astuple(event)), strict=True))
-            for event in values.events or ()
-        ]
+        items, events = self._checks.items, []
+        for at, event in enumerate(values.events or ()):
+            item, *rest = msgspec.structs.astuple(event)
+            told = (items.one(f"events[{at}].item_id", item), *map(int, rest))
+            events.append(dict(zip(self._event_fields, told, strict=True)))
         if len({event["item_id"] for event in events}) != len(events):
             raise RequestError("events: an item_id is named more than once")
         return FeedbackRequest(
             request_id=values.request_id,
             events=events,
-            user_id=values.user_id,
+            user_id=None if values.user_id is None else self._checks.users.one("user_id", values.user_id),
             session_id=values.session_id,
             event_ts=self._checks.time(values.event_ts),
-            shown=values.shown if isinstance(values.shown, list) else None,
+            shown=items.many("shown", values.shown).tolist() if isinstance(values.shown, list) else None,
             shown_top=values.shown if isinstance(values.shown, int) else None,
         )
 

@@ -9,7 +9,6 @@ from serving.http.schema import MAXIMUM_ID_LENGTH, Bodies
 from training.contract.log import ARMS, FALLBACKS
 from training.contract.settings import Settings
 
-_INT64 = {"type": "integer", "format": "int64", "minimum": -(2**63), "maximum": 2**63 - 1}
 _ID = {"type": "string", "minLength": 1, "maxLength": MAXIMUM_ID_LENGTH}
 
 _BINARY_BODY = (
@@ -37,7 +36,7 @@ def document(settings: Settings) -> dict[str, Any]:
         ["request_id", "session_id", "items", "scores", "weights", "policy"],
         request_id=_ID,
         session_id={"type": "string"},
-        items={"type": "array", "items": _INT64, "description": "best first, at most k"},
+        items={"type": "array", "items": bodies.items.schema, "description": "best first, at most k"},
         scores={
             "type": "array",
             "items": {"type": "number"},
@@ -62,7 +61,7 @@ def document(settings: Settings) -> dict[str, Any]:
         events={"type": "integer", "description": "that were taken"},
         not_ranked={
             "type": "array",
-            "items": _INT64,
+            "items": bodies.items.schema,
             "description": "items that the request did not rank: nothing of them was taken",
         },
         state_moved={
@@ -70,16 +69,17 @@ def document(settings: Settings) -> dict[str, Any]:
             "description": "false: logged, but the store did not take it; or nothing of it was taken",
         },
     )
+    items = ["a", "b", "c"] if settings.ids.items == "string" else [11, 12, 13]
     rank_example = {
-        "user_id": 5,
+        "user_id": "ann" if settings.ids.users == "string" else 5,
         "request_id": "example",
         "k": 2,
         "candidates": {
-            "item_id": [11, 12, 13],
+            "item_id": items,
             "scores": {head.name: [round(head.maximum * at, 3) for at in (0.1, 0.9, 0.5)] for head in heads},
         },
     }
-    event = {"item_id": 12, settings.signals[0].column: 1, "play_time_ms": 5_200, "duration_ms": 20_000}
+    event = {"item_id": items[1], settings.signals[0].column: 1, "play_time_ms": 5_200, "duration_ms": 20_000}
     feedback_example = {"request_id": "example", "shown": 2, "events": [event]}
     return {
         "openapi": "3.1.0",

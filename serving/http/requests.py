@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from training.contract.errors import MtfError
+from training.contract.log import Id
 
 JSON = "application/json"
 BINARY = "application/x-safetensors"  # not registered: safetensors has no registered type
@@ -27,14 +28,14 @@ class RequestError(MtfError):
 
 
 class RankRequest(NamedTuple):
-    """``items`` int64[n] and ``scores`` float64[n, heads]; ``given`` names the heads that were sent. At most
-    ``shown`` of the ``k`` items are taken as shown while no feedback says which.
+    """``items`` int64[n], or text as object[n], and ``scores`` float64[n, heads]; ``given`` names the heads
+    that were sent. At most ``shown`` of the ``k`` items are taken as shown while no feedback says which.
 
     A head that was not sent is 0 for every candidate: its term of eq. (1) is then the same for all of
     them and cannot change their order.
     """
 
-    user_id: int
+    user_id: Id
     items: np.ndarray
     scores: np.ndarray
     given: tuple[str, ...]
@@ -43,6 +44,7 @@ class RankRequest(NamedTuple):
     request_id: str | None
     session_id: str | None
     event_ts: datetime | None
+    text_ids: bool = False  # of items: they came as text, and are answered so
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ class FeedbackRequest:
     """
 
     request_id: str
-    events: list[dict[str, int]]
-    user_id: int | None
+    events: list[dict[str, Any]]
+    user_id: Id | None
     session_id: str | None
     event_ts: datetime | None
-    shown: list[int] | None = None
+    shown: list[Id] | None = None
     shown_top: int | None = None
 
 

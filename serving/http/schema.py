@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, defstruct
 
+from serving.http.ids import Ids
 from serving.http.requests import RequestError
 from training.contract.settings import ServingSettings, Settings
 
 MAXIMUM_ID_LENGTH = 200  # characters of a request or session id
 MAXIMUM_MS = 2**53  # the largest integer that every JSON reader keeps exact
-INT64 = 2**63
 
-Integer = Annotated[int, Meta(ge=-INT64, le=INT64 - 1)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=MAXIMUM_ID_LENGTH)]
 Milliseconds = Annotated[int, Meta(ge=0, le=MAXIMUM_MS)]
 
@@ -43,12 +42,15 @@ LONGEST_REASON = 300  # characters: a reason may quote a name that the caller ma
 class Bodies:
     """The types of the bodies under one set of settings.
 
-    ``rank`` is the JSON body of ``/rank``, ``rank_fields`` the part of it that a binary body keeps as
-    JSON, ``feedback`` the body of ``/feedback``.
+    ``rank`` is the JSON body of ``/rank``, ``fields`` what of it is beside the candidates, ``rank_fields``
+    the part of it that a binary body keeps as JSON, ``feedback`` the body of ``/feedback``.
     """
 
     def __init__(self, settings: Settings) -> None:
         serving = settings.serving
+        self.users = Ids(settings.ids.users, "ids.users")
+        self.items = Ids(settings.ids.items, "ids.items")
+        user, item = self.users.type, self.items.type
         count = Meta(max_length=serving.max_candidates)
         scores = _strict(
             "Scores",
@@ -66,7 +68,7 @@ class Bodies:
                 (
                     "item_id",
                     Annotated[
-                        list[Integer],
+                        list[item],
                         Meta(
                             min_length=1,
                             max_length=serving.max_candidates,
@@ -89,7 +91,7 @@ class Bodies:
             forbid_unknown_fields=True,
         )
         fields: list[Any] = [
-            ("user_id", Integer),
+            ("user_id", user),
             (
                 "request_id",
                 Annotated[Identifier | None, Meta(description="unique; made by the service when absent")],
@@ -123,11 +125,14 @@ class Bodies:
             _EVENT_TS,
         ]
         self.rank = defstruct("RankBody", [("candidates", candidates), *fields], forbid_unknown_fields=True)
-        self.rank_fields = defstruct("RankFields", fields, forbid_unknown_fields=True)
+        self.fields = defstruct("Fields", fields, forbid_unknown_fields=True)
+        # a tensor holds numbers only
+        named = [("item_id", list[item])] if settings.ids.items == "string" else []
+        self.rank_fields = defstruct("RankFields", [*named, *fields], forbid_unknown_fields=True)
         event = _strict(
             "Event",
             {
-                "item_id": (Integer, msgspec.NODEFAULT),
+                "item_id": (item, msgspec.NODEFAULT),
                 **{signal.column: (Literal[0, 1] | bool, 0) for signal in settings.signals},
                 "play_time_ms": (Milliseconds, 0),
                 "duration_ms": (Milliseconds, 0),
@@ -146,7 +151,7 @@ class Bodies:
                     "shown",
                     Annotated[
                         Annotated[int, Meta(ge=0, le=serving.max_k)]
-                        | Annotated[list[Integer], Meta(max_length=serving.max_k)]
+                        | Annotated[list[item], Meta(max_length=serving.max_k)]
                         | None,
                         Meta(
                             description="what the user saw: the items, or how many from the top of the list. "
@@ -159,7 +164,7 @@ class Bodies:
                 (
                     "user_id",
                     Annotated[
-                        Integer | None,
+                        user | None,
                         Meta(description="needed only when another machine ranked the request"),
                     ],
                     None,

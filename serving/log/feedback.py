@@ -10,7 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
@@ -27,7 +27,7 @@ from serving.log.times import local_day, timestamp
 from serving.running.batches import ThreadBatches
 from serving.state.questions import Feedback
 from serving.state.store import StateStore
-from training.contract.log import LATE_DAYS, feedback_line
+from training.contract.log import LATE_DAYS, Id, feedback_line
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.engine")
@@ -40,12 +40,12 @@ class Owned(NamedTuple):
 
     request: FeedbackRequest
     event_ts: datetime
-    user_id: int
+    user_id: Id
     session_id: str
     ranked: RankedLine | None
-    events: list[dict[str, int]]
-    shown: list[int] | None
-    not_ranked: list[int]
+    events: list[dict[str, Any]]
+    shown: list[Id] | None
+    not_ranked: list[Id]
 
     @property
     def tells(self) -> bool:
@@ -184,9 +184,9 @@ class FeedbackPipeline:
 
 
 def _owned(
-    request: FeedbackRequest, event_ts: datetime, user_id: int, session_id: str, ranked: RankedLine | None
+    request: FeedbackRequest, event_ts: datetime, user_id: Id, session_id: str, ranked: RankedLine | None
 ) -> Owned:
-    events, shown, not_ranked = request.events, request.shown, list[int]()
+    events, shown, not_ranked = request.events, request.shown, list[Id]()
     if ranked is not None:
         there = {*ranked.items}
         named = dict.fromkeys([*_items(events), *(shown or ())])
@@ -201,7 +201,7 @@ def _owned(
     return Owned(request, event_ts, user_id, session_id, ranked, events, shown, not_ranked)
 
 
-def _items(events: Iterable[Mapping[str, int]]) -> list[int]:
+def _items(events: Iterable[Mapping[str, Any]]) -> list[Id]:
     return [event["item_id"] for event in events]
 
 

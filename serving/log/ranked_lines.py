@@ -9,6 +9,7 @@ import orjson
 import structlog
 
 from serving.log.day_files import Place, read_line
+from training.contract.log import Id
 from training.contract.session import Shown
 
 _log = structlog.get_logger("mtf.serving.ranked_lines")
@@ -18,15 +19,15 @@ class RankedLine(NamedTuple):
     """``items`` [n] best first, their ``predictions`` float64[n, heads], and how many of them, from the top,
     are taken as shown where no feedback says which."""
 
-    items: list[int]
+    items: list[Id]
     predictions: np.ndarray
     default: int
 
-    def top(self, count: int | None) -> list[int]:
+    def top(self, count: int | None) -> list[Id]:
         """The first items; None: those that are taken as shown."""
         return self.items[: self.default if count is None else count]
 
-    def shown(self, said: Collection[int] | None, events: Collection[int]) -> Shown:
+    def shown(self, said: Collection[Id] | None, events: Collection[Id]) -> Shown:
         """What was shown, by what feedback ``said`` of it (None: nothing) and by the items of its events."""
         seen = {*(self.top(None) if said is None else said), *events}
         places = [place for place, item in enumerate(self.items) if item in seen]

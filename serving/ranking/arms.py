@@ -7,7 +7,7 @@ import numpy as np
 import structlog
 
 from training.contract.errors import SettingsError
-from training.contract.log import ARMS, BOX, CHALLENGER, CHAMPION, EXPLORING, NOISE, RANDOM, STATIC
+from training.contract.log import ARMS, BOX, CHALLENGER, CHAMPION, EXPLORING, NOISE, RANDOM, STATIC, Id
 from training.contract.settings import Settings, ShareSettings
 from training.contract.shares import read_shares
 
@@ -16,13 +16,13 @@ __all__ = ["ARMS", "BOX", "CHALLENGER", "CHAMPION", "EXPLORING", "NOISE", "RANDO
 _log = structlog.get_logger("mtf.serving.arms")
 
 
-def position(salt: str, user_id: int) -> float:
+def position(salt: str, user_id: Id) -> float:
     """The user's place in [0, 1): uniform over users, independent between salts."""
     digest = hashlib.blake2b(f"{salt}:{user_id}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def draw(shares: ShareSettings, salt: str, epoch: int, user_id: int, challenger: str | None = None) -> str:
+def draw(shares: ShareSettings, salt: str, epoch: int, user_id: Id, challenger: str | None = None) -> str:
     """The user's arm in an epoch. It changes only when the shares, the epoch or the salt do.
 
     ``challenger`` is the digest of the policy on its way, None when there is none. The arms lie on [0, 1) in
@@ -117,7 +117,7 @@ class Assignment:
         self._stopped = frozenset(arm for arm in ARMS if share_of(shares, arm) <= 0.0)
 
     def arm(
-        self, user_id: int, epoch: int, held: str | None, state: np.ndarray | None, challenger: str | None
+        self, user_id: Id, epoch: int, held: str | None, state: np.ndarray | None, challenger: str | None
     ) -> str:
         """The arm of a request.
 
@@ -136,14 +136,14 @@ class Assignment:
         assert arm is not None
         return arm
 
-    def by_exception(self, user_id: int, epoch: int, arm: str) -> bool:
+    def by_exception(self, user_id: Id, epoch: int, arm: str) -> bool:
         """Whether the user is with the champion only because their cohort is not explored on: the arm would
         have more of that cohort than those that it is compared with."""
         if not self._excluded or arm != CHAMPION:
             return False
         return draw(self._shares, self._salt, epoch, user_id) in EXPLORING
 
-    def shadowed(self, user_id: int) -> bool:
+    def shadowed(self, user_id: Id) -> bool:
         """Whether the challenger ranks this user's requests beside, drawn apart from the arms."""
         share = self._shares.shadow
         return share > 0.0 and position(f"{self._salt}:shadow", user_id) < share

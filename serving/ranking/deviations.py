@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from training.contract.exploration import replay_generator, session_uniforms
+from training.contract.log import Id
 from training.contract.settings import Settings
 
 Uniforms = Callable[[int], np.ndarray]  # k → float64[k] in [0, 1)
@@ -22,7 +23,7 @@ class Deviations:
         self._by_session = settings.serving.exploration.unit == "session"
         self._replayed, self._generator = replayed, np.random.default_rng()
 
-    def of(self, epoch: int, user_id: int, session_id: str, request_id: str) -> Uniforms:
+    def of(self, epoch: int, user_id: Id, session_id: str, request_id: str) -> Uniforms:
         """Of a request; ``epoch`` is that in which its session began. Nothing is drawn until it is called."""
         if self._by_session:
             return partial(session_uniforms, self._seed, self._salt, epoch, user_id, session_id)

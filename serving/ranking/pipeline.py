@@ -21,6 +21,7 @@ import numpy as np
 
 from serving.control import metrics
 from serving.http.answers import encode_answer
+from serving.http.ids import answered, logged
 from serving.http.parser import Parser
 from serving.http.requests import RequestError, new_id
 from serving.log.day_files import DayFiles, LogError, encode
@@ -325,7 +326,7 @@ def line_of(ordered: Ordered, fusion: Fusion, state_spec: str) -> bytes:
             fallback=decision.fallback,
             state_spec=state_spec,
             features_until=None if read.features_until is None else timestamp(read.features_until),
-            items=ordered.items,
+            items=logged(ordered.items),
             shown=min(parsed.request.shown, len(ordered.items)),
             scores={
                 name: column
@@ -342,7 +343,7 @@ def answer_of(ordered: Ordered, fusion: Fusion) -> dict[str, object]:
     return {
         "request_id": read.parsed.request_id,
         "session_id": read.session_id,
-        "items": ordered.items,
+        "items": answered(ordered.items, read.parsed.request.text_ids),
         "scores": ordered.scores,
         "weights": dict(zip(fusion.names, ordered.weights.tolist(), strict=True)),
         "policy": {

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from serving.http.ids import logged
 from serving.log.day_files import DayFiles, LogError
 from serving.running.batches import ThreadBatches
 from training.contract.errors import PolicyError
@@ -71,7 +72,7 @@ class Shadow:
                 "policy_version": one.policy.version,
                 "action": action,
                 "served_action": one.action,
-                "items": items,
+                "items": logged(items),
             }
             lines.append((one.day, orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY)))
             overlaps.append(float(np.isin(items, one.shown).mean()))

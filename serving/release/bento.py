@@ -31,8 +31,9 @@ from serving.ranking import arms
 from serving.release.client import Client, Ranking, ServiceError
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
+from training.contract.log import Id
 from training.contract.pointer import ChampionPointer, write_champion
-from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings, ShareSettings
+from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, IdKind, Settings, ShareSettings
 
 NAME = "mtf_rank"
 START_SECONDS = 240.0
@@ -242,16 +243,16 @@ def _wait(client: Client, server: subprocess.Popen[bytes], has_store: bool) -> N
 
 def _try(settings: Settings, client: Client) -> dict[str, Any]:
     generator = np.random.default_rng(settings.seed)
-    items = list(range(1, SMOKE_CANDIDATES + 1))
+    items: list[Id] = [_id(settings.ids.items, n) for n in range(1, SMOKE_CANDIDATES + 1)]
     k = min(settings.serving.default_k, SMOKE_CANDIDATES)
     seconds = []
-    for user_id in range(SMOKE_REQUESTS):
+    for user in range(SMOKE_REQUESTS):
         scores = {
             head.name: generator.uniform(0.0, min(head.maximum, 100.0), SMOKE_CANDIDATES)
             for head in settings.heads
         }
         started = time.perf_counter()
-        ranking = client.rank(user_id, items, scores)
+        ranking = client.rank(_id(settings.ids.users, user), items, scores)
         seconds.append(time.perf_counter() - started)
         fault = _fault(settings, ranking, items, scores, k)
         if fault:
@@ -268,8 +269,12 @@ def _try(settings: Settings, client: Client) -> dict[str, Any]:
     }
 
 
+def _id(kind: IdKind, number: int) -> Id:
+    return str(number) if kind == "string" else number
+
+
 def _fault(
-    settings: Settings, ranking: Ranking, items: list[int], scores: dict[str, np.ndarray], k: int
+    settings: Settings, ranking: Ranking, items: list[Id], scores: dict[str, np.ndarray], k: int
 ) -> str | None:
     """What is wrong with an answer: it is held against eq. (1) with the weights that it names."""
     if ranking.arm != arms.CHAMPION:

@@ -21,7 +21,7 @@ from serving.http.requests import BINARY, JSON
 from serving.ranking import arms
 from training.contract.errors import MtfError
 from training.contract.fusion import top
-from training.contract.log import STATIC_VERSION
+from training.contract.log import STATIC_VERSION, Id
 from training.contract.settings import Settings
 
 SERVICE = "service"  # Ranking.fallback: the service gave no answer, the client ranked by static weights
@@ -50,7 +50,7 @@ class Ranking:
 
     request_id: str
     session_id: str
-    items: list[int]
+    items: list[Any]
     scores: list[float]
     weights: dict[str, float]
     policy_version: str
@@ -98,8 +98,8 @@ class Calls:
 
     def rank(
         self,
-        user_id: int,
-        items: Sequence[int] | np.ndarray,
+        user_id: Id,
+        items: Sequence[Id] | np.ndarray,
         scores: Scores,
         k: int | None,
         request_id: str | None,
@@ -134,11 +134,11 @@ class Calls:
     def feedback(
         self,
         request_id: str,
-        events: Sequence[Mapping[str, int]],
-        user_id: int | None,
+        events: Sequence[Mapping[str, Any]],
+        user_id: Id | None,
         session_id: str | None,
         event_ts: str | None,
-        shown: int | Sequence[int] | None,
+        shown: int | Sequence[Id] | None,
     ) -> Call[bool]:
         content = _json(
             _given(
@@ -160,12 +160,13 @@ class Calls:
 
 
 def static_ranking(
-    settings: Settings, items: Sequence[int] | np.ndarray, scores: Scores, fields: Mapping[str, Any]
+    settings: Settings, items: Sequence[Id] | np.ndarray, scores: Scores, fields: Mapping[str, Any]
 ) -> Ranking:
     """What the service would answer by static weights. Raises :class:`DataError` for scores that it would
     have refused."""
     fusion = settings.fusion
-    items = np.asarray(items, dtype=np.int64)
+    sent = items if isinstance(items, np.ndarray) else np.array(list(items), dtype=object)
+    items = sent if settings.ids.items != "int64" else sent.astype(np.int64)
     weights = fusion.to_weights(fusion.static_action)
     fused = fusion.score(fusion.matrix(scores, len(items)), weights)
     shown = top(fused, min(fields.get("k", settings.serving.default_k), len(items)))

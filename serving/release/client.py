@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 
 from serving.release.calls import SERVICE, Call, Calls, Ranking, ServiceError
+from training.contract.log import Id
 from training.contract.settings import Settings
 
 __all__ = ["SERVICE", "AsyncClient", "Client", "Ranking", "ServiceError"]
@@ -63,8 +64,8 @@ class Client(_Transport):
 
     def rank(
         self,
-        user_id: int,
-        items: Sequence[int] | np.ndarray,
+        user_id: Id,
+        items: Sequence[Id] | np.ndarray,
         scores: Mapping[str, Sequence[float] | np.ndarray],
         *,
         k: int | None = None,
@@ -84,12 +85,12 @@ class Client(_Transport):
     def feedback(
         self,
         request_id: str,
-        events: Sequence[Mapping[str, int]],
+        events: Sequence[Mapping[str, Any]],
         *,
-        user_id: int | None = None,
+        user_id: Id | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
-        shown: int | Sequence[int] | None = None,
+        shown: int | Sequence[Id] | None = None,
     ) -> bool:
         """Send what the user did; True when the next request of the session will see it.
 
@@ -141,8 +142,8 @@ class AsyncClient(_Transport):
 
     async def rank(
         self,
-        user_id: int,
-        items: Sequence[int] | np.ndarray,
+        user_id: Id,
+        items: Sequence[Id] | np.ndarray,
         scores: Mapping[str, Sequence[float] | np.ndarray],
         *,
         k: int | None = None,
@@ -159,12 +160,12 @@ class AsyncClient(_Transport):
     async def feedback(
         self,
         request_id: str,
-        events: Sequence[Mapping[str, int]],
+        events: Sequence[Mapping[str, Any]],
         *,
-        user_id: int | None = None,
+        user_id: Id | None = None,
         session_id: str | None = None,
         event_ts: str | None = None,
-        shown: int | Sequence[int] | None = None,
+        shown: int | Sequence[Id] | None = None,
     ) -> bool:
         """See :meth:`Client.feedback`."""
         return await self._send(

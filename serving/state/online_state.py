@@ -33,7 +33,7 @@ from redis.retry import Retry
 from feature_repo.feast_hooks import redis_client
 from feature_repo.online_store import Row, WideSqliteOnlineStore
 from serving.state.missing import StoreError, configuration
-from serving.state.questions import Feedback, StateRequest
+from serving.state.questions import Feedback, StateRequest, nobody
 from training.contract.errors import MtfError
 from training.contract.files import locked
 from training.contract.session import SessionRules, add_feedback, is_current
@@ -66,7 +66,7 @@ class _Reader:
     """
 
     def __init__(
-        self, settings: Settings, names: Sequence[str], read: Callable[[Sequence[int]], list[_Row]]
+        self, settings: Settings, names: Sequence[str], read: Callable[[Sequence[int | str]], list[_Row]]
     ) -> None:
         self.read = read
         self._spec = settings.state_spec
@@ -159,7 +159,7 @@ class OnlineState:
             if self._writer is None:
                 self._writer = self._open_writer()
             connection, view = self._writer
-            users = sorted({feedback.user_id for feedback in batch})
+            users = sorted({feedback.user_id for feedback in batch}, key=str)
             with self._only_writer(connection, users):
                 keys = {user_id: _key(user_id) for user_id in users}
                 rows = connection.provider.online_read(connection.config, view, list(keys.values()), None)
@@ -198,7 +198,7 @@ class OnlineState:
         store, config = connection.provider.online_store, connection.config
         wide = store if isinstance(store, WideSqliteOnlineStore) else None
         read = _rows(connection, views) if wide is None else wide.reader(config, views)
-        read([-1])  # the first read opens the connection: not what the budget is about
+        read([nobody(self._settings)])  # the first read opens the connection: not what the budget is about
         if wide is not None:
             wide.wait_at_most(config, self._budget)
         return _Reader(self._settings, [name for _, names in views for name in names], read)
@@ -243,7 +243,7 @@ class OnlineState:
         return connection
 
     @contextmanager
-    def _only_writer(self, connection: _Connection, users: Iterable[int]) -> Iterator[None]:
+    def _only_writer(self, connection: _Connection, users: Iterable[int | str]) -> Iterator[None]:
         """Keep the other workers from moving the same users between our read and our write.
 
         ``users`` are in ascending order, in which every worker locks: none waits for one that waits
@@ -280,16 +280,17 @@ def _with_password(address: str) -> str:
     return whole
 
 
-def _key(user_id: int) -> EntityKey:
-    return EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=user_id)])
+def _key(user_id: int | str) -> EntityKey:
+    value = Value(string_val=user_id) if isinstance(user_id, str) else Value(int64_val=user_id)
+    return EntityKey(join_keys=["user_id"], entity_values=[value])
 
 
 def _rows(
     connection: _Connection, views: Sequence[tuple[FeatureView, list[str]]]
-) -> Callable[[Sequence[int]], list[_Row]]:
+) -> Callable[[Sequence[int | str]], list[_Row]]:
     """Reads the named features of every view from any store, as ``WideSqliteOnlineStore.reader`` does."""
 
-    def read(users: Sequence[int]) -> list[_Row]:
+    def read(users: Sequence[int | str]) -> list[_Row]:
         keys = [_key(user) for user in users]
         parts = []
         for view, names in views:

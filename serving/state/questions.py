@@ -1,15 +1,22 @@
 """What is the online store asked, and told?"""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from training.contract.log import Id
 from training.contract.session import Shown
+from training.contract.settings import Settings
+
+
+def nobody(settings: Settings) -> Id:
+    """An id that no user has, to ask a store for."""
+    return -1 if settings.ids.kept("user_id") == "int64" else ""
 
 
 class StateRequest(NamedTuple):
     """Whose state, at which request; ``event_ts`` is timezone-aware."""
 
-    user_id: int
+    user_id: Id
     session_id: str
     event_ts: datetime
 
@@ -23,11 +30,11 @@ class Feedback(NamedTuple):
     is the same, or none did.
     """
 
-    user_id: int
+    user_id: Id
     session_id: str
     request_id: str
     event_ts: datetime
-    events: list[dict[str, int]]
-    before: list[dict[str, int]] = []  # noqa: RUF012 -- never changed
+    events: list[dict[str, Any]]
+    before: list[dict[str, Any]] = []  # noqa: RUF012 -- never changed
     shown: Shown | None = None
     shown_before: Shown | None = None

@@ -23,7 +23,7 @@ import structlog
 
 from serving.running.batches import ThreadBatches
 from serving.state.missing import configuration, named
-from serving.state.questions import Feedback, StateRequest
+from serving.state.questions import Feedback, StateRequest, nobody
 from training.contract.errors import MtfError
 from training.contract.settings import Settings
 
@@ -187,7 +187,7 @@ class StateStore:
                     from serving.state.online_state import OnlineState
 
                     store = OnlineState(self._settings)
-                store.read([StateRequest(-1, "", datetime.now(UTC))])
+                store.read([StateRequest(nobody(self._settings), "", datetime.now(UTC))])
             except Exception as error:  # whatever it is: serve static weights and try again
                 if not isinstance(error, MtfError):
                     store = None  # it did not expect this of itself

@@ -91,6 +91,31 @@ def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
 
 
+LOUD = """
+import logging, sys, warnings
+{quiet}
+warnings.warn("of a library", DeprecationWarning)
+logging.basicConfig(level=logging.INFO)
+logging.captureWarnings(True)
+warnings.simplefilter("default")
+warnings.warn("of a library that undoes filters", FutureWarning)
+import mlflow
+logging.getLogger("mlflow.store").info("Creating initial MLflow database tables")
+logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+"""
+
+
+@pytest.mark.parametrize("option", [(), ("-W", "default")])
+def test_no_word_of_a_library_is_on_the_console_unless_it_is_asked_for(option: tuple[str, ...]):
+    def said(quiet: str) -> str:
+        command = [sys.executable, *option, "-c", LOUD.format(quiet=quiet)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+
+    assert "of a library" in said("") and "MLflow database" in said("")
+    told = said("from dags.command_line.quiet import quiet; quiet()")
+    assert told == "" if not option else "of a library" in told
+
+
 def test_serving_on_a_taken_port_says_so_and_names_the_setting(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

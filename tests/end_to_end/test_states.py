@@ -2,7 +2,8 @@
 that were served are those that Feast gives for the same instants, all of them.
 
 Sessions named and not, over midnight and around the idle gap; feedback in parts, twice, corrected, late, and
-none.
+none; lists of which all is seen, and of which a part is. Once with ids that are numbers, and once with text
+of digits for users and unsigned numbers for items.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ PAUSES = (
     timedelta(minutes=50),
 )
 Call = tuple[datetime, str, dict[str, Any]]
+IDS = {"numbers": {}, "text": {"users": "string", "items": "uint64"}}
+ITEMS = 9
 
 
 def stamp(at: datetime) -> str:
@@ -44,7 +47,11 @@ class Traffic:
     """One user's requests from 22:00 to 2:00 of local time. ``calls`` are made in this order."""
 
     def __init__(self, settings: Settings, user: int) -> None:
-        self.random, self.user, self.settings = Random(user), user, settings
+        self.random, self.settings = Random(user), settings
+        text = settings.ids.users == "string"
+        self.user = f"{user:03d}" if text else user  # 007, which no number is
+        self.items = [2**64 - 1 - n if text else n for n in range(ITEMS)]
+        self.scrolls = user % 2 == 0  # all items come, and four are looked at
         self.calls: list[Call] = []
         self.shown: dict[str, int] = {}
         midnight = settings.day_start(DAYS[1])
@@ -77,10 +84,11 @@ class Traffic:
 
     def rank(self, request: str, session: str | None, at: datetime) -> dict[str, Any]:
         heads = self.settings.heads
-        scores = {head.name: [self.random.random() for _ in range(9)] for head in heads}
-        body = {"request_id": request, "user_id": self.user, "k": 4, "event_ts": stamp(at)}
+        scores = {head.name: [self.random.random() for _ in range(ITEMS)] for head in heads}
+        k = ITEMS if self.scrolls else 4
+        body = {"request_id": request, "user_id": self.user, "k": k, "event_ts": stamp(at)}
         named = {} if session is None else {"session_id": f"{self.user}-{session}"}
-        return {**body, **named, "candidates": {"item_id": list(range(9)), "scores": scores}}
+        return {**body, **named, "candidates": {"item_id": self.items, "scores": scores}}
 
     def feedback(self, request: str, at: datetime, items: int, anew: bool = False) -> None:
         """Of the first items shown; ``anew`` with other values than before."""
@@ -93,7 +101,8 @@ class Traffic:
             }
             for _ in range(items)
         ]
-        self.calls.append((at, "feedback", {"request_id": request, "events": events, "event_ts": stamp(at)}))
+        body = {"request_id": request, "events": events, "event_ts": stamp(at)}
+        self.calls.append((at, "feedback", {**body, **({"shown": items} if self.scrolls else {})}))
 
 
 async def run(settings: Settings, calls: list[Call]) -> None:
@@ -113,11 +122,12 @@ async def run(settings: Settings, calls: list[Call]) -> None:
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+@pytest.fixture(scope="module", params=IDS)
+def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """What the two days leave."""
     folder: Path = tmp_path_factory.mktemp("states")
-    settings = write_settings(folder, {"gate": {"parity_sample": 100_000}})
+    ids = IDS[request.param]
+    settings = write_settings(folder, {"gate": {"parity_sample": 100_000}, **({"ids": ids} if ids else {})})
     features.apply(settings)
     traffic = [Traffic(settings, user) for user in range(1, USERS + 1)]
     midnight = settings.day_start(DAYS[1])
@@ -155,6 +165,9 @@ def test_the_traffic_was_what_it_is_said_to_be(settings: Settings) -> None:
     }
     assert any("~" in row["session_id"] for row in rows), "no named session was cut"
     assert any(row["step"] and row["event_ts"].hour == 16 and row["event_ts"].minute < 5 for row in rows)
+    # of nine that came back four were seen, where anybody said so
+    assert {row["impressions"] for row in rows} == {4, ITEMS}
+    assert {type(row["user_id"]) for row in rows} == {str if settings.ids.users == "string" else int}
     # dbt's sessions are the service's
     assert all(row["session_id"] == decisions[row["request_id"]]["session_id"] for row in rows)
     states = np.array([row["state"] for row in rows])

@@ -39,7 +39,7 @@ def replay_generator(seed: int, request_id: str) -> np.random.Generator:
 
 
 def session_uniforms(
-    seed: int, salt: str, epoch: int, user_id: int, session_id: str, count: int
+    seed: int, salt: str, epoch: int, user_id: int | str, session_id: str, count: int
 ) -> np.ndarray:
     """Uniforms float64[count] in [0, 1) of a session: the same in any process at any time, stored nowhere.
 

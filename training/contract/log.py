@@ -40,6 +40,8 @@ EXPLORING = (RANDOM, NOISE, BOX)  # their actions are drawn, so they have a dens
 ARMS = (CHAMPION, CHALLENGER, STATIC, *EXPLORING)
 MIXED_ARMS = (RANDOM, NOISE)  # the groups of the paper's mixed exploration
 
+Id = int | str  # of a user or an item: int64, or text (settings: ids)
+
 REQUEST, SESSION = UNITS = ("request", "session")  # what an action is drawn once for
 
 STATIC_VERSION = "static"  # the policy version of static weights

@@ -80,7 +80,7 @@ def parity(settings: Settings, day: date) -> dict[str, Any]:
     record["worst"] = [
         {
             "request_id": str(decisions["request_id"].iloc[row]),
-            "user_id": int(decisions["user_id"].iloc[row]),
+            "user_id": decisions["user_id"].iloc[[row]].tolist()[0],
             "entry": names[entry],
             "served": _plain(served[row, entry]),
             "offline": _plain(offline[row, entry]),

@@ -44,7 +44,7 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
     if "features_until" in entity_df:
         until = entity_df["features_until"].dt.tz_convert("UTC").dt.as_unit("us")
         midnights = midnights.where(~(until < midnights), until)
-    users = entity_df["user_id"].to_numpy(np.int64)
+    users = entity_df["user_id"].to_numpy(np.int64 if settings.ids.kept("user_id") == "int64" else object)
     parts = [
         _point_in_time(store, users, usable(name, midnights), features)
         for name, features in references.items()

@@ -54,7 +54,7 @@ def apply(settings: Settings) -> dict[str, Any]:
             # forgets how far it was materialised: what is new is wanted for all days
             store.registry.delete_feature_view(view.name, PROJECT)
     with quiet():
-        store.apply([entities.user, data_sources.session_push(settings), *views, service])
+        store.apply([entities.user(settings), data_sources.session_push(settings), *views, service])
     return {
         "project": PROJECT,
         "service": service.name,
@@ -139,7 +139,7 @@ def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
     source = export_of(view)
     schema = pa.schema(
         [
-            pa.field("user_id", pa.int64()),
+            pa.field("user_id", {"int64": pa.int64(), "string": pa.string()}[settings.ids.kept("user_id")]),
             pa.field(source.timestamp_field, instant),
             *[pa.field(field.name, types[field.dtype]) for field in view.features],
         ]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
 from training.contract.layout import USERS
-from training.contract.settings import Settings
+from training.contract.settings import IdKind, Settings
 from training.ingest import times, values
 from training.ingest.columns_file import CALENDAR, COLUMNS_FILE, Mapped, Source
 from training.ingest.csv_files import open_text, read_text
@@ -49,6 +49,10 @@ class Asked:
         late = timedelta(days=self.settings.logs.max_late_days)
         first = _OLDEST_PROFILE if self.table == USERS else start - late
         return times.Span(first, start + _AHEAD, self.day.isoformat())
+
+    def kind(self, name: str) -> IdKind:
+        """What the ids of a column are."""
+        return self.settings.ids.kind(name)
 
     def zone(self, source: Source) -> str | None:
         return self.settings.calendar.timezone if source.zone == CALENDAR else source.zone
@@ -203,9 +207,11 @@ def _bare(name: str) -> str:
 def _under_contract(asked: Asked, path: Path, source: pa.Table) -> pa.Table:
     spec, source, in_csv = asked.spec, _plain(path, source), not path.name.lower().endswith(PARQUET)
     types = {f.name: f.type for f in spec.schema if f.name in source.column_names and f.type != TIMESTAMP}
+    # kept by its digits, which an unsigned number has one way to write
+    types |= {name: pa.uint64() for name in types if name in values.IDS and asked.kind(name) == "uint64"}
     rows, bad = values.typed(source, types, in_csv)
     values.refuse_bad(path, source, types, bad, lambda name: _called(asked, name))
-    columns = {name: rows[name] for name in types}
+    columns = {name: rows[name].cast(spec.schema.field(name).type) for name in types}
     for field_ in spec.schema:
         if field_.name not in source.column_names:
             columns[field_.name] = pa.nulls(source.num_rows, field_.type)

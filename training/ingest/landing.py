@@ -145,16 +145,17 @@ def late_users(settings: Settings, tables: Sequence[str], before: date) -> pa.Ta
     A row a user: ``user_id``, and ``until``, up to when the online store had features at the last such
     change. What was served with features up to ``until`` or less could not know the changed rows.
     """
-    latest: dict[int, str] = {}
+    latest: dict[int | str, str] = {}
     for table in tables:
         for day in settings.layout.days(table):
             path = settings.layout.partition(table, day) / LATE
             if day < before and path.exists():
                 for until, users in read_json(path).items():
                     latest |= {user: until for user in users if until > latest.get(user, "")}
+    kind = table_spec(settings, USERS).schema.field("user_id").type
     instants = [datetime.fromisoformat(until) for until in latest.values()]
     return pa.table(
-        {"user_id": pa.array(latest, pa.int64()), "until": pa.array(instants, pa.timestamp("us", "UTC"))}
+        {"user_id": pa.array(latest, kind), "until": pa.array(instants, pa.timestamp("us", "UTC"))}
     )
 
 

@@ -11,8 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from training.contract.columns import line_columns
 from training.contract.errors import DataError
 from training.contract.log import LEFT_TO_VALIDATION, LINE_VERSION, LINE_VERSIONS, LINES, Column
+from training.contract.settings import IdSettings
 
 _LIVE_SECONDS = 60.0  # a file written to more recently than this may grow while it is read
 DUCKDB_TYPES = {
@@ -23,6 +25,7 @@ DUCKDB_TYPES = {
     "timestamp[us, UTC]": "TIMESTAMPTZ",
     "list<float>": "FLOAT[]",
     "list<int64>": "BIGINT[]",
+    "list<string>": "VARCHAR[]",
 }
 
 
@@ -89,16 +92,16 @@ def _unknown_field(kind: str, raw: bytes) -> str | None:
     return f"{unknown[0]} is no field of a line of version {LINE_VERSION}: {', '.join(known)}"
 
 
-def name_bad_line(kind: str, path: Path, whole: Path) -> None:
+def name_bad_line(kind: str, path: Path, whole: Path, ids: IdSettings) -> None:
     """Raise :class:`DataError` naming the first line of a file that is not a line of its kind."""
     with whole.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            fault = _fault(kind, raw)
+            fault = _fault(kind, raw, ids)
             if fault is not None:
                 raise DataError(f"{path}, line {number}: {fault}", breaks="types")
 
 
-def _fault(kind: str, raw: bytes) -> str | None:
+def _fault(kind: str, raw: bytes, ids: IdSettings) -> str | None:
     try:
         line = json.loads(raw)
     except ValueError as error:
@@ -107,12 +110,13 @@ def _fault(kind: str, raw: bytes) -> str | None:
         return "not a JSON object"
     if line.get("v") not in LINE_VERSIONS:
         return f"its version v is {line.get('v')!r}, this code reads {LINE_VERSIONS[0]} to {LINE_VERSION}"
-    for column in LINES[kind]:
+    for column in line_columns(kind, ids):
         if column.type in DUCKDB_TYPES:
             fault = _value_fault(line.get(column.name), DUCKDB_TYPES[column.type], optional_field(column))
             if fault is not None:
-                return f"{column.name} {fault}"
-    return _scores_fault(line) if kind == "decisions" else _events_fault(line)
+                setting = {"user_id": " (ids.users)", "items": " (ids.items)", "shown": " (ids.items)"}
+                return f"{column.name} {fault}{setting.get(column.name, '')}"
+    return _scores_fault(line) if kind == "decisions" else _events_fault(line, ids)
 
 
 def _value_fault(value: Any, type_: str, optional: bool) -> str | None:
@@ -153,7 +157,7 @@ def _scores_fault(line: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _events_fault(line: Mapping[str, Any]) -> str | None:
+def _events_fault(line: Mapping[str, Any], ids: IdSettings) -> str | None:
     events = line.get("events")
     if not isinstance(events, list):
         return f"events is {events!r:.80}, expected a list"
@@ -161,7 +165,8 @@ def _events_fault(line: Mapping[str, Any]) -> str | None:
         if not isinstance(event, dict):
             return f"events[{index}] is {event!r:.80}, expected an object"
         for name, value in event.items():
-            fault = _value_fault(value, "BIGINT", optional=name != "item_id")
+            type_ = DUCKDB_TYPES[ids.kept("item_id")] if name == "item_id" else "BIGINT"
+            fault = _value_fault(value, type_, optional=name != "item_id")
             if fault is not None:
                 return f"events[{index}].{name} {fault}"
         if "item_id" not in event:

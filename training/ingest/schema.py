@@ -52,7 +52,7 @@ def table_spec(settings: Settings, table: str) -> TableSpec:
             "event_ts",
             ("event_ts", "request_id", "position", "item_id"),
         ),
-        DECISIONS: (decision_columns(), ("request_id",), "event_ts", ("event_ts", "request_id")),
+        DECISIONS: (decision_columns(settings.ids), ("request_id",), "event_ts", ("event_ts", "request_id")),
         USERS: (user_columns(settings), ("user_id",), "updated_ts", ("user_id", "updated_ts")),
     }[table]
     return TableSpec(
@@ -94,6 +94,8 @@ def _unknown(spec: TableSpec, names: Sequence[str]) -> str:
 
 
 def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArray:
+    if column.name in ("user_id", "item_id") and column.type == pa.int64():
+        _refuse_zeros(values, column.name, where)
     try:
         return _cast(values, column.type)
     except _UNCASTABLE as error:
@@ -103,6 +105,20 @@ def _fit(values: pa.ChunkedArray, column: pa.Field, where: str) -> pa.ChunkedArr
             f"{where}: column {column.name}, row {row + 1}: {value!r} ({values.type}) is not {column.type}",
             breaks="types",
         ) from error
+
+
+def _refuse_zeros(values: pa.ChunkedArray, name: str, where: str) -> None:
+    """Two ids that are text may be one as numbers: 007 and 7."""
+    if not pa.types.is_string(values.type):
+        return
+    row = pc.index(pc.match_substring_regex(values, r"^[+-]?0[0-9]"), True).as_py()
+    if row >= 0:
+        setting = "ids.users" if name == "user_id" else "ids.items"
+        raise DataError(
+            f"{where}: column {name}, row {row + 1}: {values[row].as_py()!r} has leading zeros: "
+            f"set {setting}: string",
+            breaks="types",
+        )
 
 
 def _cast(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:

@@ -24,6 +24,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from training.contract.columns import line_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.log import (
@@ -207,7 +208,7 @@ class _Log:
                 self.connection.execute(f"create or replace temp table {name} as {select}")
         except duckdb.Error as error:
             for path, (whole, _) in zip(paths, pairs, strict=True):
-                name_bad_line(kind, path, whole)
+                name_bad_line(kind, path, whole, self.settings.ids)
             raise DataError(f"{self.settings.layout.serving_log / kind}: {error}") from error
         self.connection.execute("drop table lines")
         return sum(torn for _, torn in pairs)
@@ -331,13 +332,14 @@ class _Log:
     def _columns(self, kind: str) -> dict[str, str]:
         """DuckDB's type of each of a line's fields; the settings name the keys of its objects."""
         scores = ", ".join(f'"{head}" FLOAT[]' for head in self._heads)
-        event = ", ".join(f'"{name}" BIGINT' for name in ("item_id", *self.told))
+        item = DUCKDB_TYPES[self.settings.ids.kept("item_id")]
+        event = ", ".join((f'"item_id" {item}', *(f'"{name}" BIGINT' for name in self.told)))
         types = {
             **DUCKDB_TYPES,
             "map<string, list<float>>": f"STRUCT({scores})",
             "list<map<string, int64>>": f"STRUCT({event})[]",
         }
-        return {column.name: types[column.type] for column in LINES[kind]}
+        return {column.name: types[column.type] for column in line_columns(kind, self.settings.ids)}
 
     def _decision_sql(self) -> tuple[str, dict[str, str]]:
         lengths = "".join(f' and coalesce(len(scores."{head}") = len(items), true)' for head in self._heads)

@@ -182,10 +182,17 @@ def listed(words: tuple[str, ...]) -> str:
 
 def _advice(name: str, value: pa.Scalar, target: pa.DataType) -> str:
     found, text = value.type, str(value.as_py()).strip()
+    setting = f"ids.{'users' if name == 'user_id' else 'items'}"
     if name in IDS and is_text(found) and text.isdigit() and text.startswith("0"):
-        return "an id with leading zeros is text, and as numbers two such ids may be one"
+        told = "an id with leading zeros is text, and as numbers two such ids may be one"
+        return f"{told}: set {setting}: string"
     if name in IDS and pa.types.is_integer(found):
-        return "ids are whole numbers below 2^63"
+        if str(target) == "uint64":
+            return f"{setting} is uint64, whose ids are 0 or more"
+        return f"ids are whole numbers below 2^63: set {setting}: uint64"
+    if name in IDS and is_text(found) and text.isdigit():
+        unsigned = len(text) <= 20 and int(text) < 1 << 64 and str(target) != "uint64"
+        return f"it is too large for {target}: set {setting}: {'uint64' if unsigned else 'string'}"
     if pa.types.is_floating(found) and pa.types.is_integer(target) and text.endswith(".0"):
         limit = EXACT.get(str(found), 1 << 53)
         return f"a {found} does not hold every whole number from {limit} on, so two may be one: bring int64"
@@ -199,7 +206,7 @@ def _advice(name: str, value: pa.Scalar, target: pa.DataType) -> str:
         if pa.types.is_integer(target) and re.fullmatch(_NUMBER, text) and "e" in text.lower():
             return "a whole number in this form has lost digits: write all of them"
     if name in IDS:
-        return "an id is a whole number"
+        return f"where ids are not whole numbers, set {setting}: string"
     if str(target) == "int8":
         return "write 0 or 1, or true or false"
     return "write a whole number" if pa.types.is_integer(target) else "write a number"

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -94,6 +95,7 @@ def checked(
     # rows of another specification are left out by load; their state has another width
     current = pc.equal(table["state_spec"], settings.state_spec.version)
     requests = table["request_id"].to_numpy(zero_copy_only=False)
+    text = settings.ids.kept("user_id") == "string"
 
     def vectors(name: str, width: int, needed: pa.ChunkedArray) -> np.ndarray:
         """A list column as float32[n, width], zeros where it is not needed."""
@@ -173,7 +175,7 @@ def checked(
     return {
         "request_id": requests,
         "session_id": plain("session_id", object),
-        "user_id": plain("user_id", np.int64),
+        "user_id": _user_keys(path, table) if text else plain("user_id", np.int64),
         "event_ts": table["event_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         "step": plain("step", np.int64),
         "arm": plain("arm", object),
@@ -191,3 +193,10 @@ def checked(
         "state_spec": plain("state_spec", object),
         **items(),
     }
+
+
+def _user_keys(path: Path, table: pa.Table) -> np.ndarray:
+    """int64[n] of users whose ids are text: the same key for the same id in any window, on any machine."""
+    refuse_null(path, table, "user_id")
+    users = table["user_id"].to_numpy(zero_copy_only=False).astype(object)
+    return pd.util.hash_array(users).view(np.int64)

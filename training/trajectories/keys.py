@@ -41,7 +41,8 @@ class Keys:
         self.following = following[self._order]
         del following_requests, requests, found
 
-        users, self._users = self._categories("user_id", pa.int64())
+        numbers = pa.types.is_integer(pq.read_schema(paths[0]).field("user_id").type)
+        users, self._users = self._categories("user_id", pa.int64() if numbers else pa.string())
         sessions, self._session_ids = self._categories("session_id", pa.string())
         self.sessions = users * len(self._session_ids) + sessions
         self.arms, self.arm_names = self._sorted_categories("arm")

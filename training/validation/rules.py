@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from training.contract.columns import decision_columns, impression_columns, user_columns
+from training.contract.columns import decision_columns, impression_columns, user_columns, with_ids
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.log import ARMS, EXPLORING, STATIC, UNITS, Column
 from training.contract.settings import Settings
@@ -240,7 +240,7 @@ def _impression_rates(settings: Settings) -> dict[str, Measured]:
 
 
 def decisions(settings: Settings, day: date) -> Rules:
-    columns = decision_columns()
+    columns = decision_columns(settings.ids)
     hour, checks = _in_day("event_ts", day, settings)
     fields = [hour]
     for column in columns:
@@ -296,7 +296,7 @@ def users(settings: Settings, day: date) -> Rules:
 
 def transitions(settings: Settings, table: str = TRANSITIONS) -> Rules:
     """Of the ``fct_transitions`` export, for a day or (``training_set``) for the whole window."""
-    columns = [c for c in TRANSITION if c.name not in (*OF_SOME_LEARNERS, "dt")]
+    columns = [c for c in with_ids(TRANSITION, settings.ids) if c.name not in (*OF_SOME_LEARNERS, "dt")]
     types = {column.name: _exported_types(column) for column in columns}
     optional = {column.name for column in columns if not column.required}
     fields, checks = _vectors(settings)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from training.contract.columns import decision_columns
 from training.contract.errors import DataError
 from training.contract.files import read_json, replaced_folder, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS, TABLES
-from training.contract.log import DECISION
 from training.contract.session import DECAY
 from training.contract.settings import Settings
 from training.warehouse.days import (
@@ -45,6 +45,7 @@ PROJECT = Path(__file__).parents[2] / "dbt_project"
 BUILD_RESULTS = (
     "build_results.json"  # in dbt's target folder: the last build's, which later commands leave alone
 )
+ID_TYPES = {"int64": "bigint", "string": "string"}
 PROFILE_TYPES = {
     "numeric": "double",
     "saturating": "double",
@@ -129,6 +130,8 @@ def pending(settings: Settings, day: date) -> list[str]:
 def _model_variables(settings: Settings) -> dict[str, Any]:
     """What the models' content depends on, beside the lake."""
     return {
+        "user_id_type": ID_TYPES[settings.ids.kept("user_id")],
+        "item_id_type": ID_TYPES[settings.ids.kept("item_id")],
         "utc_offset_hours": settings.calendar.utc_offset_hours,
         "session_gap_minutes": settings.session.gap_minutes,
         "session_max_requests": _max_requests(settings),
@@ -168,7 +171,9 @@ def _dbt(
         (target / BUILD_RESULTS).unlink(missing_ok=True)
     variables = {
         **_model_variables(settings),
-        "decision_columns": [{"name": column.name, "type": column.type} for column in DECISION],
+        "decision_columns": [
+            {"name": column.name, "type": column.type} for column in decision_columns(settings.ids)
+        ],
         "landed": [t for t in TABLES if any(settings.layout.table(t).glob("dt=*/*.parquet"))],
     }
     arguments = [

@@ -1,5 +1,6 @@
 {%- set columns = {
-    'request_id': 'string', 'session_id': 'string', 'user_id': 'bigint', 'item_id': 'bigint',
+    'request_id': 'string', 'session_id': 'string', 'user_id': var('user_id_type'),
+    'item_id': var('item_id_type'),
     'event_ts': instant_type(), 'feedback_ts': instant_type(), 'position': 'int',
     'play_time_ms': 'bigint', 'duration_ms': 'bigint',
 } -%}

@@ -1,4 +1,4 @@
-{%- set columns = {'user_id': 'bigint', 'updated_ts': instant_type()} -%}
+{%- set columns = {'user_id': var('user_id_type'), 'updated_ts': instant_type()} -%}
 {%- for feature in var('profile') -%}
 {%- do columns.update({feature.column: feature.type}) -%}
 {%- endfor -%}

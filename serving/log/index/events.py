@@ -4,16 +4,17 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from serving.log.index.file import connect
 from serving.log.index.returns import add_reward
+from training.contract.log import Id
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS fed (
-    request_id TEXT NOT NULL, item_id INTEGER NOT NULL, event BLOB NOT NULL, moved INTEGER NOT NULL,
+    request_id TEXT NOT NULL, item_id NOT NULL, event BLOB NOT NULL, moved INTEGER NOT NULL,
     seen REAL NOT NULL, PRIMARY KEY (request_id, item_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS fed_seen ON fed (seen);
@@ -32,18 +33,18 @@ class RequestEvents(NamedTuple):
 
     request_id: str
     session_id: str
-    events: Mapping[int, Mapping[str, int]]
-    shown: Collection[int] | None = None
+    events: Mapping[Id, Mapping[str, Any]]
+    shown: Collection[Id] | None = None
 
 
 class KnownEvents(NamedTuple):
     """All feedback for one request, the last event of each item: ``before`` what already moved the
     state, ``now`` with the latest feedback. Likewise what was said to be shown, None before it was."""
 
-    before: list[dict[str, int]]
-    now: list[dict[str, int]]
-    shown_before: frozenset[int] | None = None
-    shown_now: frozenset[int] | None = None
+    before: list[dict[str, Any]]
+    now: list[dict[str, Any]]
+    shown_before: frozenset[Id] | None = None
+    shown_now: frozenset[Id] | None = None
 
 
 class Events:
@@ -52,8 +53,8 @@ class Events:
     def __init__(
         self,
         path: Path,
-        reward: Callable[[Mapping[str, int]], float],
-        negative: Callable[[Mapping[str, int]], bool],
+        reward: Callable[[Mapping[str, Any]], float],
+        negative: Callable[[Mapping[str, Any]], bool],
         clock: Callable[[], float],
     ) -> None:
         self._connection, self._lock = connect(path), threading.Lock()
@@ -88,7 +89,7 @@ class Events:
                 )
         return known
 
-    def not_moved(self, request_id: str, items: Iterable[int], shown: Collection[int] | None = None) -> None:
+    def not_moved(self, request_id: str, items: Iterable[Id], shown: Collection[Id] | None = None) -> None:
         """The store did not take this feedback: sent again, it still has to move the state.
 
         ``shown`` is what the state knows to have been shown, as before this feedback.
@@ -109,7 +110,7 @@ class Events:
 
 def _add_shown(
     connection: sqlite3.Connection, fed: RequestEvents, now: float
-) -> tuple[frozenset[int] | None, frozenset[int] | None]:
+) -> tuple[frozenset[Id] | None, frozenset[Id] | None]:
     """What was said to be shown, before and with this feedback; within the caller's transaction."""
     row = connection.execute(
         "SELECT items, moved FROM shown WHERE request_id = ?", (fed.request_id,)
@@ -127,5 +128,5 @@ def _add_shown(
     return before, told
 
 
-def _listed(items: Collection[int]) -> str:
-    return orjson.dumps(sorted(items)).decode()
+def _listed(items: Collection[Id]) -> str:
+    return orjson.dumps(sorted(items, key=str)).decode()

@@ -16,7 +16,7 @@ import orjson
 from serving.log.day_files import NOWHERE, Place
 from serving.log.index import counts, events, requests, returns, sessions, tallies
 from serving.log.index.file import connect, prepare
-from training.contract.log import LATE_DAYS
+from training.contract.log import LATE_DAYS, Id
 
 RETENTION_S = LATE_DAYS * 86_400.0
 _PURGE_SHARE = 0.005  # of the retention, between two purges
@@ -33,7 +33,7 @@ class ServedRequest(NamedTuple):
     """
 
     request_id: str
-    user_id: int
+    user_id: Id
     session_id: str
     event_s: float
     arm: str
@@ -66,7 +66,7 @@ class RequestIndex:
     """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
 
     ``reward`` gives the reward of one item's event, ``negative`` whether it has feedback of negative weight;
-    ``clock`` the epoch seconds that things are kept by.
+    ``clock`` the epoch seconds that things are kept by. ``text_users``: users' ids are text.
     """
 
     def __init__(
@@ -77,10 +77,11 @@ class RequestIndex:
         reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
         negative: Callable[[Mapping[str, int]], bool] = lambda event: False,
         clock: Callable[[], float] = time.time,
+        text_users: bool = False,
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = connect(path)
-        prepare(self._writer, [part.TABLE for part in _PARTS])
+        prepare(self._writer, [part.TABLE for part in _PARTS], text_users)
         self._writer.executescript(_SERVED)
         self.requests = requests.Requests(path)
         self.sessions = sessions.Sessions(path, gap_minutes)
@@ -91,7 +92,7 @@ class RequestIndex:
         self._clock, self._retention_s = clock, retention_s
         self._purged = 0.0
 
-    def claim(self, asked: Sequence[tuple[str, int]]) -> list[bool]:
+    def claim(self, asked: Sequence[tuple[str, Id]]) -> list[bool]:
         """Take request ids for their users, before they are logged; False for one that is another user's.
 
         Raises sqlite3.Error.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from serving.log.day_files import Place
 from serving.log.index.file import connect
+from training.contract.log import Id
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS requests (
-    request_id TEXT PRIMARY KEY, user_id INTEGER NOT NULL, session_id TEXT, event_s REAL, file TEXT,
+    request_id TEXT PRIMARY KEY, user_id NOT NULL, session_id TEXT, event_s REAL, file TEXT,
     start INTEGER, size INTEGER, seen REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS requests_seen ON requests (seen);
@@ -35,7 +36,7 @@ FORGET = "DELETE FROM requests WHERE seen < ?"
 class Served(NamedTuple):
     """Whose request it was, when it came, in seconds since 1970, and where its line is."""
 
-    user_id: int
+    user_id: Id
     session_id: str
     event_s: float
     place: Place

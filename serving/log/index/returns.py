@@ -12,7 +12,7 @@ from serving.log.index.file import connect
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS returns (
-    session_id TEXT PRIMARY KEY, user_id INTEGER NOT NULL, arm TEXT NOT NULL, policy TEXT NOT NULL,
+    session_id TEXT PRIMARY KEY, user_id NOT NULL, arm TEXT NOT NULL, policy TEXT NOT NULL,
     mixed INTEGER NOT NULL, reward REAL NOT NULL, negative INTEGER NOT NULL, began REAL NOT NULL,
     seen REAL NOT NULL, open INTEGER NOT NULL, told_sessions INTEGER NOT NULL, told_reward REAL NOT NULL,
     told_negative INTEGER NOT NULL

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.log.index.file import connect
+from training.contract.log import Id
 from training.contract.session import within_gap
 
 TABLE = """
@@ -39,7 +40,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 class SessionRequest(NamedTuple):
     """Whose session, which one if the request names it, and when."""
 
-    user_id: int
+    user_id: Id
     session_id: str | None
     event_ts: datetime
 
@@ -82,7 +83,7 @@ class Sessions:
         # of the connection, and of what is remembered
         self._connection, self._lock = connect(path), threading.Lock()
         self._gap = timedelta(minutes=gap_minutes)
-        self._remembered: OrderedDict[int, _Last] = OrderedDict()
+        self._remembered: OrderedDict[Id, _Last] = OrderedDict()
 
     def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
         """The sessions of requests, in their order: each the one that it names, else the user's last, while
@@ -97,7 +98,7 @@ class Sessions:
             stored = self._stored(asked)
             return [self._of(*request, stored) for request in requests]
 
-    def hold(self, user_id: int, session_id: str, arm: str, epoch: int) -> None:
+    def hold(self, user_id: Id, session_id: str, arm: str, epoch: int) -> None:
         """The arm and the epoch of a session, for its next requests."""
         with self._lock:
             last = self._remembered.get(user_id)
@@ -107,7 +108,7 @@ class Sessions:
     def close(self) -> None:
         self._connection.close()
 
-    def _of(self, user_id: int, name: str | None, event_ts: datetime, stored: Mapping[int, _Last]) -> Session:
+    def _of(self, user_id: Id, name: str | None, event_ts: datetime, stored: Mapping[Id, _Last]) -> Session:
         event_s = event_ts.timestamp()
         last = self._remembered.get(user_id)
         if last is None or not last.is_of(name):
@@ -128,7 +129,7 @@ class Sessions:
         self._remember(user_id, _Last(session_id, event_s, arm, epoch))
         return Session(session_id, arm, epoch)
 
-    def _stored(self, users: Collection[int]) -> dict[int, _Last]:
+    def _stored(self, users: Collection[Id]) -> dict[Id, _Last]:
         if not users:
             return {}
         marks = ",".join("?" * len(users))
@@ -138,7 +139,7 @@ class Sessions:
         )
         return {user_id: _Last(*rest) for user_id, *rest in rows}
 
-    def _remember(self, user_id: int, last: _Last) -> None:
+    def _remember(self, user_id: Id, last: _Last) -> None:
         self._remembered[user_id] = last
         self._remembered.move_to_end(user_id)
         if len(self._remembered) > _REMEMBERED_USERS:

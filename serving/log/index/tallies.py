@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS comparisons (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS strata (since REAL PRIMARY KEY, shares TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tallies (
-    name TEXT NOT NULL, user_id INTEGER NOT NULL, stratum REAL NOT NULL, treated INTEGER NOT NULL,
+    name TEXT NOT NULL, user_id NOT NULL, stratum REAL NOT NULL, treated INTEGER NOT NULL,
     sessions INTEGER NOT NULL, reward REAL NOT NULL, negative REAL NOT NULL, weight REAL NOT NULL,
     weighted REAL NOT NULL, PRIMARY KEY (name, user_id, stratum, treated)
 ) WITHOUT ROWID;
@@ -45,7 +45,7 @@ CREATE TEMP TABLE sides (
     name TEXT, arm TEXT, policy TEXT, treated INTEGER, PRIMARY KEY (arm, policy, name)
 ) WITHOUT ROWID;
 CREATE TEMP TABLE resting (
-    session_id TEXT, user_id INTEGER, arm TEXT, policy TEXT, began REAL, seen REAL, stratum REAL,
+    session_id TEXT, user_id, arm TEXT, policy TEXT, began REAL, seen REAL, stratum REAL,
     sessions INTEGER, reward REAL, negative INTEGER
 );
 CREATE TEMP TABLE terms (stratum REAL PRIMARY KEY, c REAL, level REAL, negative REAL) WITHOUT ROWID;

@@ -237,3 +237,48 @@ def test_what_says_nothing_is_refused(engine):
     for wrong in ([1.5], ["a"], -1, 201, True, "all", list(range(201))):
         with pytest.raises(RequestError, match="shown"):
             feed(engine, ranking, 1, shown=wrong, events=[])
+
+
+UUIDS = [f"0b6f6a52-9f9e-4a8e-9d0a-{n:012d}" for n in range(4)]
+KINDS = {
+    "uuids": ({"users": "string", "items": "string"}, UUIDS[0], UUIDS),
+    "zeros": ({"users": "string", "items": "string"}, "007", ["7", "07", "007", "0007"]),
+    "unsigned": ({"users": "uint64", "items": "uint64"}, 2**64 - 1, [2**63, 2**63 + 1, 2**64 - 1, 0]),
+    "texts of numbers": ({}, "9007199254740993", ["9007199254740993", "9007199254740992", "-5", "0"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_every_kind_go_from_the_request_to_the_lake_and_into_the_state(tmp_path, kind):
+    ids, user, items = KINDS[kind]
+    path = settings_file(tmp_path, accept_event_ts=True, state_budget_ms=5_000.0, queue_budget_ms=60_000.0)
+    settings = load_settings(path)
+    settings = settings.model_copy(update={"ids": settings.ids.model_copy(update=ids)})
+    features.apply(settings)
+    engine = Engine(settings, "w1", [])
+    engine.wait_for_store(60.0)
+    assert engine.unready is None
+    body = {
+        "user_id": user,
+        "k": 3,
+        "candidates": {"item_id": items, "scores": {"click": [0.1, 0.2, 0.3, 0.4]}},
+    }
+    first = orjson.loads(asyncio.run(engine.rank(orjson.dumps(body | {"event_ts": at(0)}))))
+    assert first["items"] == items[:0:-1]  # as they were sent
+    seen = first["items"][:2]
+    answer = feed(engine, first, 10, user_id=user, shown=seen, events=[click(seen[1])])
+    assert (answer["events"], answer["not_ranked"], answer["state_moved"]) == (1, [], True)
+    # as any other form of them would be, it is the same user
+    second = orjson.loads(asyncio.run(engine.rank(orjson.dumps(body | {"event_ts": at(60)}))))
+    assert second["session_id"] == first["session_id"]
+    assert state_of(settings, second)["sess_click_rate"] == pytest.approx(1 / 2)
+    with pytest.raises(RequestError) as refused:
+        other = "8" if ids.get("users") == "string" else 8
+        feed(engine, first, 20, user_id=other, events=[])
+    assert refused.value.status == 409
+    engine.close()
+    rows = [row for row in landed(settings) if row["request_id"] == first["request_id"]]
+    kept = int if not ids else str
+    assert [row["item_id"] for row in rows] == [kept(item) for item in seen]
+    assert {row["user_id"] for row in rows} == {kept(user)}
+    assert [row["is_click"] for row in rows] == [0, 1]

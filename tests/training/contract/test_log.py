@@ -25,7 +25,7 @@ def test_a_line_has_the_declared_fields_in_their_order(write, declared):
 
 
 def test_the_lake_keeps_every_field_of_a_decision_but_what_becomes_impressions():
-    kept = [column for column in log.DECISION_LINE if column.name not in ("v", "items", "scores")]
+    kept = [column for column in log.DECISION_LINE if column.name not in ("v", "items", "shown", "scores")]
     assert decision_columns() == kept
 
 

@@ -22,6 +22,7 @@ from training.contract.settings.days import CalendarSettings, SessionSettings
 from training.contract.settings.evaluation import Estimator, EvaluationSettings
 from training.contract.settings.gate import GateSettings
 from training.contract.settings.heads import DEFAULT_HEADS, HeadSettings
+from training.contract.settings.ids import IdKind, IdSettings
 from training.contract.settings.learner import LearnerSettings
 from training.contract.settings.loader import DEFAULT_FILE, SETTINGS_VARIABLE, load_settings, settings_path
 from training.contract.settings.logs import LogsSettings
@@ -59,6 +60,8 @@ __all__ = [
     "GuardrailSettings",
     "HeadSettings",
     "IQLSettings",
+    "IdKind",
+    "IdSettings",
     "LearnerSettings",
     "LineageSettings",
     "LogsSettings",

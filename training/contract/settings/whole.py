@@ -13,6 +13,7 @@ from training.contract.settings.days import CalendarSettings, SessionSettings
 from training.contract.settings.evaluation import EvaluationSettings
 from training.contract.settings.gate import GateSettings
 from training.contract.settings.heads import DEFAULT_HEADS, HeadSettings
+from training.contract.settings.ids import IdSettings
 from training.contract.settings.learner import LearnerSettings
 from training.contract.settings.logs import LogsSettings
 from training.contract.settings.orchestration import AlertSettings, LineageSettings, OrchestrationSettings
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     )
 
     version: Literal[1] = 1
+    ids: IdSettings = IdSettings()
     data: Path = Field(Path("data"), description="the data folder, relative to the settings file")
     seed: int = Field(7, ge=0)
     heads: tuple[HeadSettings, ...] = Field(DEFAULT_HEADS, min_length=1, max_length=64)

@@ -66,8 +66,10 @@ def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
     rest = 1.0 - sum(shares.values())
     split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
     canary = "".join(f" {told}" for told in trying.told(settings))
-    rollbacks = [event for event in history.read(settings.layout) if event["action"] == "rollback"]
-    back = f" Last rollback {rollbacks[-1]['ts']}: {rollbacks[-1]['reason']}." if rollbacks else ""
+    changes = [event for event in history.read(settings.layout) if event["action"] in ("rollback", "promote")]
+    # a promotion since then has answered it
+    rolled_back = bool(changes) and changes[-1]["action"] == "rollback"
+    back = f" Last rollback {changes[-1]['ts']}: {changes[-1]['reason']}." if rolled_back else ""
     if champion is None:
         text = f"Static weights: no policy has been promoted yet. Shares: {split}.{canary}{back}"
         return Answer(question, "open", text)

@@ -123,6 +123,10 @@ class _Traffic:
         self.latencies: list[float] = []
         self.requests = self.feedbacks = 0
         self.reasons: dict[str, int] = {}
+        # the world's own are numbers
+        ids = settings.ids
+        self._user = str if ids.users == "string" else int
+        self._item = str if ids.items == "string" else int
         self.signals = [(EVENT_COLUMNS.index(signal.column), signal.column) for signal in settings.signals]
 
     async def run(self, world: World) -> dict[str, Any]:
@@ -161,6 +165,7 @@ class _Traffic:
                 return
             try:
                 items, arm = answer["items"], answer["policy"]["arm"]
+                items = [int(item) for item in items]
                 if len(items) != shown.shape[1] or not set(items) <= set(requests.item_ids[row].tolist()):
                     raise ValueError("the answer's items are not the page that was asked for")
                 shown[row], arms[row] = items, arm
@@ -220,12 +225,12 @@ class _Traffic:
             orjson.dumps(
                 {
                     "request_id": requests.request_id[row],
-                    "user_id": int(requests.user_id[row]),
+                    "user_id": self._user(requests.user_id[row]),
                     "session_id": requests.session_id[row],
                     "k": self.settings.world.page,
                     "event_ts": f"{times[row]}Z",
                     "candidates": {
-                        "item_id": requests.item_ids[row].tolist(),
+                        "item_id": [self._item(item) for item in requests.item_ids[row].tolist()],
                         "scores": dict(zip(names, scores[row].tolist(), strict=True)),
                     },
                 }
@@ -239,12 +244,13 @@ class _Traffic:
             orjson.dumps(
                 {
                     "request_id": requests.request_id[row],
-                    "user_id": int(requests.user_id[row]),
+                    "user_id": self._user(requests.user_id[row]),
                     "session_id": requests.session_id[row],
                     "event_ts": f"{times[row]}Z",
+                    "shown": outcome.item_id.shape[1],
                     "events": [
                         {
-                            "item_id": int(outcome.item_id[row, place]),
+                            "item_id": self._item(int(outcome.item_id[row, place])),
                             **{name: int(outcome.events[row, place, at]) for at, name in self.signals},
                             "play_time_ms": int(outcome.play_time_ms[row, place]),
                             "duration_ms": int(outcome.duration_ms[row, place]),

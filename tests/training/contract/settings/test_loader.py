@@ -144,8 +144,11 @@ def test_settings_that_do_not_fit_each_other_are_named_with_their_line(
 
 def test_a_variable_that_does_not_fit_the_file_is_named(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTF__SERVING__SHARES__RANDOM", "0.4")
-    with pytest.raises(SettingsError, match=r"^\$MTF__SERVING__SHARES__RANDOM: serving\.shares: random 0\.4"):
-        load_settings(write("seed: 1\nserving:\n  shares:\n    static: 0.1\n"))
+    path = write("seed: 1\nserving:\n  shares:\n    static: 0.1\n")
+    with pytest.raises(SettingsError) as raised:
+        load_settings(path)
+    said = f"{path}:3 with $MTF__SERVING__SHARES__RANDOM: serving.shares: random 0.4"
+    assert str(raised.value).startswith(said)
 
 
 def test_shares_cannot_exceed_all_users(write) -> None:
@@ -217,7 +220,7 @@ def test_a_fault_of_the_environment_is_named_by_its_variable(
         ("MTF__LEARNER__STEPS__X", "3", "learner.steps has no entries of its own: set $MTF__LEARNER__STEPS"),
         ("MTF__LEARNER", '{"steps": ', "$MTF__LEARNER: not JSON: '{\"steps\": '"),
         ("MTF__LEARNER__ALGORITHMS", "constant", "$MTF__LEARNER__ALGORITHMS: not JSON: 'constant'"),
-        ("MTF__SERVING__SHARES__STATIC", "0.99", "mtf.yaml with $MTF__SEED, $MTF__SERVING__SHARES__STATIC: "),
+        ("MTF__SERVING__SHARES__STATIC", "0.99", "mtf.yaml with $MTF__SERVING__SHARES__STATIC: "),
     ],
 )
 def test_the_environment_is_blamed_for_what_it_says(

@@ -81,6 +81,8 @@ def test_what_is_served_names_the_policy_the_shares_and_the_last_rollback(settin
     served = answer(settings, "served")
     assert "p1, since 2026-01-05T00:00:00Z. Shares: champion 0.91, static 0.05" in served.text
     assert "too many slow requests" in served.text and served.day == date(2026, 1, 4)
+    history.append(settings.layout, {"action": "promote", "reason": "passed the gate"})
+    assert "too many slow requests" not in answer(settings, "served").text  # that is answered
 
 
 def test_the_served_sessions_say_whether_the_champion_is_better(settings: Settings) -> None:
