@@ -27,9 +27,9 @@ def experiment(
 ) -> None:
     """Measure a table of methods, seeds and worlds against the simulated world's truth.
 
-    Shipped: `paper_table1`, `successors`, `ablations`, `formula`, `cheaper_steps`. A run that was stopped or
-    killed goes on where it was when it is started again. Writes `results.json`, `results.md` and plots; see
-    docs/experiments.md.
+    Shipped: `pool`, `log_sizes`, `paper_table1`, `successors`, `ablations`, `formula`, `cheaper_steps`. A run
+    that was stopped or killed goes on where it was when it is started again. Writes `results.json`,
+    `results.md` and plots; see docs/experiments.md.
 
     `estimators` measures the judge instead: the rank correlation of every estimator with the true return
     over policies of very different quality, and the coverage of its intervals over many logs, with the
