@@ -59,7 +59,7 @@ _WINDOW = ("learner.window_days", "learner.mixed_exploration")
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs"),
     "validate_landed": (*_DATA, "validation", "session", "serving.default_shown", *_ASSIGNMENT),
-    "transform": _TRAJECTORIES,
+    "transform": (*_TRAJECTORIES, "world.max_requests"),  # the limit of sessions that a world made
     "validate_transitions": (*_TRAJECTORIES, "validation"),
     "features": (*_DATA, "session", "store", "postgres"),
     "parity": (*_TRAJECTORIES, "store", "gate.parity_sample"),

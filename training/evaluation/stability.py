@@ -41,13 +41,14 @@ def seed_spread(actions: np.ndarray) -> dict[str, float]:
 class LoggedActions:
     """Distances to the logged actions, as root mean square over the heads.
 
-    ``threshold`` is the 99th percentile of the distances from a logged action to its nearest other:
+    An action that was held over a session, or served to everybody, is one. ``threshold`` is the 99th
+    percentile of the distances from a logged action to its nearest other:
     a policy whose mean distance is beyond it acts where hardly anything was ever logged. The actions
     are compared whatever the state, so the alarm errs towards silence.
     """
 
     def __init__(self, actions: np.ndarray, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+        rng, actions = np.random.default_rng(seed), np.unique(actions, axis=0)
         if len(actions) > _REFERENCE:
             actions = actions[rng.choice(len(actions), _REFERENCE, replace=False)]
         self.reference = torch.from_numpy(np.ascontiguousarray(actions))
