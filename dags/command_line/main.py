@@ -97,7 +97,7 @@ def init(
 
     Example: `mtf init --heads click,like,share,watch_time`, then edit bounds and static weights.
     """
-    import pendulum
+    from pendulum.tz.local_timezone import get_local_timezone
 
     from dags.command_line.settings_file import render
     from training.contract.settings import DEFAULT_HEADS, HeadSettings
@@ -107,7 +107,7 @@ def init(
     known = {head.name: head for head in DEFAULT_HEADS}
     names = [name.strip() for name in heads.split(",") if name.strip()]
     chosen = tuple(known.get(name) or HeadSettings(name=name, static=0.5) for name in names)
-    calendar = {"timezone": timezone or pendulum.local_timezone().name}
+    calendar = {"timezone": timezone or get_local_timezone().name}
     settings = Settings(heads=chosen, calendar=calendar) if chosen else Settings(calendar=calendar)
     write_text_atomic(path, render(settings))
     whose = "" if timezone else ", the zone of this machine (--timezone names another)"

@@ -111,8 +111,8 @@ class Settings(BaseSettings):
             left_out = self.calendar.left_out(hour=int(fields[1]) % 24, minute=int(fields[0]) % 60)
             if left_out is not None:
                 raise ValueError(
-                    f"orchestration.schedule {self.orchestration.schedule!r}: there is no such time in "
-                    f"{self.calendar.timezone} on {left_out}, when clocks are put forward: name another hour"
+                    f"orchestration.schedule: there is no such time in {self.calendar.timezone} on "
+                    f"{left_out}, when clocks are put forward: name another hour"
                 )
         return self
 
