@@ -14,7 +14,7 @@ from dags.tasks import KEY_FORMAT, day_of, deadline, reopen_task, stage_task
 from training.contract.settings import load_settings
 
 settings = load_settings()
-offset = pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
+zone = pendulum.timezone(settings.calendar.timezone)
 
 # no start date: the first scheduled run is the next night's, and earlier days are backfilled by hand
 common = {
@@ -28,7 +28,7 @@ with DAG(
     dag_id="mtf_ingest",
     # the run after midnight handles the day before: one cron interval back
     schedule=CronPartitionTimetable(
-        settings.orchestration.schedule, timezone=offset, run_offset=-1, key_format=KEY_FORMAT
+        settings.orchestration.schedule, timezone=zone, run_offset=-1, key_format=KEY_FORMAT
     ),
     doc_md="""
 ### Land and validate the day's logs

@@ -11,7 +11,7 @@ settings = load_settings()
 with DAG(
     dag_id="mtf_retention",
     schedule=CronTriggerTimetable(
-        settings.retention.schedule, timezone=pendulum.timezone(settings.calendar.utc_offset_hours * 3600)
+        settings.retention.schedule, timezone=pendulum.timezone(settings.calendar.timezone)
     ),
     catchup=False,
     max_active_runs=1,

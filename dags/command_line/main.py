@@ -88,12 +88,17 @@ def init(
     heads: Annotated[
         str, typer.Option(help="your model's heads, comma-separated; the log names them p_<head>")
     ] = "",
+    timezone: Annotated[
+        str, typer.Option(help="IANA name of the zone in which your days are cut; this machine's by default")
+    ] = "",
     force: Annotated[bool, typer.Option(help="replace an existing file")] = False,
 ) -> None:
     """Write a commented settings file with every setting and where its default comes from.
 
     Example: `mtf init --heads click,like,share,watch_time`, then edit bounds and static weights.
     """
+    from pendulum.tz.local_timezone import get_local_timezone
+
     from dags.command_line.settings_file import render
     from training.contract.settings import DEFAULT_HEADS, HeadSettings
 
@@ -102,9 +107,12 @@ def init(
     known = {head.name: head for head in DEFAULT_HEADS}
     names = [name.strip() for name in heads.split(",") if name.strip()]
     chosen = tuple(known.get(name) or HeadSettings(name=name, static=0.5) for name in names)
-    settings = Settings(heads=chosen) if chosen else Settings()
+    calendar = {"timezone": timezone or get_local_timezone().name}
+    settings = Settings(heads=chosen, calendar=calendar) if chosen else Settings(calendar=calendar)
     write_text_atomic(path, render(settings))
-    console.print(f"wrote {path}: edit the heads, then land logs with `mtf ingest --help`")
+    whose = "" if timezone else ", the zone of this machine (--timezone names another)"
+    console.print(f"wrote {path}: days are cut in {settings.calendar.timezone}{whose}", soft_wrap=True)
+    console.print("edit the heads, then land logs with `mtf ingest --help`")
 
 
 @app.command()

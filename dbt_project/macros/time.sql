@@ -30,7 +30,23 @@
     (select * from {{ relation }} where dt between {{ look_back_day() }} and {{ last_day() }}) as in_window
 {%- endmacro %}
 
-{# The instant of the local midnight that ends a local day. #}
+{# The instant at which a local day ends: days of 23 and 25 hours end at their midnight, too. #}
 {% macro end_of_day(day) -%}
-    {{ instant('(' ~ day_number(day) ~ ' + 1) * 86400000000 - (' ~ var('utc_offset_hours') ~ ') * 3600000000') }}
+    {%- set next = days_after(day, 1) -%}
+    {{ instant(day_number(next) ~ ' * 86400000000 - cast(' ~ midnight_offset(next) ~ ' as bigint) * 1000000') }}
+{%- endmacro %}
+
+{# Seconds by which a local day starts before UTC's; engines know time zones of their own, and not the same. #}
+{% macro midnight_offset(day) -%}
+    {%- set runs = var('midnights') -%}
+    {%- if runs | length == 1 -%}
+        ({{ runs[0].offset_s }})
+    {%- else -%}
+        case
+        {%- for run in runs[1:] | reverse %}
+            when {{ day }} >= cast('{{ run.day }}' as date) then {{ run.offset_s }}
+        {%- endfor %}
+            else {{ runs[0].offset_s }}
+        end
+    {%- endif -%}
 {%- endmacro %}

@@ -77,7 +77,7 @@ class FeedbackPipeline:
         files: DayFiles,
         ranked: RankedLines,
     ) -> None:
-        self._offset = settings.calendar.utc_offset_hours
+        self._zone = settings.calendar.zone
         self._parser, self._index, self._store, self._files = parser, index, store, files
         self._ranked = ranked
         self.log: ThreadBatches[Encoded, KnownEvents] = ThreadBatches("feedback log", self._write, LogError)
@@ -140,7 +140,7 @@ class FeedbackPipeline:
         )
         events = {event["item_id"]: event for event in owned.events}
         return Encoded(
-            local_day(owned.event_ts, self._offset),
+            local_day(owned.event_ts, self._zone),
             line,
             RequestEvents(request.request_id, owned.session_id, events, owned.shown),
         )

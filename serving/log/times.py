@@ -1,6 +1,6 @@
 """How does the log write a time, and which day's is it?"""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, tzinfo
 
 
 def timestamp(time: datetime) -> str:
@@ -8,6 +8,6 @@ def timestamp(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def local_day(time: datetime, utc_offset_hours: int) -> str:
-    """The calendar's day of a time, ``YYYY-MM-DD``."""
-    return (time.astimezone(UTC) + timedelta(hours=utc_offset_hours)).date().isoformat()
+def local_day(time: datetime, zone: tzinfo) -> str:
+    """The day of a time in ``zone``, ``YYYY-MM-DD``."""
+    return time.astimezone(zone).date().isoformat()

@@ -70,7 +70,7 @@ class Pipeline:
         shadow: Shadow,
     ) -> None:
         self._serving, self._fusion = settings.serving, settings.fusion
-        self._spec_version, self._offset = settings.state_spec.version, settings.calendar.utc_offset_hours
+        self._spec_version, self._zone = settings.state_spec.version, settings.calendar.zone
         self._patience = settings.serving.queue_budget_ms / 1000.0
         self._slow = settings.serving.guardrail.slow_ms / 1000.0
         self._parser, self._index, self._store, self._features = parser, index, store, features
@@ -134,7 +134,7 @@ class Pipeline:
         ]
 
     def _epoch(self, session: Session, event_ts: datetime) -> int:
-        now = epoch_of(event_ts, self._offset, self._epoch_days)
+        now = epoch_of(event_ts, self._zone, self._epoch_days)
         return now if session.epoch is None else session.epoch
 
     def _rank_batch(self, batch: list[Worked]) -> None:
@@ -214,7 +214,7 @@ class Pipeline:
         assigned, decision = ordered.assigned, ordered.decision
         read = assigned.read
         parsed = read.parsed
-        day = local_day(parsed.event_ts, self._offset)
+        day = local_day(parsed.event_ts, self._zone)
         line = line_of(ordered, self._fusion, self._spec_version)
         answer = encode_answer(answer_of(ordered, self._fusion), parsed.accept)
         now = time.perf_counter()

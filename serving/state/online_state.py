@@ -70,7 +70,7 @@ class _Reader:
     ) -> None:
         self.read = read
         self._spec = settings.state_spec
-        self._offset = settings.calendar.utc_offset_hours
+        self._zone = settings.calendar.zone
         self._gap = settings.session.gap
         place = {name: at for at, name in enumerate(names)}
         self._seen = itemgetter(place["sess_session_id"], place["sess_last_ts"], place["hist_last_ts"])
@@ -96,10 +96,10 @@ class _Reader:
                 numbers[self._sums, at] = 0.0
         if self._days is not None:
             numbers[self._days] = [
-                days_since(last, request.event_ts, self._offset)
+                days_since(last, request.event_ts, self._zone)
                 for request, (_, _, last) in zip(requests, seen, strict=True)
             ]
-        contexts = [context_values(request.event_ts, self._offset) for request in requests]
+        contexts = [context_values(request.event_ts, self._zone) for request in requests]
         for name, at in self._context:
             numbers[at] = [values[name] for values in contexts]
         categories = {name: [row[at] for row in rows] for name, at in self._categories}

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ def _rows(
     session = numbers // (SESSION * AT_ONCE) * AT_ONCE + numbers % AT_ONCE
     step = numbers % (SESSION * AT_ONCE) // AT_ONCE
     done = (step == SESSION - 1) | (numbers + AT_ONCE >= rows)
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(
-        hours=settings.calendar.utc_offset_hours
-    )
+    midnight = settings.day_start(day)
     stamps = int(midnight.timestamp()) * 1_000_000 + numbers * (86_400_000_000 // rows)
 
     def named(values: np.ndarray) -> pa.Array:  # as long as the service's

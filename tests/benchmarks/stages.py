@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -55,9 +55,7 @@ def day_of_logs(settings: Settings, impressions: int) -> tuple[pa.Table, pa.Tabl
     requests = impressions // PAGE
     session = np.arange(requests) // REQUESTS_A_SESSION
     step = np.arange(requests) % REQUESTS_A_SESSION
-    start = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC) - timedelta(
-        hours=settings.calendar.utc_offset_hours
-    )
+    start = settings.day_start(DAY)
     offsets = (session % 80_000) + step * 60
     stamps = np.datetime64(start.replace(tzinfo=None), "us") + offsets.astype("timedelta64[s]")
     times = pa.array(stamps).cast(pa.timestamp("us", "UTC"))

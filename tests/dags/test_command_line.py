@@ -45,9 +45,19 @@ def test_every_command_explains_itself(command):
 
 def test_init_writes_settings_that_give_the_defaults_back(tmp_path: Path):
     path = tmp_path / "mtf.yaml"
-    assert CliRunner().invoke(app, ["init", str(path)]).exit_code == 0
+    assert CliRunner().invoke(app, ["init", str(path), "--timezone", "UTC"]).exit_code == 0
     assert load_settings(path) == Settings(data=tmp_path / "data")
     assert "(paper)" in path.read_text()
+
+
+def test_init_takes_the_zone_that_is_named_or_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "mtf.yaml"
+    CliRunner().invoke(app, ["init", str(path), "--timezone", "Asia/Kolkata"])
+    assert load_settings(path).calendar.timezone == "Asia/Kolkata"
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    said = CliRunner().invoke(app, ["init", str(path), "--force"]).output
+    assert load_settings(path).calendar.timezone == "Europe/Berlin"
+    assert "days are cut in Europe/Berlin, the zone of this machine" in said
 
 
 def test_init_takes_the_users_own_heads(tmp_path: Path):

@@ -45,8 +45,7 @@ class Lake:
     rows: dict[tuple[str, date], list[dict[str, Any]]] = field(default_factory=dict)
 
     def instant(self, local: str) -> datetime:
-        offset = timedelta(hours=self.settings.calendar.utc_offset_hours)
-        return datetime.fromisoformat(local).replace(tzinfo=UTC) - offset
+        return datetime.fromisoformat(local).replace(tzinfo=self.settings.calendar.zone).astimezone(UTC)
 
     def request(
         self,

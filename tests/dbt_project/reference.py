@@ -33,7 +33,7 @@ class Reference:
         self.sessions = self._sessions()
 
     def day(self, instant: datetime) -> date:
-        return (instant + timedelta(hours=self.settings.calendar.utc_offset_hours)).date()
+        return self.settings.calendar.day_of(instant)
 
     def _sessions(self) -> dict[tuple[int, str], list[str]]:
         """Request ids in order, by user and session id."""

@@ -34,7 +34,7 @@ def test_the_transform_tells_partitions_tables_and_tests(warehouse: Warehouse) -
     started, complete, *models = events(settings, str(DAYS[1]))
     assert (started["eventType"], complete["eventType"]) == ("START", "COMPLETE")
     assert started["run"]["runId"] == complete["run"]["runId"]
-    assert complete["run"]["facets"]["nominalTime"]["nominalStartTime"] == "2026-01-05T16:00:00+00:00"
+    assert complete["run"]["facets"]["nominalTime"]["nominalStartTime"] == "2026-01-06T00:00:00+00:00"
 
     lake, transitions = layout.table("impressions"), layout.mart("fct_transitions")
     read = named(complete["inputs"])[f"file:{lake}"]

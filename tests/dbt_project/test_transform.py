@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -266,7 +266,7 @@ def test_a_log_without_decisions_and_users_of_other_signals(tmp_path: Path) -> N
         data=tmp_path / "it's data",
         signals=(SignalSettings(name="order", column="group", weight=2.0, positive_interaction=True),),
         state=StateSettings(profile=(ProfileFeature(column="select", kind="numeric"),)),
-        calendar=CalendarSettings(utc_offset_hours=-5),
+        calendar=CalendarSettings(timezone="America/New_York"),
         session=SessionSettings(gap_minutes=10.5),
     )
     lake = Lake(settings)
@@ -293,6 +293,27 @@ def test_a_log_without_decisions_and_users_of_other_signals(tmp_path: Path) -> N
 
     with pytest.raises(DataError, match=r"no impressions of 2026-01-07 are landed: .*dt=2026-01-07"):
         transform.run(settings, date(2026, 1, 7))
+
+
+def test_days_of_23_and_25_hours_end_at_their_midnight(tmp_path: Path) -> None:
+    """In Berlin clocks go back on 2026-10-25, and a row of its 25th hour is of that day."""
+    settings = Settings(data=tmp_path, calendar=CalendarSettings(timezone="Europe/Berlin"))
+    days = [date(2026, 10, 24), date(2026, 10, 25), date(2026, 10, 26)]
+    lake = Lake(settings)
+    for day in days:
+        for clock in ("00:00:00", "23:59:59"):
+            lake.request(f"{day} {clock}", 1, f"{day}T{clock}", f"{day} {clock}")
+    lake.land(*days)
+    for day in days:
+        transform.run(settings, day)
+    rows = {row["dt"]: row for row in export(settings, "fct_user_history")}
+    ends = {day: datetime(2026, 10, day.day, 22 + (day.day > 24), tzinfo=UTC) for day in days}
+    assert {day: row["event_timestamp"] for day, row in rows.items()} == ends
+    assert {row["hist_last_ts"] for row in rows.values()} == {
+        end - timedelta(seconds=1) for end in ends.values()
+    }
+    requests = {row["request_id"]: row["dt"] for row in export(settings, "fct_transitions")}
+    assert all(request.startswith(str(day)) for request, day in requests.items())
 
 
 def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> None:

@@ -1,7 +1,7 @@
 """dbt's exports as Feast reads them, written straight as Parquet."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ def small_settings(data: Path, **sections: Any) -> Settings:
 
 def local(settings: Settings, day: date, hour: float = 0.0) -> datetime:
     """``hour`` o'clock of a local day, as an instant in UTC."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return midnight + timedelta(hours=hour - settings.calendar.utc_offset_hours)
+    return settings.day_start(day) + timedelta(hours=hour)
 
 
 @pytest.fixture

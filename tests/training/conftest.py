@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ class ToyWorld:
         rng = np.random.default_rng([seed, day.toordinal()])
         items = np.random.default_rng([seed, day.toordinal(), 1])
         arms, version = list(behaviours), self.settings.state_spec.version
-        begin = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=8)
+        begin = self.settings.day_start(day)
         states, alive = self.start(sessions, rng), np.arange(sessions)
         out: list[dict[str, object]] = []
         for step in itertools.count():

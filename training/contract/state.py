@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from functools import cached_property
 from typing import Any, Literal
 
@@ -260,13 +260,13 @@ def session_columns(signals: Sequence[str], heads: Sequence[str]) -> list[str]:
     ]
 
 
-def context_values(event_ts: datetime, utc_offset_hours: int) -> dict[str, float]:
-    """Raw context columns of a request: the local hour of day, 0 to 23."""
-    return {"hour": float((event_ts.astimezone(UTC) + timedelta(hours=utc_offset_hours)).hour)}
+def context_values(event_ts: datetime, zone: tzinfo) -> dict[str, float]:
+    """Raw context columns of a request: the hour of day in ``zone``, 0 to 23."""
+    return {"hour": float(event_ts.astimezone(zone).hour)}
 
 
-def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: int) -> float:
-    """``hist_days_since_last`` on the day of a request: whole days before its local midnight.
+def days_since(last_ts: datetime | None, event_ts: datetime, zone: tzinfo) -> float:
+    """``hist_days_since_last`` on the day of a request: whole days before its midnight in ``zone``.
 
     A user's history row stays as it is while they are away, so the value that was true when the row was
     made is brought up to the day on which it is used. ``last_ts`` counts in whole seconds, as Feast
@@ -274,8 +274,7 @@ def days_since(last_ts: datetime | None, event_ts: datetime, utc_offset_hours: i
     """
     if last_ts is None:
         return 0.0
-    local = event_ts.astimezone(UTC) + timedelta(hours=utc_offset_hours)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(hours=utc_offset_hours)
+    midnight = datetime.combine(event_ts.astimezone(zone).date(), time(), zone).astimezone(UTC)
     return float(max((midnight - last_ts.replace(microsecond=0)) // timedelta(days=1), 0))
 
 

@@ -39,8 +39,9 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
         for p in service.feature_view_projections
     }
     instants = entity_df["event_timestamp"].dt.tz_convert("UTC").dt.as_unit("us")
-    offset = pd.Timedelta(hours=settings.calendar.utc_offset_hours)
-    midnights = ((instants + offset).dt.floor("D") - offset).dt.as_unit("us")
+    days = instants.dt.tz_convert(settings.calendar.zone).dt.tz_localize(None).dt.floor("D")
+    starts = {day: settings.day_start(day.date()) for day in days.unique()}
+    midnights = days.map(starts).astype(instants.dtype)
     if "features_until" in entity_df:
         until = entity_df["features_until"].dt.tz_convert("UTC").dt.as_unit("us")
         midnights = midnights.where(~(until < midnights), until)
@@ -68,7 +69,7 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
     known = decisions[[name for name in columns if name in decisions]]
     raw = historical(settings, known.rename(columns={"event_ts": "event_timestamp"}))
     gap = settings.session.gap
-    offset = settings.calendar.utc_offset_hours
+    zone = settings.calendar.zone
     instants = [ts.to_pydatetime() for ts in raw["event_timestamp"]]
     current = np.array(
         [
@@ -96,12 +97,12 @@ def offline_states(settings: Settings, decisions: pd.DataFrame) -> np.ndarray:
         inputs[name] = np.where(current, raw[name].to_numpy(np.float64, na_value=np.nan), 0.0)
     inputs["hist_days_since_last"] = np.array(
         [
-            days_since(last, event_ts, offset)
+            days_since(last, event_ts, zone)
             for last, event_ts in zip(_instants(raw["hist_last_ts"]), instants, strict=True)
         ]
     )
     for name in settings.state_spec.inputs("context"):
-        inputs[name] = np.array([context_values(event_ts, offset)[name] for event_ts in instants])
+        inputs[name] = np.array([context_values(event_ts, zone)[name] for event_ts in instants])
     return settings.state_spec.assemble(inputs)
 
 

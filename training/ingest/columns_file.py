@@ -125,7 +125,7 @@ def _source(where: str, spec: TableSpec, name: str, said: Any) -> Source:
         if entry == "of" and name != spec.time:
             raise DataError(f"{where}.of: it is said of {spec.time}")
     zone = said.get("zone")
-    if zone not in (None, CALENDAR):
+    if zone is not None and zone != CALENDAR:
         try:
             ZoneInfo(zone)
         except (KeyError, ValueError, OSError) as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -149,20 +149,49 @@ def _first_bad(values: pa.ChunkedArray, target: pa.DataType) -> int:
     return low
 
 
+def local_sql(settings: Settings, column: str) -> str:
+    """SQL of the calendar's wall clock at the instants of a column (timestamptz)."""
+    return f"({column} at time zone '{settings.calendar.timezone}')"
+
+
 def local_day_sql(settings: Settings, column: str) -> str:
-    """SQL of the local day of a UTC timestamp column: a connection's time zone must be UTC."""
-    return f"({column}::timestamp + interval ({settings.calendar.utc_offset_hours}) hour)::date"
+    """SQL of the local day of the instants of a column (timestamptz), by our time zones and not DuckDB's."""
+    runs = settings.calendar.midnights
+    ends = [day for day, _ in runs[1:]]
+    pieces = [
+        f"date '1970-01-01' + ((epoch_us({column}) + {seconds * 1_000_000}) // {DAY_US})::integer"
+        for _, seconds in runs
+    ]
+    # the last day of a piece may have 25 hours
+    pieces = [
+        piece if end is None else f"least({piece}, date '{end - timedelta(days=1)}')"
+        for piece, end in zip(pieces, [*ends, None], strict=True)
+    ]
+    starts = [int(settings.day_start(day).timestamp()) * 1_000_000 for day in ends]
+    return f"({_of_pieces(f'epoch_us({column})', starts, pieces)})::date"
+
+
+def _of_pieces(value: str, starts: Sequence[int], pieces: Sequence[str]) -> str:
+    """SQL of one of the pieces: the one that ``value`` is in, found by halving."""
+    if not starts:
+        return pieces[0]
+    middle = len(starts) // 2
+    before = _of_pieces(value, starts[:middle], pieces[: middle + 1])
+    after = _of_pieces(value, starts[middle + 1 :], pieces[middle + 1 :])
+    return f"case when {value} < {starts[middle]} then {before} else {after} end"
 
 
 def check_day(settings: Settings, day: date, times: pa.ChunkedArray, where: str) -> None:
     """Raise :class:`DataError` naming the first row whose time is null or not within the local day."""
-    start = int(settings.day_start(day).timestamp()) * 1_000_000
+    start, end = (
+        int(settings.day_start(one).timestamp()) * 1_000_000 for one in (day, day + timedelta(days=1))
+    )
     us = times.cast(pa.int64())
-    inside = pc.fill_null(pc.and_(pc.greater_equal(us, start), pc.less(us, start + DAY_US)), False)
+    inside = pc.fill_null(pc.and_(pc.greater_equal(us, start), pc.less(us, end)), False)
     row = pc.index(inside, False).as_py()
     if row >= 0:
         raise DataError(
             f"{where}: row {row + 1} has the time {times[row].as_py()}, which is not in the local day {day} "
-            f"(UTC{settings.calendar.utc_offset_hours:+d})",
+            f"(calendar.timezone: {settings.calendar.timezone})",
             breaks="times",
         )

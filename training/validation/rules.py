@@ -6,7 +6,7 @@ be wrong; *warning* is for a person to look at, because the data can be right an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 
 from training.contract.columns import decision_columns, impression_columns, user_columns, with_ids
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
@@ -109,8 +109,9 @@ def _local_hour(column: str, day: date, settings: Settings) -> Field:
 
 def _in_day(column: str, day: date, settings: Settings) -> tuple[Field, list[Check]]:
     hour = _local_hour(column, day, settings)
-    text = f"{column} lies in the local day {day}"
-    return hour, [at_least(hour, 0.0, text), at_most(hour, 24.0 - 1e-9, text)]
+    length = settings.day_start(day + timedelta(days=1)) - settings.day_start(day)
+    text = f"{column} lies in the local day {day} ({settings.calendar.timezone})"
+    return hour, [at_least(hour, 0.0, text), at_most(hour, length / timedelta(hours=1) - 1e-9, text)]
 
 
 def _vectors(settings: Settings) -> tuple[list[Field], list[Check]]:

@@ -132,7 +132,9 @@ def _model_variables(settings: Settings) -> dict[str, Any]:
     return {
         "user_id_type": ID_TYPES[settings.ids.kept("user_id")],
         "item_id_type": ID_TYPES[settings.ids.kept("item_id")],
-        "utc_offset_hours": settings.calendar.utc_offset_hours,
+        "midnights": [
+            {"day": day.isoformat(), "offset_s": offset} for day, offset in settings.calendar.midnights
+        ],
         "session_gap_minutes": settings.session.gap_minutes,
         "session_max_requests": _max_requests(settings),
         "session_decay": DECAY,

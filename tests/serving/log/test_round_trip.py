@@ -19,7 +19,7 @@ from training.contract.settings import Settings
 from training.ingest import land_service_log
 
 DAY = date(2026, 1, 5)
-MIDNIGHT = datetime(2026, 1, 4, 16, tzinfo=UTC)  # at which DAY starts, UTC+8
+MIDNIGHT = datetime(2026, 1, 5, tzinfo=UTC)  # at which DAY starts
 DEFAULT = Settings()
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=MAXIMUM_ID_LENGTH)

@@ -144,6 +144,7 @@ def test_a_session_that_runs_over_an_epochs_end_keeps_its_arm_its_epoch_and_its_
                 )
             )
 
+    path.write_text(path.read_text() + "calendar: {timezone: Asia/Shanghai}\n")
     for part in (asked[:31], asked[31:]):  # in the middle of user 15's session
         engine = Engine(load_settings(path), "w1", [])
         asyncio.run(run(engine, part))

@@ -32,7 +32,7 @@ from training.contract.settings import (
 )
 from training.contract.state import context_values, days_since
 
-T0 = datetime(2026, 1, 6, 2, 30, tzinfo=UTC)  # 10:30 at UTC+8
+T0 = datetime(2026, 1, 6, 10, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
@@ -235,10 +235,10 @@ def test_late_feedback_weighs_as_the_request_before_the_latest(profile, state, u
     ("hours_before_midnight", "days"), [(-1, 0), (0, 0), (0.5, 0), (23.9, 0), (24, 1), (47, 1), (240, 10)]
 )
 def test_days_since_the_last_visit_are_counted_on_the_day_of_use(hours_before_midnight, days):
-    midnight = T0.replace(hour=16, minute=0) - timedelta(days=1)  # of T0's day at UTC+8
+    midnight = T0.replace(hour=0, minute=0)
     last = midnight - timedelta(hours=hours_before_midnight)
-    assert days_since(last, T0, 8) == days
-    assert days_since(None, T0, 8) == 0.0
+    assert days_since(last, T0, UTC) == days
+    assert days_since(None, T0, UTC) == 0.0
 
 
 def test_users_do_not_mix(profile, state):
@@ -306,7 +306,7 @@ def test_sums_equal_a_plain_recomputation(profile, state, sequence):
         if new_session or last is None or now - last > gap:
             so_far = []
         raw = {name: [0.0] for name in profile.state_spec.inputs("history")} | {"degree": [None]}
-        raw |= {name: [value] for name, value in context_values(now, 8).items()}
+        raw |= {name: [value] for name, value in context_values(now, UTC).items()}
         for prefix, requests_ in (("sess", so_far), ("last", so_far[-1:])):
             items = [item for request in requests_ for item in request]
             raw[f"{prefix}_impressions"] = [len(items)]

@@ -1,23 +1,25 @@
 """Epochs of the assignment: of a day, and of any of its instants."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training.contract.epochs import FIRST_DAY, epoch_of, epoch_of_day
+from training.contract.settings.days import CalendarSettings
 
 
 @given(
     day=st.dates(date(2000, 1, 1), date(2100, 1, 1)),
     second=st.integers(0, 86_399),
-    offset=st.integers(-12, 14),
+    zone=st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kolkata", "America/Havana", "Africa/Cairo"]),
     epoch_days=st.integers(1, 90),
 )
-def test_an_instant_is_in_the_epoch_of_its_local_day(day, second, offset, epoch_days):
-    midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=offset)
-    instant = midnight + timedelta(seconds=second, microseconds=999_999)
-    assert epoch_of(instant, offset, epoch_days) == epoch_of_day(day, epoch_days)
+def test_an_instant_is_in_the_epoch_of_its_local_day(day, second, zone, epoch_days):
+    calendar = CalendarSettings(timezone=zone)
+    start, end = calendar.day_start(day), calendar.day_start(day + timedelta(days=1))
+    instant = min(start + timedelta(seconds=second, microseconds=999_999), end - timedelta(microseconds=1))
+    assert epoch_of(instant, calendar.zone, epoch_days) == epoch_of_day(day, epoch_days)
 
 
 def test_an_epoch_lasts_its_days_from_a_fixed_date_on():

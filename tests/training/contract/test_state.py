@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -122,9 +123,23 @@ def test_an_unreadable_specification_is_refused(text: str) -> None:
 
 def test_hours_and_days_are_the_calendars() -> None:
     evening = datetime(2026, 1, 4, 16, 30, tzinfo=UTC)  # 00:30 of the 5th at UTC+8
-    assert context_values(evening, 8) == {"hour": 0.0}
-    assert context_values(evening, 0) == {"hour": 16.0}
-    assert days_since(None, evening, 8) == 0.0
-    assert days_since(datetime(2026, 1, 4, 15, 59, tzinfo=UTC), evening, 8) == 0.0  # yesterday, a minute ago
-    assert days_since(datetime(2026, 1, 2, 15, 59, tzinfo=UTC), evening, 8) == 2.0
-    assert days_since(evening, evening, 8) == 0.0  # today
+    zone = ZoneInfo("Asia/Shanghai")
+    assert context_values(evening, zone) == {"hour": 0.0}
+    assert context_values(evening, UTC) == {"hour": 16.0}
+    assert days_since(None, evening, zone) == 0.0
+    yesterday = datetime(2026, 1, 4, 15, 59, tzinfo=UTC)  # a minute before midnight
+    assert days_since(yesterday, evening, zone) == 0.0
+    assert days_since(datetime(2026, 1, 2, 15, 59, tzinfo=UTC), evening, zone) == 2.0
+    assert days_since(evening, evening, zone) == 0.0  # today
+
+
+def test_hours_are_those_of_the_wall_over_a_change_of_clocks_and_in_half_hour_zones() -> None:
+    berlin, kolkata = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
+    hours = [context_values(datetime(2026, 10, 25, h, tzinfo=UTC), berlin)["hour"] for h in range(3)]
+    assert hours == [2.0, 2.0, 3.0]  # the hour that comes twice
+    assert context_values(datetime(2026, 1, 4, 18, 29, tzinfo=UTC), kolkata) == {"hour": 23.0}
+    assert context_values(datetime(2026, 1, 4, 18, 30, tzinfo=UTC), kolkata) == {"hour": 0.0}
+    # 25 hours after a midnight, and still the same day
+    late = datetime(2026, 10, 25, 22, 59, tzinfo=UTC)
+    assert days_since(datetime(2026, 10, 24, 21, 59, tzinfo=UTC), late, berlin) == 0.0
+    assert days_since(datetime(2026, 10, 23, 21, 59, tzinfo=UTC), late, berlin) == 1.0

@@ -12,17 +12,20 @@ import pytest
 
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
+from training.contract.settings.days import CalendarSettings
 from training.ingest.kuairand import LOG_COLUMNS
 
 DAY = date(2026, 1, 5)
 MIDNIGHT = datetime(2026, 1, 4, 16, tzinfo=UTC)  # at which DAY starts, UTC+8
+
+SHANGHAI = CalendarSettings(timezone="Asia/Shanghai")
 
 Line = dict[str, Any]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path / "data")
+    return Settings(data=tmp_path / "data", calendar=SHANGHAI)
 
 
 def stamp(minutes: float) -> str:

@@ -15,11 +15,11 @@ DAY = date(2026, 11, 24)
 Row = dict[str, Any]
 
 
-def news_settings(data: Path, **changes: Any) -> Settings:
-    """Three heads, two signals and two profile columns; days of UTC."""
+def news_settings(data: Path, timezone: str = "UTC", **changes: Any) -> Settings:
+    """Three heads, two signals and two profile columns."""
     return Settings(
         data=data,
-        calendar=CalendarSettings(utc_offset_hours=0),
+        calendar=CalendarSettings(timezone=timezone),
         heads=(
             HeadSettings(name="click", static=1.0, high=2.0),
             HeadSettings(name="share", static=0.5),

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.training.ingest.conftest import kuairand_row, lake_bytes, read
+from tests.training.ingest.conftest import SHANGHAI, kuairand_row, lake_bytes, read
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import ProfileFeature, Settings, SignalSettings, StateSettings
@@ -175,7 +175,9 @@ def test_the_user_table(tmp_path: Path, folder: Path) -> None:
         ProfileFeature(column="follow_user_num_range", kind="categorical", categories=("(0,10]",)),
         ProfileFeature(column="onehot_feat4", kind="categorical", categories=("4",)),
     ]
-    settings = Settings(data=tmp_path / "data", state=StateSettings(profile=tuple(profile)))
+    settings = Settings(
+        data=tmp_path / "data", calendar=SHANGHAI, state=StateSettings(profile=tuple(profile))
+    )
     write_release(folder, [kuairand_row()])
     (folder / "user_features_pure.csv").unlink()
     rows = [user(n, user_active_degree=degree) for n, degree in enumerate(DEGREES)]

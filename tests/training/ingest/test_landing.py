@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.training.ingest.conftest import DAY, MIDNIGHT, impressions, partition_bytes, read
+from tests.training.ingest.conftest import DAY, MIDNIGHT, SHANGHAI, impressions, partition_bytes, read
 from training.contract.errors import DataError
 from training.contract.files import read_json, replaced_folder, write_json_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
@@ -40,7 +40,7 @@ ROW = st.fixed_dictionaries(
 def test_any_order_and_any_repetition_lands_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict], random
 ) -> None:
-    settings = Settings(data=tmp_path_factory.mktemp("lake"))
+    settings = Settings(data=tmp_path_factory.mktemp("lake"), calendar=SHANGHAI)
     first = land(settings, IMPRESSIONS, DAY, impressions(rows, settings), "test")
     content = partition_bytes(settings)
     again = rows + random.choices(rows, k=3)

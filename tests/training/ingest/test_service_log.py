@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.training.ingest.conftest import (
     DAY,
     MIDNIGHT,
+    SHANGHAI,
     decision,
     event,
     feedback,
@@ -357,7 +358,7 @@ def test_any_order_of_lines_and_of_landings_ends_at_the_same_lake(
     chance = random.Random(seed)
     lakes = []
     for order in (days, chance.sample(days, 3)):
-        settings = Settings(data=tmp_path_factory.mktemp("data"))
+        settings = Settings(data=tmp_path_factory.mktemp("data"), calendar=SHANGHAI)
         for n, day in enumerate(days):
             requests = [
                 decision(f"r{n}{i}", n * MINUTES + i, (0, 1, 2, 3), v=3, shown=1 + i) for i in range(2)

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from mlflow.entities import ViewType
 
-from tests.training.ingest.conftest import MIDNIGHT, impressions
+from tests.training.ingest.conftest import MIDNIGHT, SHANGHAI, impressions
 from training.contract import history
 from training.contract.errors import MtfError
 from training.contract.files import leftovers, read_json, write_json_atomic, write_text_atomic
@@ -40,6 +40,7 @@ def small(data: Path, **keep: int) -> Settings:
     limits = {"lake_days": 5, "warehouse_days": 5, "models_days": 5, "reports_days": 5, "serving_policies": 0}
     return Settings(
         data=data,
+        calendar=SHANGHAI,
         state={"history_length": 4, "profile": []},
         learner={"window_days": 2},
         orchestration={"reopen_days": 0},

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +78,7 @@ class Lake:
         rng = np.random.default_rng(day.toordinal())
         n = requests or self.requests
         k = len(settings.heads)
-        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(
-            hours=settings.calendar.utc_offset_hours
-        )
+        midnight = settings.day_start(day)
         times = [midnight + timedelta(seconds=float(s)) for s in np.sort(rng.uniform(0, 86_399, n))]
         ids = [f"{day.isoformat()}-{i:06d}" for i in range(n)]
         users = rng.integers(0, 50, n).tolist()

@@ -1,24 +1,75 @@
 """How time is cut: into local days, and a user's requests into sessions."""
 
-from datetime import timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.contract.settings.section import Positive, Section
 
+_FIRST_LISTED, _LAST_LISTED = date(2010, 1, 1), date(2050, 1, 1)
+
 
 class CalendarSettings(Section):
-    utc_offset_hours: int = Field(
-        8, ge=-12, le=14, description="a day and an hour of day are cut in this offset (KuaiRand: 8)"
+    timezone: str = Field(
+        "UTC",
+        description="IANA name, like Europe/Berlin, of the zone in which a day and an hour of day are cut "
+        "(KuaiRand: Asia/Shanghai)",
     )
 
-    @property
-    def zone(self) -> timezone:
-        return timezone(timedelta(hours=self.utc_offset_hours))
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{name!r} is no IANA time zone: a name like Europe/Berlin, or UTC") from None
+        return name
 
     @property
-    def timezone(self) -> str:
-        return f"Etc/GMT{-self.utc_offset_hours:+d}"
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    def day_of(self, moment: datetime) -> date:
+        """The local day of an instant."""
+        return moment.astimezone(self.zone).date()
+
+    def day_start(self, day: date) -> datetime:
+        """The instant at which a local day starts, in UTC: where midnight is left out, the first after it."""
+        return datetime.combine(day, time(), self.zone).astimezone(UTC)
+
+    def left_out(self, hour: int, minute: int) -> date | None:
+        """The first listed day on which clocks are put forward over a time of day, if there is one."""
+        for begins, _ in self.midnights[1:]:
+            for day in (begins - timedelta(days=1), begins):  # clocks are changed within one of the two
+                wall = datetime.combine(day, time(hour, minute), self.zone)
+                if wall.astimezone(UTC).astimezone(self.zone).replace(tzinfo=None) != wall.replace(
+                    tzinfo=None
+                ):
+                    return day
+        return None
+
+    @property
+    def midnights(self) -> tuple[tuple[date, int], ...]:
+        """From which day on a local day starts how many seconds before UTC's, oldest first.
+
+        For SQL, whose engines know time zones of their own, of another year: the days of a lake and of its
+        tables must be cut alike. Days before and after the listed ones start as the nearest of them.
+        """
+        return _midnights(self.timezone)
+
+
+@lru_cache
+def _midnights(timezone: str) -> tuple[tuple[date, int], ...]:
+    calendar, utc = CalendarSettings(timezone=timezone), CalendarSettings(timezone="UTC")
+    found: list[tuple[date, int]] = []
+    for number in range((_LAST_LISTED - _FIRST_LISTED).days):
+        day = _FIRST_LISTED + timedelta(days=number)
+        seconds = int((utc.day_start(day) - calendar.day_start(day)).total_seconds())
+        if not found or found[-1][1] != seconds:
+            found.append((day, seconds))
+    return tuple(found)
 
 
 class SessionSettings(Section):

@@ -21,6 +21,7 @@ DEFAULT_FILE = "mtf.yaml"
 # where a setting or a section was, and where it is: the old place is refused with the new one's name
 MOVED = {
     "keeping": "retention",
+    "calendar.utc_offset_hours": "calendar.timezone",
     "learner.algorithm": "learner.algorithms",
     "gate.tolerance": "gate.delta",
     "learner.rho": "learner.batchrl_mtf.rho",

@@ -8,7 +8,10 @@ from training.contract.settings.section import Positive, Section
 class OrchestrationSettings(Section):
     airflow_port: int = Field(8080, ge=1, le=65535)
     mlflow_port: int = Field(5000, ge=1, le=65535)
-    schedule: str = Field("30 1 * * *", description="cron of the producer, in calendar's offset")
+    schedule: str = Field(
+        "30 4 * * *",
+        description="cron of the producer, in calendar.timezone; after the hours in which clocks are changed",
+    )
     retries: int = Field(2, ge=0)
     retry_seconds: int = Field(30, ge=1, description="first delay; doubles")
     deadline_minutes: int = Field(180, ge=1, description="of a DAG's run, from its queueing: then an alert")

@@ -16,7 +16,7 @@ class RetentionSettings(Section):
         30, ge=0, description="promoted policy files kept beside those a rollback can go back to (ours)"
     )
     schedule: str = Field(
-        "0 5 * * 0", description="cron of the DAG mtf_retention, in calendar's offset (ours)"
+        "0 5 * * 0", description="cron of the DAG mtf_retention, in calendar.timezone (ours)"
     )
     history_days: int = Field(
         400, ge=1, description="a user not seen for so long holds no old day for their history (ours)"

@@ -1,6 +1,6 @@
 """All settings: the sections together, and what has to fit between them."""
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -104,6 +104,19 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        """A night's run whose hour is left out when clocks are put forward would be of another day."""
+        fields = self.orchestration.schedule.split()
+        if len(fields) == 5 and fields[0].isdigit() and fields[1].isdigit():
+            left_out = self.calendar.left_out(hour=int(fields[1]) % 24, minute=int(fields[0]) % 60)
+            if left_out is not None:
+                raise ValueError(
+                    f"orchestration.schedule: there is no such time in {self.calendar.timezone} on "
+                    f"{left_out}, when clocks are put forward: name another hour"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _cohorts(self) -> Self:
         known = [
             name
@@ -139,7 +152,7 @@ class Settings(BaseSettings):
 
     def day_start(self, day: date) -> datetime:
         """The instant at which a local day starts, in UTC."""
-        return datetime.combine(day, time(), UTC) - timedelta(hours=self.calendar.utc_offset_hours)
+        return self.calendar.day_start(day)
 
     @property
     def head_names(self) -> list[str]:

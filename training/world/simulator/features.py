@@ -5,8 +5,10 @@ feedback so far. So a policy trained on logged states can be run in the world, a
 """
 
 from dataclasses import dataclass, field
+from datetime import UTC
 
 import numpy as np
+import pandas as pd
 
 from training.contract.settings import Settings
 from training.contract.state import StateSpec, history_columns, session_columns
@@ -120,8 +122,8 @@ class States:
         s = requests.session
         values = np.column_stack([sessions.sums[s], sessions.last[s], sessions.decayed[s]])
         raw = dict(zip(self.session_names, values.T, strict=True))
-        seconds = requests.event_ts.astype("int64") // 1_000_000
-        raw["hour"] = (seconds // 3600 + self.settings.calendar.utc_offset_hours) % 24
+        instants = pd.DatetimeIndex(requests.event_ts, tz=UTC)
+        raw["hour"] = instants.tz_convert(self.settings.calendar.zone).hour.to_numpy()
 
         state = np.empty((len(s), self.spec.width), dtype=np.float32)
         state[:, ~self.moving_entries] = self.fixed[requests.user_row]

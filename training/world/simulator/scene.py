@@ -1,7 +1,7 @@
 """The world as it stands on one day: what it offers, what users feel, what a page is worth."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 from scipy.special import expit
@@ -70,7 +70,8 @@ class Scene:
         self.topic_cdf = self._topic_cdf()
 
         self.day_start_us = int(settings.day_start(day).timestamp()) * 1_000_000
-        self.day_end_us = self.day_start_us + 86_400_000_000
+        self.day_end_us = int(settings.day_start(day + timedelta(days=1)).timestamp()) * 1_000_000
+        self.hour_us = (self.day_end_us - self.day_start_us) / 24  # of a wall clock that is never changed
         gap_s = settings.session.gap_minutes * 60.0
         self.play_cap_s = 0.8 * gap_s / settings.world.page
         if self.play_cap_s < 20.0:

@@ -212,7 +212,7 @@ class World:
     @property
     def _last_start_us(self) -> int:
         assert self.scene is not None
-        return self.scene.day_start_us + int(self.constants.last_start_h * 3.6e9)
+        return self.scene.day_start_us + int(self.constants.last_start_h * self.scene.hour_us)
 
     def _plan(self, day: date) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sessions by user, then number: user rows, numbers, and wished starts in microseconds."""
@@ -230,7 +230,7 @@ class World:
         starts = np.sort(np.where(wanted, starts, np.inf), axis=1)[wanted]
         rows, number = np.repeat(users, counts), np.nonzero(wanted)[1]
         assert self.scene is not None
-        return rows, number, self.scene.day_start_us + (starts * 3.6e9).astype(np.int64)
+        return rows, number, self.scene.day_start_us + (starts * self.scene.hour_us).astype(np.int64)
 
     # ---------------------------------------------------------------- what is told to others
 

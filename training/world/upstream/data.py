@@ -18,6 +18,7 @@ import pandas as pd
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
+from training.ingest.schema import local_sql
 
 PLAY_TIME = "play_time"  # the one head that is not a probability: expected seconds
 LOGARITHMIC = {  # numbers of a wide range; every other column is taken for a category
@@ -169,7 +170,6 @@ def read_log(settings: Settings, folder: Path) -> LandedLog:
         connection.register("items", items[["video_id", "author_id", "upload_dt"]])
         connection.read_parquet([str(path) for path in lake], union_by_name=True).create_view("landed")
         _tabs(connection, folder)
-        offset = settings.calendar.utc_offset_hours
         connection.execute(f"""
             create table base as
             select request_id, user_id, item_id, event_ts, local::date as day, tab,
@@ -179,7 +179,7 @@ def read_log(settings: Settings, folder: Path) -> LandedLog:
                    user_id as user_key, item_id as item_key, author_id as author_key,
                    {", ".join(f"{sql} as y_{head}" for head, sql in heads.items())}
             from (
-                select *, event_ts::timestamp + interval ({offset}) hour as local,
+                select *, {local_sql(settings, "event_ts")} as local,
                        epoch_us(event_ts) // 1000 as time_ms
                 from landed
             )

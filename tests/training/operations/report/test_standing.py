@@ -18,7 +18,7 @@ from training.operations.report import Answer, standing
 from training.operations.report.standing import measured
 
 DAY = date(2026, 1, 5)
-NOW = datetime(2026, 1, 5, 20, tzinfo=UTC)  # 4 in the morning of the 6th, UTC+8
+NOW = datetime(2026, 1, 6, 4, tzinfo=UTC)
 POINTER = ChampionPointer(
     "serving/policies/x.safetensors", "x", "p1", "2026-01-04", "1", "2026-01-05T00:00:00Z"
 )
@@ -65,7 +65,7 @@ def test_an_empty_folder_answers_that_nothing_is_known(settings: Settings) -> No
 def test_the_day_that_is_due_is_missed_and_a_simulated_one_is_not(settings: Settings) -> None:
     write_record(settings.layout, DAY, "land", {"success": True, "tables": {}})
     assert answer(settings, "today").state == "open"
-    later = datetime(2026, 1, 6, 20, tzinfo=UTC)
+    later = datetime(2026, 1, 7, 4, tzinfo=UTC)
     missed = answer(settings, "today", later)
     assert (
         missed.state == "stopped"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.contract.settings import Settings, WorldSettings
+from training.contract.settings.days import CalendarSettings
 from training.world.simulator.drivers import state_folder
 from training.world.simulator.world import World
 
@@ -15,7 +16,10 @@ DAY = date(2026, 1, 5)
 
 def world_settings(data: Path, **world: object) -> Settings:
     sizes = {"users": 1_500, "items": 2_000, "requests_per_day": 3_000, **world}
-    return Settings(data=data, world=WorldSettings(**sizes), serving={"accept_event_ts": True})
+    calendar = CalendarSettings(timezone="Asia/Shanghai")
+    return Settings(
+        data=data, calendar=calendar, world=WorldSettings(**sizes), serving={"accept_event_ts": True}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_states_are_what_the_specification_assembles(world: World) -> None:
                 ]
                 raw |= {n: [v] for n, v in zip(names, values, strict=True)}
                 time = requests.event_ts[row].astype(object).replace(tzinfo=UTC)
-                raw |= {n: [v] for n, v in context_values(time, 8).items()}
+                raw |= {n: [v] for n, v in context_values(time, settings.calendar.zone).items()}
                 expected = settings.state_spec.assemble(raw)[0]
                 np.testing.assert_allclose(states[row], expected, rtol=1e-5, atol=1e-6)
                 checked += 1

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from training.contract.settings import Settings, UpstreamSettings
+from training.contract.settings.days import CalendarSettings
 from training.ingest import land_kuairand
 
 FIRST = date(2022, 4, 25)
@@ -107,6 +108,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def landed(tmp_path_factory: pytest.TempPathFactory, release: Path) -> Settings:
     """Landed and without predictions; tests that write use :func:`fresh`."""
-    settings = Settings(data=tmp_path_factory.mktemp("landed"), upstream=UPSTREAM)
+    settings = Settings(
+        data=tmp_path_factory.mktemp("landed"),
+        upstream=UPSTREAM,
+        calendar=CalendarSettings(timezone="Asia/Shanghai"),
+    )
     land_kuairand(settings, release)
     return settings
