@@ -29,30 +29,12 @@ PERMANENT = (MtfError, TypeError, AttributeError, NameError, ImportError, Assert
 
 
 def land(settings: Settings, day: date) -> Record:
-    from training import validation
+    from training import ingest, validation
 
     try:
-        return _land(settings, day)
+        return ingest.land_day(settings, day)
     except DataError as error:
         return validation.refused(settings, day, error)
-
-
-def _land(settings: Settings, day: date) -> Record:
-    from training import ingest
-
-    if settings.logs.source == "service" and ingest.has_service_log(settings, day):
-        return ingest.land_service_log(settings, day)
-    landed = settings.layout.partition(IMPRESSIONS, day).exists()
-    if settings.logs.source == "files" and (ingest.source_files(settings, day) or not landed):
-        assert settings.logs.folder is not None  # the settings are refused without it
-        return ingest.land_files(settings, day, settings.logs.folder)
-    if landed:
-        return ingest.landed(settings, day)  # brought by `mtf ingest`, or late in other days' files
-    raise DataError(
-        f"there is no log of {day}: the service's log in {settings.layout.serving_log} has no file of "
-        f"that day, and nothing was landed by `mtf ingest`",
-        breaks="delivered",
-    )
 
 
 def land_files_from(settings: Settings, day: date, folder: Path) -> Record:

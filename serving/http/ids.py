@@ -29,13 +29,12 @@ class Ids:
         about = f"{self.kind} ({self._setting})"
         if self.kind == "string":
             return Annotated[str, Meta(min_length=1, max_length=MAXIMUM_TEXT, description=about)]
-        if self.kind == "int64":
-            number = Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)]
-            digits = Annotated[str, Meta(pattern="^(0|-?[1-9][0-9]{0,18})$")]
-        else:
-            number = Annotated[int, Meta(ge=0)]
-            digits = Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,19})$")]
-        return Annotated[number | digits, Meta(description=f"{about}, or the text of its digits")]
+        limits, digits = {
+            "int64": (Meta(ge=-_INT64, le=_INT64 - 1), "^(0|-?[1-9][0-9]{0,18})$"),
+            "uint64": (Meta(ge=0), "^(0|[1-9][0-9]{0,19})$"),  # a limit above int64 is not to be had
+        }[self.kind]
+        either = Annotated[int, limits] | Annotated[str, Meta(pattern=digits)]
+        return Annotated[either, Meta(description=f"{about}, or the text of its digits")]
 
     @property
     def schema(self) -> dict[str, Any]:

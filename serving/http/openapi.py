@@ -6,7 +6,7 @@ import msgspec
 
 from serving.http.requests import BINARY, JSON
 from serving.http.schema import MAXIMUM_ID_LENGTH, Bodies
-from training.contract.log import ARMS, FALLBACKS
+from training.contract.log import ARMS, FALLBACKS, Id
 from training.contract.settings import Settings
 
 _ID = {"type": "string", "minLength": 1, "maxLength": MAXIMUM_ID_LENGTH}
@@ -69,7 +69,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "description": "false: logged, but the store did not take it; or nothing of it was taken",
         },
     )
-    items = ["a", "b", "c"] if settings.ids.items == "string" else [11, 12, 13]
+    items: list[Id] = ["a", "b", "c"] if settings.ids.items == "string" else [11, 12, 13]
     rank_example = {
         "user_id": "ann" if settings.ids.users == "string" else 5,
         "request_id": "example",

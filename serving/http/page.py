@@ -97,7 +97,7 @@ def _rows(
         yield from _rows(document, inner, f"{before}{name}.", required)
 
 
-def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
     """The schema that is meant: what a reference names, or the one that is not null."""
     for one in (schema, *schema.get("anyOf", ())):
         if "$ref" in one:

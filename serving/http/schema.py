@@ -68,7 +68,7 @@ class Bodies:
                 (
                     "item_id",
                     Annotated[
-                        list[item],
+                        list[item],  # type: ignore[valid-type]  # made here
                         Meta(
                             min_length=1,
                             max_length=serving.max_candidates,
@@ -127,7 +127,7 @@ class Bodies:
         self.rank = defstruct("RankBody", [("candidates", candidates), *fields], forbid_unknown_fields=True)
         self.fields = defstruct("Fields", fields, forbid_unknown_fields=True)
         # a tensor holds numbers only
-        named = [("item_id", list[item])] if settings.ids.items == "string" else []
+        named = [("item_id", list[item])] if settings.ids.items == "string" else []  # type: ignore[valid-type]  # made here
         self.rank_fields = defstruct("RankFields", [*named, *fields], forbid_unknown_fields=True)
         event = _strict(
             "Event",
@@ -151,7 +151,7 @@ class Bodies:
                     "shown",
                     Annotated[
                         Annotated[int, Meta(ge=0, le=serving.max_k)]
-                        | Annotated[list[item], Meta(max_length=serving.max_k)]
+                        | Annotated[list[item], Meta(max_length=serving.max_k)]  # type: ignore[valid-type]  # made here
                         | None,
                         Meta(
                             description="what the user saw: the items, or how many from the top of the list. "

@@ -57,6 +57,10 @@ class Layout:
         """Folder of one mart's export: ``dt=YYYY-MM-DD/part-0.parquet`` below it."""
         return self.marts / name
 
+    def part(self, table: str, day: date) -> Path:
+        """Each source's own rows of a day that two bring; see :mod:`training.ingest.merging`."""
+        return self.root / "lake" / "parts" / table / f"dt={day.isoformat()}"
+
     @property
     def dbt_target(self) -> Path:
         return self.root / "warehouse" / "dbt_target"

@@ -5,8 +5,10 @@ Adapters: :mod:`service_log` (the service's own log), :mod:`kuairand` (its offic
 land through :mod:`landing`, which keeps a day atomic, idempotent and versioned.
 """
 
+from training.ingest.daily import land_day
 from training.ingest.kuairand import land_kuairand
-from training.ingest.landing import changed_days, land, landed, late_users, with_predictions
+from training.ingest.landing import changed_days, land, landed, late_users
+from training.ingest.predictions import with_predictions
 from training.ingest.service_log import has_service_log, land_service_log
 from training.ingest.sources import source_files
 from training.ingest.template import land_files
@@ -15,6 +17,7 @@ __all__ = [
     "changed_days",
     "has_service_log",
     "land",
+    "land_day",
     "land_files",
     "land_kuairand",
     "land_service_log",

@@ -13,7 +13,7 @@ Gao et al., "KuaiRand", CIKM 2022, zenodo record 10439422. What bites, and what 
   and positions follow the order of rows in the files. Random exposures are requests of their own,
   told by the ``-r`` at the end of their ``request_id``.
 - Nothing public holds predictions or sessions: ``p_*``, ``session_id`` and ``feedback_ts`` are null.
-  Predictions filled in later (:func:`training.ingest.landing.with_predictions`) outlive a landing of
+  Predictions filled in later (:func:`training.ingest.predictions.with_predictions`) outlive a landing of
   the same rows.
 - The user table bears no time. It is landed on the first day that the logs cover, updated at that
   day's local midnight, so that every landed impression has a profile before it. It is a snapshot of
@@ -48,13 +48,13 @@ from training.ingest.csv_files import (
 from training.ingest.landing import (
     connect,
     fetch_row,
-    fill_predictions,
     landing_lock,
     read_note,
     read_partition,
     summary,
     write_partition,
 )
+from training.ingest.predictions import fill_predictions
 from training.ingest.schema import local_day_sql
 
 SOURCE = "kuairand"

@@ -29,16 +29,17 @@ from training.contract.files import (
     write_atomic,
     write_json_atomic,
 )
-from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS, Layout
+from training.contract.layout import DECISIONS, TABLES, USERS, Layout
 from training.contract.log import LAKE_VERSION
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
-from training.ingest import corrections
+from training.ingest import corrections, merging
 from training.ingest.schema import TableSpec, check_day, conform, table_spec
 
 PART = "part-0.parquet"
 NOTE = "_landed.json"
 LATE = "_late.json"
+BOTH = "files and service"  # a day's source, in its note, where each of the two brought rows of it
 
 
 def land(settings: Settings, table: str, day: date, rows: pa.Table, source: str) -> dict[str, Any]:
@@ -72,19 +73,23 @@ def write_partition(
 
     ``deliveries`` names the parts of the source that the rows came from, so that landing the day
     again reads all of them: rows that came late with another day's delivery are not lost by it. Rows
-    that a person mended (:mod:`training.ingest.corrections`) land as mended.
+    that a person mended (:mod:`training.ingest.corrections`) land as mended. A day that another of
+    :data:`training.ingest.merging.MERGED` has brought, too, becomes the rows of both.
     """
     spec = table_spec(settings, table)
     where = f"{table} of {day} from {source}"
     columns = dict(columns) if columns is not None else {f.name: str(f.type) for f in rows.schema}
     rows = conform(spec, rows, where)
+    partition = settings.layout.partition(table, day)
+    recover_folder(partition)
+    before = read_note(partition)
+    told = {"deliveries": sorted(set(deliveries)), "columns": columns}
+    rows, merged, twice = _with_others(settings, spec, day, before, source, rows, told)
     rows = corrections.apply(spec, rows, corrections.of_day(settings.layout, table, day))
     if table != USERS:
         check_day(settings, day, rows[spec.time], where)
     ordered, duplicates = _canonical(spec, rows)
-    partition = settings.layout.partition(table, day)
-    recover_folder(partition)
-    before = read_note(partition)
+    duplicates += twice
     content = _parquet(ordered)
     digest = hashlib.sha256(content).hexdigest()
     changed = before is not None and before["sha256"] != digest
@@ -93,12 +98,12 @@ def write_partition(
         "day": day.isoformat(),
         "rows": ordered.num_rows,
         "sha256": digest,
-        "source": source,
+        "source": BOTH if merged else source,
         "contract_version": LAKE_VERSION,
         "revision": (before["revision"] if before else 0) + (before is None or changed),
         "duplicates_removed": duplicates,
-        "deliveries": sorted(set(deliveries)),
-        "columns": columns,
+        **told,
+        **merged,
     }
     if not _holds(partition, digest):
         late = _late(settings, partition, ordered if changed and table != DECISIONS else None)
@@ -110,6 +115,68 @@ def write_partition(
     elif note != before:  # the same rows, told by more deliveries or with other duplicates
         write_json_atomic(partition / NOTE, note)
     return {**note, "changed": changed}
+
+
+def _with_others(
+    settings: Settings,
+    spec: TableSpec,
+    day: date,
+    before: Mapping[str, Any] | None,
+    source: str,
+    rows: pa.Table,
+    told: Mapping[str, Any],
+) -> tuple[pa.Table, dict[str, Any], int]:
+    """The rows with those that another source brought of the day, what the note says of both, and how many
+    exact duplicates were taken out."""
+    layout, table = settings.layout, spec.table
+    if source == BOTH:  # rewritten as it lies, for a correction
+        assert before is not None
+        return rows, {name: before[name] for name in ("requests_in_both", "parts")}, 0
+    if source not in merging.MERGED:
+        return rows, {}, 0
+    known = merging.kept(layout, table, day)
+    (other,) = (name for name in merging.MERGED if name != source)
+    if other not in known:
+        if before is None or before["source"] != other:
+            return rows, {}, 0
+        lying = conform(spec, read_partition(layout.partition(table, day)), f"{table} of {day}")
+        known[other] = {name: before.get(name, {}) for name in ("deliveries", "columns")}
+        merging.keep(layout, table, day, other, lying, known[other])
+    ordered, duplicates = _canonical(spec, rows)
+    merging.keep(layout, table, day, source, ordered, told)
+    theirs = conform(spec, read_parquet(merging.place(layout, table, day, other)), f"{table} of {day}")
+    with connect() as connection:
+        both, counts = merging.merge(connection, spec, {source: ordered, other: theirs})
+    parts = {source: dict(told), other: known[other]}
+    merged = {
+        "requests_in_both": counts["requests_in_both"],
+        "parts": {name: {**part, "rows": counts[name]} for name, part in sorted(parts.items())},
+    }
+    return both, merged, duplicates
+
+
+def note_of(settings: Settings, table: str, day: date, source: str) -> dict[str, Any] | None:
+    """What was noted of one source's rows of a day: deliveries and columns; None where it brought none."""
+    note = read_note(settings.layout.partition(table, day))
+    if note is None or note["source"] == source:
+        return note
+    found: dict[str, Any] | None = note.get("parts", {}).get(source)
+    return found
+
+
+def rows_of(
+    settings: Settings, table: str, day: date, source: str, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """One source's own rows of a day that it brought."""
+    part = merging.place(settings.layout, table, day, source)
+    if part.exists():
+        return read_parquet(part, columns)
+    return read_partition(settings.layout.partition(table, day), columns)
+
+
+def rows_by_source(note: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows of a partition each of its sources brought."""
+    return {name: part["rows"] for name, part in note.get("parts", {note["source"]: note}).items()}
 
 
 def landed(settings: Settings, day: date) -> dict[str, Any]:
@@ -186,80 +253,6 @@ def _late(settings: Settings, partition: Path, rows: pa.Table | None) -> dict[st
     return {**late, until: sorted(users)} if users else late
 
 
-def schema_changes(settings: Settings, table: str, day: date) -> list[dict[str, str]]:
-    """How the columns of the day's source differ from those of the day landed before, from one source.
-
-    Each has ``column``, ``change`` (``new``, ``gone`` or ``retyped``), ``since`` (that day) and ``text``.
-    """
-    layout = settings.layout
-    now = read_note(layout.partition(table, day))
-    if now is None or "columns" not in now:
-        return []
-    for earlier in reversed([d for d in layout.days(table) if d < day]):
-        before = read_note(layout.partition(table, earlier))
-        if before is not None and before.get("source") == now.get("source") and "columns" in before:
-            return _column_changes(before["columns"], now["columns"], str(earlier))
-    return []
-
-
-def _column_changes(before: Mapping[str, str], now: Mapping[str, str], since: str) -> list[dict[str, str]]:
-    found = []
-    for name in sorted({*before, *now}):
-        if name not in before:
-            change, text = "new", f"{name} ({now[name]}) is new"
-        elif name not in now:
-            change, text = "gone", f"{name} ({before[name]}) is gone"
-        elif before[name] != now[name]:
-            change, text = "retyped", f"{name} was {before[name]} and is {now[name]}"
-        else:
-            continue
-        found.append({"column": name, "change": change, "since": since, "text": text})
-    return found
-
-
-def with_predictions(settings: Settings, day: date, predictions: pa.Table) -> dict[str, Any]:
-    """Fill the ``p_<head>`` columns of a landed day, and land it again.
-
-    ``predictions`` holds request_id, item_id and any of the ``p_<head>`` columns, one row an
-    impression; an impression without a row keeps what it had. Returns what :func:`land` returns.
-    Raises :class:`DataError` when the day is not landed, a column is unknown, or a key is repeated.
-    """
-    with landing_lock(settings.layout):
-        partition = settings.layout.partition(IMPRESSIONS, day)
-        recover_folder(partition)
-        note = read_note(partition)
-        if note is None:
-            raise DataError(f"impressions of {day} are not landed: there is nothing to predict")
-        known = {f"p_{head.name}" for head in settings.heads}
-        given = [name for name in predictions.column_names if name not in ("request_id", "item_id")]
-        unknown = [name for name in given if name not in known]
-        if unknown or not given:
-            raise DataError(
-                f"predictions of {day}: {unknown or 'no column'}; expected some of {sorted(known)}"
-            )
-        with connect() as connection:
-            connection.register("predictions", predictions)
-            repeated = fetch_row(
-                connection, "select count(*) - count(distinct (request_id, item_id)) from predictions"
-            )[0]
-            if repeated:
-                raise DataError(f"predictions of {day}: {repeated} rows repeat a (request_id, item_id)")
-            connection.register("landed", read_partition(partition))
-            filled = connection.sql(fill_predictions("landed", "predictions", given)).to_arrow_table()
-        return write_partition(
-            settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"], note.get("columns")
-        )
-
-
-def fill_predictions(landed_rows: str, predictions: str, columns: Sequence[str]) -> str:
-    """SQL: ``landed_rows`` with the given columns taken from ``predictions`` where it has them."""
-    filled = ", ".join(f'coalesce(p."{name}", l."{name}") as "{name}"' for name in columns)
-    return (
-        f"select l.* replace ({filled}) from {landed_rows} l "
-        f"left join {predictions} p on l.request_id = p.request_id and l.item_id = p.item_id"
-    )
-
-
 def summary(day: date, notes: Sequence[dict[str, Any]], **counts: dict[str, int]) -> dict[str, Any]:
     """The record of a landing: per table the rows of ``day``, every day touched and what changed.
 
@@ -277,12 +270,29 @@ def summary(day: date, notes: Sequence[dict[str, Any]], **counts: dict[str, int]
             entry["rows"] = note["rows"]
             entry["duplicates_removed"] += note["duplicates_removed"]
             entry |= {name: note[name] for name in ("sha256", "revision", "source", "contract_version")}
+            if "parts" in note:
+                entry |= {
+                    "rows_by_source": rows_by_source(note),
+                    "requests_in_both": note["requests_in_both"],
+                }
     for table, extra in counts.items():
         if table in tables:
             tables[table] |= extra
     for entry in tables.values():
         entry["days"], entry["changed_days"] = sorted(entry["days"]), sorted(entry["changed_days"])
     return {"day": day.isoformat(), "tables": tables}
+
+
+def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of several landings of one day, one after the other."""
+    first, *others = records
+    tables = {name: dict(entry) for name, entry in first["tables"].items()}
+    for record in others:
+        for name, entry in record["tables"].items():
+            before = tables.get(name, {})
+            lists = {key: sorted({*before.get(key, ()), *entry[key]}) for key in ("days", "changed_days")}
+            tables[name] = {**before, **entry, **lists}
+    return {**first, "tables": tables}
 
 
 def read_note(partition: Path) -> dict[str, Any] | None:

@@ -30,8 +30,9 @@ _ARROW = {
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A contract: its columns, the ones that must be there, its key, and the order rows lie in."""
+    """A table's contract: its columns, the ones that must be there, its key, and the order rows lie in."""
 
+    table: str
     schema: pa.Schema
     required: tuple[str, ...]
     key: tuple[str, ...]
@@ -56,6 +57,7 @@ def table_spec(settings: Settings, table: str) -> TableSpec:
         USERS: (user_columns(settings), ("user_id",), "updated_ts", ("user_id", "updated_ts")),
     }[table]
     return TableSpec(
+        table=table,
         schema=pa.schema([(column.name, _ARROW[column.type]) for column in columns]),
         required=tuple(column.name for column in columns if column.required),
         key=key,

@@ -36,11 +36,13 @@ from training.contract.log import (
 )
 from training.contract.settings import Settings
 from training.ingest.landing import (
+    BOTH,
     connect,
     fetch_row,
     landing_lock,
+    note_of,
     read_note,
-    read_partition,
+    rows_of,
     summary,
     write_partition,
 )
@@ -51,9 +53,10 @@ from training.ingest.log_lines import (
     refuse_unknown_fields,
     whole_lines,
 )
+from training.ingest.merging import MERGED, SERVICE
 from training.ingest.schema import local_day_sql
 
-SOURCE = "service"
+SOURCE = SERVICE
 _REQUEST = ("request_id", "user_id")
 _KEY = (*_REQUEST, "item_id")
 
@@ -109,8 +112,8 @@ def _land_day(
 
     Returns the partitions' notes, counts, and the other days that these files hold decisions of.
     """
-    before = read_note(settings.layout.partition(DECISIONS, day))
-    if before is not None and before["source"] == SOURCE:
+    before = note_of(settings, DECISIONS, day, SOURCE)
+    if before is not None:
         deliveries = deliveries | {date.fromisoformat(name) for name in before["deliveries"]}
     followed = {one + timedelta(days=late) for one in {*deliveries, day} for late in range(LATE_DAYS + 1)}
     with _open_log(settings) as log:
@@ -144,17 +147,18 @@ def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, A
             earlier = day - timedelta(days=back)
             partition = settings.layout.partition(IMPRESSIONS, earlier)
             note = read_note(partition)
-            if note is None or note["source"] != SOURCE:
+            if note is None or note_of(settings, IMPRESSIONS, earlier, SOURCE) is None:
                 continue
-            requests = log.know(read_partition(settings.layout.partition(DECISIONS, earlier), _REQUEST))
+            requests = log.know(rows_of(settings, DECISIONS, earlier, SOURCE, _REQUEST))
             if back and requests:
                 late_requests += requests
-                if log.is_news(read_partition(partition, (*_KEY, "feedback_ts", *log.told))):
+                fed = (*_KEY, "feedback_ts", *log.told)
+                if log.is_news(rows_of(settings, IMPRESSIONS, earlier, SOURCE, fed)):
                     note, *_ = _land_day(settings, earlier, {earlier})[0]
                     notes.append(note)
                 else:
                     notes.append({**note, "changed": False})
-            log.without(read_partition(partition, _KEY))
+            log.without(rows_of(settings, IMPRESSIONS, earlier, SOURCE, _KEY))
         (orphans,) = fetch_row(log.connection, "select count(*) from feedback")
     return notes, late_requests, orphans
 
@@ -162,7 +166,7 @@ def _land_late_feedback(settings: Settings, day: date) -> tuple[list[dict[str, A
 def _refuse_other_source(settings: Settings, day: date, other: date) -> None:
     note = read_note(settings.layout.partition(DECISIONS, other))
     note = note or read_note(settings.layout.partition(IMPRESSIONS, other))
-    if note is not None and note["source"] != SOURCE:
+    if note is not None and note["source"] not in (*MERGED, BOTH):
         raise DataError(
             f"the service's log of {day} holds decisions of {other}, which was landed from "
             f"{note['source']}: landing them would replace that day"

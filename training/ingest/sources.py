@@ -12,7 +12,10 @@ def source_files(settings: Settings, day: date) -> list[Path]:
 
     Rows of the day in the files of later days are not among them: these files' own landing brings them.
     """
-    if settings.logs.source == "files":
+    found = []
+    if settings.logs.source != "service":
         assert settings.logs.folder is not None  # the settings are refused without it
-        return template.delivery_files(settings.logs.folder, day)
-    return service_log.day_files(settings, day)
+        found += template.delivery_files(settings.logs.folder, day)
+    if settings.logs.source != "files":
+        found += service_log.day_files(settings, day)
+    return found

@@ -35,10 +35,19 @@ from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
 from training.ingest.columns_file import COLUMNS_FILE, Mapped, read_columns
 from training.ingest.files import SUFFIXES, Asked, FileRows, column_types, is_data, read_file, slips
-from training.ingest.landing import connect, landing_lock, read_note, summary, write_partition
+from training.ingest.landing import (
+    BOTH,
+    connect,
+    landing_lock,
+    note_of,
+    read_note,
+    summary,
+    write_partition,
+)
+from training.ingest.merging import FILES, MERGED
 from training.ingest.schema import TableSpec, local_day_sql, table_spec
 
-SOURCE = "files"
+SOURCE = FILES
 _DELIVERY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
 _HIDDEN = ("_", ".")
 
@@ -86,6 +95,11 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     return summary(day, notes, **told)
 
 
+def has_delivery(folder: Path, day: date) -> bool:
+    """Whether a folder has impressions of the day."""
+    return bool(_all_files(folder, IMPRESSIONS, day))
+
+
 def delivery_files(folder: Path, day: date) -> list[Path]:
     """All files of the delivery of ``day``, and ``columns.json`` where there is one."""
     names = [folder / COLUMNS_FILE] if (folder / COLUMNS_FILE).exists() else []
@@ -113,11 +127,12 @@ def _land_table(
     notes = []
     for one in sorted(days):
         before = read_note(settings.layout.partition(table, one))
-        if before is not None and before["source"] != SOURCE and one != day:
+        if before is not None and before["source"] not in (*MERGED, BOTH) and one != day:
             raise DataError(
                 f"{folder / table / f'dt={day}'} holds rows of {one}, landed from {before['source']}"
             )
-        known = before["deliveries"] if before is not None and before["source"] == SOURCE else []
+        told = note_of(settings, table, one, SOURCE)
+        known = [] if told is None else told["deliveries"]
         deliveries = sorted({*map(date.fromisoformat, known), day})
         parts = [
             delivery.rows if other == day else _read_delivery(replace(asked, day=other), folder).rows

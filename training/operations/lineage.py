@@ -117,9 +117,10 @@ def datasets(
     marts = ("dim_users", "fct_user_history", "fct_session_state")
     features = [Part(layout.mart(name), days) for name in marts]
     model = Part(layout.models, days)
-    source = settings.logs.folder if settings.logs.source == "files" else layout.serving_log
+    sources = [settings.logs.folder] if settings.logs.folder and settings.logs.source != "service" else []
+    sources += [layout.serving_log] if settings.logs.source != "files" else []
     reads: dict[str, list[Part]] = {
-        "land": [Part(Path(source), days)] if source else [],
+        "land": [Part(Path(source), days) for source in sources],
         "validate_landed": lake,
         "transform": [
             Part(layout.table(table), _days(record.get("reprocessed_days", [str(day)])))

@@ -65,8 +65,8 @@ def application(backend: str, artifacts: str) -> Pages:
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(backend, backend, "mlflow-artifacts:/")
-    with flask.open_resource("js/build/index.html") as file:
-        return Pages(app, file.read().decode())
+    with flask.open_resource("js/build/index.html", "rt", "utf-8") as file:
+        return Pages(app, str(file.read()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

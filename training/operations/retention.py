@@ -89,6 +89,7 @@ def plan(settings: Settings) -> Plan:
                 layout.partition(table, day),
                 layout.quarantine(table, day),
                 layout.corrections(table, day),
+                layout.part(table, day),
             )
             add("lake", day, table, places)
     lying = {day + timedelta(days=late) for day in {*landed} - {*lake} for late in range(LATE_DAYS + 1)}

@@ -1,6 +1,5 @@
 """A day against the recent days before it: volume, measures, spread and calibration of scores."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -11,7 +10,7 @@ import duckdb
 
 from training.contract.records import read_record
 from training.contract.settings import Settings
-from training.validation import drift, profiles
+from training.validation import drift, profiles, volumes
 from training.validation.checks import Check, measure, severity_of
 from training.validation.drift import CalibrationSums
 from training.validation.profiles import ALL, CONTROL, Profile, Scope
@@ -55,7 +54,11 @@ def compare(
         name for p in recent.values() for name, counts in p.scopes[ALL].histograms.items() if counts
     }
     if recent:
-        found.volume([profile.rows for profile in recent.values()])
+        of_recent = {one: (recent_folders[one], profile.rows) for one, profile in recent.items()}
+        volume = volumes.judged(settings, rules.table, day, (folder, rows), of_recent)
+        found.measures |= volume.measures
+        found.checks += volume.checks
+        found.not_judged += volume.not_judged
         found.rates(today, list(recent.values()))
     else:
         found.leave_out("volume and rates", "there is no recent day to hold them against")
@@ -85,23 +88,6 @@ class Comparison:
 
     def leave_out(self, what: str, why: str) -> None:
         self.not_judged.append((what, why))
-
-    def volume(self, recent: Sequence[int]) -> None:
-        limits = self.settings.validation
-        median = statistics.median(recent)
-        self.measures["recent_median_rows"] = median
-        self.measures["rows_to_recent_median"] = self.rows / median
-        self.checks.append(
-            measure(
-                "rows_to_recent_median",
-                f"{self.rows} rows are between {limits.min_volume_ratio:g} and {limits.max_volume_ratio:g} "
-                f"times the median of the last {len(recent)} days, {median:g}",
-                limits.min_volume_ratio,
-                limits.max_volume_ratio,
-                severity_of(self.settings, "volume"),
-                source="rows",
-            )
-        )
 
     def rates(self, today: Profile, recent: Sequence[Profile]) -> None:
         limits, rare = self.settings.validation, []

@@ -8,7 +8,9 @@ from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
-from training.ingest.landing import read_note, schema_changes
+from training.ingest.landing import read_note
+from training.ingest.merging import SERVICE
+from training.ingest.source_columns import schema_changes
 from training.validation import rules as table_rules
 from training.validation import sample_ratio
 from training.validation.checks import measure, severity_of
@@ -195,6 +197,8 @@ def _sample_ratio(settings: Settings, day: date, decided: ValidatedTable) -> Non
         return
     note = read_note(decided.folders[0])
     if note is None or note["source"] not in ASSIGNED_HERE:
+        if note is not None and SERVICE in note.get("parts", {}):
+            decided.leave_out("day", "users by arm against the shares", "decisions of files are among them")
         return
     found = sample_ratio.of_day(settings, day, decided.partition)
     if isinstance(found, str):

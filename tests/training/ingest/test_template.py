@@ -15,7 +15,7 @@ from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.ingest import land, land_files
-from training.ingest.landing import schema_changes
+from training.ingest.source_columns import schema_changes
 
 NEXT = DAY + timedelta(days=1)
 
@@ -98,9 +98,9 @@ def test_late_rows_land_in_their_own_day_and_replace_their_key(settings: Setting
 
 
 def test_late_rows_do_not_replace_a_day_of_another_source(settings: Settings, folder: Path) -> None:
-    land(settings, IMPRESSIONS, DAY, impressions([{}], settings), "service")
+    land(settings, IMPRESSIONS, DAY, impressions([{}], settings), "kuairand")
     deliver(folder, impressions([row(1), row(1, 24 * 60)], settings), NEXT)
-    with pytest.raises(DataError, match=r"holds rows of 2026-01-05, landed from service"):
+    with pytest.raises(DataError, match=r"holds rows of 2026-01-05, landed from kuairand"):
         land_files(settings, NEXT, folder)
 
 

@@ -9,11 +9,12 @@ from training.contract.settings.section import Section
 
 
 class LogsSettings(Section):
-    source: Literal["service", "files"] = Field(
+    source: Literal["service", "files", "both"] = Field(
         "service",
-        description="what the daily run lands: the service's own log, or files in logs.folder",
+        description="what the daily run lands: the service's own log, files in logs.folder, or both of them, "
+        "merged by request (docs/rollout.md)",
     )
-    folder: Path | None = Field(None, description="for source: files; see docs/own-logs.md")
+    folder: Path | None = Field(None, description="for source: files and both; see docs/own-logs.md")
     max_late_days: int = Field(
         366,
         ge=1,
@@ -22,6 +23,6 @@ class LogsSettings(Section):
 
     @model_validator(mode="after")
     def _folder(self) -> Self:
-        if self.source == "files" and self.folder is None:
-            raise ValueError("source 'files' needs logs.folder")
+        if self.source != "service" and self.folder is None:
+            raise ValueError(f"source {self.source!r} needs logs.folder")
         return self

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from training.contract.errors import DataError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import Settings
-from training.ingest.landing import with_predictions
+from training.ingest.predictions import with_predictions
 from training.world.upstream import measures
 from training.world.upstream.data import PLAY_TIME, LandedLog, read_log
 from training.world.upstream.model import MINIMUM_ROWS, UpstreamModel, fit_log, labels
