@@ -19,7 +19,7 @@ import torch
 
 from tests.benchmarks import recsim
 from tests.benchmarks.outside_page import BCQ_NAME, BEST, CHOICE, tables
-from tests.benchmarks.publish import kept
+from tests.benchmarks.publish import is_kept, kept
 from tests.benchmarks.recsim import ROOT, WORLDS, Act, Sessions, collect
 from tests.peers.wire import Peer
 from training.contract import sources
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="sessions of a log")
     parser.add_argument("--steps", type=int, default=STEPS, help="gradient steps of BatchRL-MTF and of BCQ")
     parser.add_argument("--search", type=int, default=SEARCH, help="sessions that each constant is tried on")
+    parser.add_argument("--kept", action="store_true", help="of the seeds that are finished alone")
     parser.add_argument("--judge", type=int, default=JUDGE, help="sessions that all serve in the end")
 
 
@@ -70,7 +71,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for name in options.worlds:
             path = options.out / "outside" / f"{name}-{seed}.json"
             its = json_sha256({"asked": asked, "world": repr(WORLDS[name]), "sources": made_from})
-            found[name].append(kept(path, its, partial(one_seed, name, seed, options)))
+            if not options.kept or is_kept(path, its):
+                found[name].append(kept(path, its, partial(one_seed, name, seed, options)))
     return asked | {"constants": CONSTANTS, "worlds": found}
 
 

@@ -14,20 +14,19 @@ ROWS = ("static", BEST, BCQ_NAME, "constant", "return_regression", "batchrl_mtf"
 
 
 def tables(results: dict[str, Any]) -> str:
-    (count,) = {len(seeds) for seeds in results["worlds"].values()}
     text = prose(
         f"Users of {locked('recsim', 'recsim-no-tf')}, {CANDIDATES} candidates a request and a slate of "
         f"{SLATE}. A seed has users, a log, constants and learners of its own; all that it compares serve "
         f"the same {results['judge']:,} fresh sessions, whose true mean return is shown. Of "
         f"{results['constants']} constants drawn at random the best on {results['search']:,} other sessions "
         f"is taken. BatchRL-MTF (five seeds as one policy) and BCQ ({locked('d3rlpy', 'd3rlpy')}) take "
-        f"{results['steps']:,} steps. Means over {count} seeds with 95 % intervals (Student's t)."
+        f"{results['steps']:,} steps. Means over seeds with 95 % intervals (Student's t)."
     )
     for name, about in ABOUT.items():
         seeds = results["worlds"].get(name)
-        if seeds is None:
+        if not seeds:
             continue
-        text += f"## {name}\n\n" + prose(about)
+        text += f"## {name}\n\n" + prose(f"{about} Seeds: {len(seeds)}.")
         for size in map(str, results["sizes"]):
             text += of_size(size, [seed["sizes"][size] for seed in seeds])
     return text

@@ -48,9 +48,13 @@ def keep(
 
 def kept(path: Path, made_from: str, make: Callable[[], Any]) -> Any:
     """What ``make`` gives (plain JSON), kept in ``path``: not made again where it was made from the same."""
-    if not path.is_file() or read_json(path)["made_from"] != made_from:
+    if not is_kept(path, made_from):
         write_json_atomic(path, {"made_from": made_from, "found": make()})
     return read_json(path)["found"]
+
+
+def is_kept(path: Path, made_from: str) -> bool:
+    return path.is_file() and read_json(path)["made_from"] == made_from
 
 
 def command() -> str:
