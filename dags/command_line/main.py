@@ -14,7 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from dags import stages
-from dags.command_line import backup, days, experiment, policy, quarantine, retention, reward, stack, status
+from dags.command_line import (
+    backup,
+    days,
+    experiment,
+    pareto,
+    policy,
+    quarantine,
+    retention,
+    reward,
+    stack,
+    status,
+)
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.errors import MtfError, SettingsError
 from training.contract.files import write_text_atomic
@@ -152,6 +163,7 @@ app.command()(policy.promote)
 app.command()(policy.rollback)
 app.command()(policy.arms)
 app.command()(policy.canary)
+app.command()(pareto.pareto)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from training.evaluation.intervals import Estimates
+from training.evaluation.intervals import Estimates, Interval
 
 RIVAL, SIMPLEST = "static", "constant"
 _FEW = 100  # replicates, of which a quantile is luck
@@ -21,9 +21,17 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     constant, where that is in the pool, makes way for it. Returns ``chosen``, and ``pool``, each member's
     interval.
     """
-    names = list(pool)
-    value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
-    drawn = np.stack([estimates.replicates[name] - estimates.replicates[RIVAL] for name in names])
+    found = simultaneous(estimates, pool, RIVAL)
+    best = max(found, key=lambda name: found[name]["lower"])
+    if SIMPLEST in found and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
+        best = SIMPLEST
+    return {"chosen": best, "pool": found}
+
+
+def simultaneous(estimates: Estimates, names: Collection[str], rival: str) -> dict[str, Interval]:
+    """By name the difference to ``rival``, in intervals that hold for all of ``names`` at once."""
+    value = np.array([estimates.values[name] - estimates.values[rival] for name in names])
+    drawn = np.stack([estimates.replicates[name] - estimates.replicates[rival] for name in names])
     deviation = np.sqrt(np.square(drawn - value[:, None]).mean(axis=1))
     scaled = np.divide(
         np.abs(drawn - value[:, None]),
@@ -33,15 +41,9 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     )
     quantile = _quantile(scaled.max(axis=0), estimates.confidence, len(names))
     half = quantile * deviation
-    best = names[int(np.argmax(value - half))]
-    if SIMPLEST in names and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
-        best = SIMPLEST
     return {
-        "chosen": best,
-        "pool": {
-            name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
-            for name, v, h in zip(names, value, half, strict=True)
-        },
+        name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
+        for name, v, h in zip(names, value, half, strict=True)
     }
 
 
