@@ -127,7 +127,8 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
         return window
     if stage == "train":
         return {**window, **judged_against} if settings.learner.warm_start else window
-    pool = (read_record(settings.layout, day, "train") or {}).get("pool", {})
+    trained = read_record(settings.layout, day, "train") or {}
+    pool = trained.get("pool", {}) | trained.get("leanings", {})
     if stage == "evaluate":
         return {**window, **judged_against, **{name: one["sha256"] for name, one in pool.items()}}
     challenger = (read_record(settings.layout, day, "evaluate") or {}).get("sha256", "none")
@@ -170,8 +171,11 @@ def _missing_output(settings: Settings, day: date, stage: str, record: dict[str,
         end = settings.day_start(day + timedelta(days=1)).isoformat()
         if not layout.materialised.exists() or read_json(layout.materialised)["until"] < end:
             return "the online store is not up to the day's end"
-    files = record.get("pool", {}).values() if stage == "train" else [record] if stage == "evaluate" else []
-    for made in files:
+    made_by: dict[str, list[dict[str, Any]]] = {
+        "train": [*record.get("pool", {}).values(), *record.get("leanings", {}).values()],
+        "evaluate": [record],
+    }
+    for made in made_by.get(stage, []):
         path = layout.root / made["policy"]
         if not path.exists() or _content(path) != made["sha256"]:
             return f"the policy file {made['policy']} is gone or another"

@@ -114,6 +114,10 @@ def evaluate(settings: Settings, day: date) -> Record:
     pool = {
         name: load_policy(layout.root / one["policy"], one["sha256"]) for name, one in trained["pool"].items()
     }
+    leanings = {
+        one["factor"]: load_policy(layout.root / one["policy"], one["sha256"])
+        for one in trained.get("leanings", {}).values()
+    }
     rivals = {
         "static": constant_policy(
             settings.state_spec, settings.fusion, settings.fusion.static_action, "static"
@@ -122,7 +126,7 @@ def evaluate(settings: Settings, day: date) -> Record:
     champion = promotion.champion_policy(settings, before=day)
     if champion.version != "static":
         rivals["champion"] = champion
-    record = evaluation.evaluate(settings, day, pool | rivals, list(pool))
+    record = evaluation.evaluate(settings, day, pool | rivals, list(pool), leanings)
     chosen = trained["pool"][record["chosen"]]
     path = layout.model(day) / "policy.safetensors"
     write_atomic(path, lambda temporary: shutil.copyfile(layout.root / chosen["policy"], temporary))
@@ -136,11 +140,14 @@ def evaluate(settings: Settings, day: date) -> Record:
 
 
 def gate(settings: Settings, day: date) -> Record:
-    from serving.release import bento
     from training import promotion
-    from training.contract.pointer import ChampionPointer
-    from training.contract.policy import load_policy
 
+    refuse_outdated(settings, day)
+    return promotion.gate(settings, day, smoke=smoke(settings, day))
+
+
+def refuse_outdated(settings: Settings, day: date) -> None:
+    """:class:`DataError` where a stage that the gate rests on would run again."""
     for stage in DAY_STAGES[: DAY_STAGES.index("gate")]:
         why = inputs.why_not_current(settings, day, stage)
         if why is not None and read_record(settings.layout, day, stage) is not None:
@@ -148,7 +155,14 @@ def gate(settings: Settings, day: date) -> Record:
                 f"{stage} of {day} is not up to date ({why}): `mtf day --date {day}` runs what has to"
             )
 
-    def smoke(path: Path) -> Record:
+
+def smoke(settings: Settings, day: date) -> Callable[[Path], Record]:
+    """The gate's last question: does a Bento of this policy file answer?"""
+    from serving.release import bento
+    from training.contract.pointer import ChampionPointer
+    from training.contract.policy import load_policy
+
+    def ask(path: Path) -> Record:
         policy = load_policy(path)
         candidate = ChampionPointer(
             policy=str(path.relative_to(settings.layout.root)),
@@ -161,7 +175,7 @@ def gate(settings: Settings, day: date) -> Record:
         tag = bento.build(settings, candidate)
         return {**bento.smoke(settings, tag), "bento": tag}
 
-    return promotion.gate(settings, day, smoke=smoke)
+    return ask
 
 
 def promote(settings: Settings, day: date) -> Record:
@@ -173,6 +187,27 @@ def promote(settings: Settings, day: date) -> Record:
     if decision["decision"] == "refuse":
         return {"skipped": f"the gate refused: {'; '.join(decision['reasons'])}"}
     return promotion.promote(settings, day, decision)
+
+
+def choose(settings: Settings, day: date, factor: float, reason: str) -> Record:
+    """Put the point of ``factor`` of the day's sweep through the gate and promote it; no stage of the day.
+
+    Returns the gate's record, whose decision is "promote", or "unchanged" where it serves. Raises
+    :class:`DataError` where there is no such point or a rule refuses it; what serves then stays.
+    """
+    from training import promotion
+    from training.contract.pointer import read_champion
+
+    with locked(settings.layout.stages_lock, shared=True):
+        chosen = promotion.choose(settings, day, factor, reason)
+        refuse_outdated(settings, day)
+        decision: Record = promotion.gate(settings, day, smoke=smoke(settings, day), chosen=chosen)
+        outcome = promotion.promote(settings, day, decision, chosen)
+        trying = read_champion(settings.layout.challenger)
+        if not outcome["promoted"] and (trying is None or trying.sha256 != chosen.judged["sha256"]):
+            raise DataError(f"interaction x{factor:g} of {day} is not promoted: {outcome['reason']}")
+        make_report(settings, day)
+    return decision | {"outcome": outcome["reason"]}
 
 
 FUNCTIONS: dict[str, Callable[[Settings, date], Record]] = {

@@ -14,7 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dags import stages
-from dags.command_line import backup, days, experiment, policy, quarantine, retention, reward, stack, status
+from dags.command_line import (
+    backup,
+    days,
+    experiment,
+    pareto,
+    policy,
+    quarantine,
+    retention,
+    reward,
+    stack,
+    status,
+)
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
 from dags.command_line.quiet import quiet
@@ -184,6 +195,7 @@ app.command()(policy.promote)
 app.command()(policy.rollback)
 app.command()(policy.arms)
 app.command()(policy.canary)
+app.command()(pareto.pareto)
 
 
 @app.command()

@@ -3,8 +3,10 @@
 from datetime import date, timedelta
 
 import pytest
+from typer.testing import CliRunner
 
 from dags import inputs, stages
+from dags.command_line.main import app
 from tests.training.conftest import ToyWorld, toy_settings
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS
@@ -90,6 +92,42 @@ def test_a_lost_file_of_the_pool_or_of_the_challenger_is_made_again(night: Setti
     assert "why" in stages.run_stage(night, DAY, "train")
     assert member.read_bytes() == content
     assert stages.run_stage(night, DAY, "evaluate").get("kept")  # it is the same pool
+
+
+def test_a_menu_of_each_leaning_is_made_judged_and_told(
+    night: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, judged = record_of(night, "train"), record_of(night)
+    factors = night.learner.return_regression.leanings
+    points = judged["pareto"]["points"]
+    assert [point["factor"] for point in points] == list(factors)
+    made = {one["factor"]: one for one in trained["leanings"].values()}
+    assert set(made) == set(factors) - {1.0}
+    for point in points:
+        one = made.get(point["factor"], trained["pool"]["return_regression"])
+        policy = load_policy(night.data / one["policy"], one["sha256"])
+        assert policy.version == one["version"] == point["version"]
+        assert policy.header.lineage.get("leaning", 1.0) == point["factor"]
+        assert point["over"][point["version"]]["time"]["value"] == 0.0
+    assert made[2.0]["policy"] == f"models/dt={DAY}/leanings/2/policy.safetensors"
+
+    path = night.data / made[2.0]["policy"]
+    path.unlink()
+    assert "leanings/2/policy.safetensors is gone" in inputs.why_not_current(night, DAY, "train")
+    stages.run_stage(night, DAY, "train")
+    assert path.is_file() and stages.run_stage(night, DAY, "evaluate").get("kept")
+
+    monkeypatch.setattr("dags.command_line.pareto.load_settings", lambda: night)
+    shown = CliRunner().invoke(app, ["pareto", "--date", str(DAY)]).output
+    assert all(f" {factor:g} " in shown for factor in factors) and " % (" in shown
+    page = stages.make_report(night, DAY).read_text(encoding="utf-8")
+    assert "Between time and interaction" in page and "over x1, the reward in force" in page
+    refused = CliRunner().invoke(app, ["pareto", "--date", str(DAY), "--choose", "3"])
+    assert isinstance(refused.exception, DataError) and "not among the factors" in str(refused.exception)
+    # the gate has not been reached on this log: what it rests on has to be there
+    refused = CliRunner().invoke(app, ["pareto", "--date", str(DAY), "--choose", "2"])
+    assert isinstance(refused.exception, DataError)
+    assert not night.layout.champion.exists()
 
 
 def test_another_pool_is_judged_anew(night: Settings) -> None:

@@ -79,6 +79,12 @@ class Sessions:
         )
 
 
+def in_parts(time: Sessions, interaction: Sessions, count: int, seed: int = 0) -> Transitions:
+    """One log, whose rewards have a time part and an interaction part of different best weights."""
+    logs = [part.log(count, seed) for part in (time, interaction)]  # the same sessions
+    return replace(logs[0], rewards=logs[0].rewards + logs[1].rewards, watch_rewards=logs[0].rewards)
+
+
 def with_rewards(data: Transitions, rewards: np.ndarray) -> Transitions:
     return replace(data, rewards=torch.from_numpy(rewards).float())
 

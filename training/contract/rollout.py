@@ -44,8 +44,9 @@ def make_champion(
 ) -> None:
     """Put a policy in front of all users that no other arm has.
 
-    ``evidence`` is kept with the event: ``by`` canary or offline, the ``lower``, ``value`` and ``upper`` of
-    the difference to the champion before, and the ``delta`` that was spent (:func:`delta_spent`).
+    ``evidence`` is kept with the event: ``by`` canary, offline or person, the ``lower``, ``value`` and
+    ``upper`` of the difference to the champion before (of a person's choice, of both parts of the reward to
+    static weights), and the ``delta`` that was spent (:func:`delta_spent`).
     """
     last = [e for e in history.read(settings.layout) if e["action"] in ("promote", "rollback")][-1:]
     if not last or (last[0]["action"], last[0]["sha256"]) != ("promote", pointer.sha256):
@@ -53,12 +54,18 @@ def make_champion(
     write_champion(settings.layout.champion, pointer)
 
 
-def begin_canary(settings: Settings, pointer: ChampionPointer, reason: str) -> None:
-    """Make a policy the challenger, in place of the one before it; nobody is served by it yet."""
+def begin_canary(
+    settings: Settings, pointer: ChampionPointer, reason: str, evidence: Mapping[str, Any] | None = None
+) -> None:
+    """Make a policy the challenger, in place of the one before it; nobody is served by it yet.
+
+    ``evidence`` is kept with the event, where a person has chosen it.
+    """
     layout = settings.layout
     if read_shares(settings).challenger > 0.0:
         change_shares(settings, {"challenger": 0.0}, f"{pointer.version} begins its canary")
-    record(settings, "canary", pointer, read_champion(layout.champion), reason)
+    more = {} if evidence is None else {"evidence": dict(evidence)}
+    record(settings, "canary", pointer, read_champion(layout.champion), reason, **more)
     write_champion(layout.challenger, pointer)
 
 

@@ -103,20 +103,24 @@ def estimate(
 
 
 def closed_forms(
-    every: Transitions, policies: Mapping[str, Policy], settings: Settings, seed: int
+    every: Transitions,
+    policies: Mapping[str, Policy],
+    settings: Settings,
+    seed: int,
+    leanings: Mapping[float, Policy] | None = None,
 ) -> tuple[dict[str, Estimates], SessionReturns | None]:
     """Those of ``session_return`` and ``lstd_q`` that the settings name, on the log of all arms.
 
     ``session_return`` reads all of it; policies are followed through the last sessions, of
     ``evaluation.transitions`` rows about. It is missing where the log has too few sessions for it, unless the
-    gate's verdict rests on it: :class:`~training.contract.errors.DataError`.
+    gate's verdict rests on it: :class:`~training.contract.errors.DataError`. ``leanings`` are for it.
     """
     how, found, session = settings.evaluation, {}, None
     sessions = every.sessions.numpy()
     recent = every.take(torch.from_numpy(_last_sessions(sessions, how.transitions)))
     if "session_return" in how.estimators:
         try:
-            session = session_returns.estimate(every, recent, policies, settings, seed)
+            session = session_returns.estimate(every, recent, policies, settings, seed, leanings)
             found["session_return"] = session.estimates
         except DataError:
             if settings.gate.estimator == "session_return":

@@ -14,10 +14,12 @@ from training import trajectories
 from training.contract.errors import DataError
 from training.contract.policy import Policy
 from training.contract.settings import Settings
-from training.evaluation import acting, stability
+from training.evaluation import acting, pareto, stability
 from training.evaluation.estimators import CLOSED, FITTED, LOGGED, WEIGHTED, closed_forms, estimate
 from training.evaluation.intervals import Interval, mean_interval, renamed
 from training.evaluation.pool import choose
+from training.evaluation.session_returns import PARTS
+from training.policies import return_regression
 from training.policies.retrain import reproducible
 from training.trajectories import Transitions
 
@@ -25,12 +27,18 @@ _ROWS = 5_000
 
 
 def evaluate(
-    settings: Settings, day: date, policies: Mapping[str, Policy], pool: Collection[str] = ()
+    settings: Settings,
+    day: date,
+    policies: Mapping[str, Policy],
+    pool: Collection[str] = (),
+    leanings: Mapping[float, Policy] | None = None,
 ) -> dict[str, Any]:
     """Judge the named policies on the window that ends with ``day``: :func:`assess`."""
-    data = trajectories.load(settings, day, every=True)
+    data = trajectories.load(settings, day, ("watch_rewards",) if leanings else (), every=True)
     seed = int.from_bytes(hashlib.sha256(f"judge/{settings.seed}/{day}".encode()).digest()[:6], "big")
-    return assess(settings, data.train, data.test, policies, seed, every=data.every, pool=pool)
+    return assess(
+        settings, data.train, data.test, policies, seed, every=data.every, pool=pool, leanings=leanings
+    )
 
 
 def assess(
@@ -42,6 +50,7 @@ def assess(
     *,
     every: Transitions | None = None,
     pool: Collection[str] = (),
+    leanings: Mapping[float, Policy] | None = None,
 ) -> dict[str, Any]:
     """Judge policies: by fits on the transitions of ``test``, in closed form on ``every`` (the log of all
     arms; ``test`` where there is none); those of ``train`` only say which actions are known.
@@ -55,6 +64,8 @@ def assess(
       its difference to static weights, in intervals that hold for all of them at once;
     - ``trusted``: whether the session estimator explains what every arm is known to have returned, and
       ``arms`` how well; null and empty where it was not asked for;
+    - ``pareto``: what the menus of ``leanings`` (by factor of the reward's interaction part) and the
+      regression's own bring in both parts (:func:`training.evaluation.pareto.sweep`), or null;
     - ``estimates``: per policy ``lower``, ``value``, ``upper`` (discounted return of a session, by
       ``gate.estimator``), ``alarm`` and its ``alarm_reasons`` (the value is not to be trusted),
       ``bound_share``, ``action_quantiles`` per head, ``mean_distance_to_logged``;
@@ -83,8 +94,16 @@ def assess(
         test = test.take(_some(test, seed))
     acts = acting.act(test, policies)
     with reproducible(settings.learner.threads):
-        closed, session = closed_forms(log, policies, settings, seed)
+        closed, session = closed_forms(log, policies, settings, seed, leanings)
         judgement = estimate(test, acts, settings, seed, closed)
+    swept = None
+    if leanings and session is not None:
+        swept = pareto.sweep(session.parts, policies, leanings)
+        for point in swept["points"]:
+            policy = leanings.get(point["factor"]) or policies[return_regression.MENU]
+            point |= _stable(policy, policies.get("champion"), test)
+            value = sum(session.parts[part].estimates.values[point["name"]] for part in PARTS)
+            point["alarm_reasons"] = _alarms(value, 0.0, test, math.inf, how.gamma)
     picked = None
     if pool and settings.gate.estimator in judgement.estimates:
         picked = choose(judgement.estimates[settings.gate.estimator], pool)
@@ -156,6 +175,7 @@ def assess(
         "trusted": None if session is None else session.trusted,
         "arms": {} if session is None else dict(session.arms),
         "misfit": None if session is None else session.misfit,
+        "pareto": swept,
         "estimates": records,
         "differences": differences[settings.gate.estimator],
         "estimators": estimators,
@@ -183,6 +203,14 @@ def _some(data: Transitions, seed: int) -> torch.Tensor:
     """int64[n], ascending: a sample of rows, of at most :data:`_ROWS`."""
     rows = np.random.default_rng(seed).permutation(len(data))[:_ROWS]
     return torch.from_numpy(np.sort(rows))
+
+
+def _stable(policy: Policy, champion: Policy | None, test: Transitions) -> dict[str, Any]:
+    """What the gate asks of a policy's actions: its ``bound_share``, and its ``jump`` from the champion."""
+    states = test.states.numpy()
+    actions = policy.act_in_parts(states)
+    jump = None if champion is None else stability.jump(actions, champion.act_in_parts(states))
+    return {"bound_share": stability.bound_share(actions), "jump": jump}
 
 
 def _alarms(value: float, distance: float, test: Transitions, threshold: float, gamma: float) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from training.evaluation.intervals import Estimates
+from training.evaluation.intervals import Estimates, Interval
 from training.policies import return_regression
 
 RIVAL = "static"
@@ -22,9 +22,19 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     have not seen; what learnt by gradients has seen every row that judges it, and makes way for the best of
     them where it is not shown to be better. Returns ``chosen``, and ``pool``, each member's interval.
     """
-    names = list(pool)
-    value = np.array([estimates.values[name] - estimates.values[RIVAL] for name in names])
-    drawn = np.stack([estimates.replicates[name] - estimates.replicates[RIVAL] for name in names])
+    found = simultaneous(estimates, pool, RIVAL)
+    ranked = sorted(found, key=lambda name: -found[name]["lower"])
+    best = ranked[0]
+    unseen = next((name for name in ranked if name in return_regression.ALGORITHMS), best)
+    if best != unseen and estimates.difference(best, unseen)["lower"] <= 0.0:
+        best = unseen
+    return {"chosen": best, "pool": found}
+
+
+def simultaneous(estimates: Estimates, names: Collection[str], rival: str) -> dict[str, Interval]:
+    """By name the difference to ``rival``, in intervals that hold for all of ``names`` at once."""
+    value = np.array([estimates.values[name] - estimates.values[rival] for name in names])
+    drawn = np.stack([estimates.replicates[name] - estimates.replicates[rival] for name in names])
     deviation = np.sqrt(np.square(drawn - value[:, None]).mean(axis=1))
     scaled = np.divide(
         np.abs(drawn - value[:, None]),
@@ -34,17 +44,9 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
     )
     quantile = _quantile(scaled.max(axis=0), estimates.confidence, len(names))
     half = quantile * deviation
-    ranked = [names[place] for place in np.argsort(half - value, kind="stable")]
-    best = ranked[0]
-    unseen = next((name for name in ranked if name in return_regression.ALGORITHMS), best)
-    if best != unseen and estimates.difference(best, unseen)["lower"] <= 0.0:
-        best = unseen
     return {
-        "chosen": best,
-        "pool": {
-            name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
-            for name, v, h in zip(names, value, half, strict=True)
-        },
+        name: {"lower": float(v - h), "value": float(v), "upper": float(v + h)}
+        for name, v, h in zip(names, value, half, strict=True)
     }
 
 

@@ -14,11 +14,16 @@ of its kind loses by being made again is taken from it, by the share of the log 
 What the arms are known to have returned tests the models on the half that they have not seen, and widens
 the intervals: the mean residual of each arm's sessions has an error of its own, and what the residuals
 scatter beyond these errors, τ², is added to the variance of every policy.
+
+The parts of the reward, time and interaction, are valued in the same way by models of each part alone. What
+is made again from half of the users lies elsewhere on the trade-off between them than what is made from all.
+For the whole that is of second order, for a part it is not: half of what the two halves' lie apart, by both
+models, is added to the uncertainty, with the same luck for all policies.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,7 @@ import torch
 from scipy.stats import norm
 
 from training import returns
+from training.contract.arrays import Float32Array, Float64Array
 from training.contract.policy import Policy
 from training.contract.settings import Settings
 from training.evaluation.intervals import Estimates
@@ -35,18 +41,23 @@ from training.returns import ReturnModel
 from training.returns.statistics import CLUSTERS, cluster_of, returns_to_go
 from training.trajectories import Transitions
 
+PARTS = ("time", "interaction")
 _DRAWS = 400  # of the posterior
 _STATES = 4_000  # that policies act on, about
+
+Acts = tuple[Float32Array, Float32Array]  # states [n, d], and the actions [n, k] of a policy there
 
 
 @dataclass(frozen=True)
 class SessionReturns:
     """``estimates``; ``arms``: by arm its ``sessions``, what they ``observed``, what the model ``predicted``,
-    the ``error`` of that, and whether it is ``explained``; ``misfit`` is τ, in units of the return."""
+    the ``error`` of that, and whether it is ``explained``; ``misfit`` is τ, in units of the return.
+    ``parts``: the same of each of :data:`PARTS` alone, where it was asked for."""
 
     estimates: Estimates
     arms: Mapping[str, Mapping[str, Any]]
     misfit: float
+    parts: Mapping[str, "SessionReturns"] = field(default_factory=dict)
 
     @property
     def trusted(self) -> bool:
@@ -60,59 +71,126 @@ def estimate(
     policies: Mapping[str, Policy],
     settings: Settings,
     seed: int,
+    leanings: Mapping[float, Policy] | None = None,
 ) -> SessionReturns:
     """Estimates on ``data`` of all arms; ``policies`` are followed through sessions of ``recent``, rows of
     it. Those named as an algorithm in closed form are made again from halves of the users.
 
+    With ``leanings``, by factor the menus for rewards that lean so (but 1), all of them and ``policies`` are
+    valued by both parts of the reward, too; ``data`` must have its ``watch_rewards``, then.
+
     Raises :class:`~training.contract.errors.DataError` for fewer than 100 sessions.
     """
-    how = settings.evaluation
+    how, regression = settings.evaluation, settings.learner.return_regression
     half = np.arange(CLUSTERS) % 2
     half_of = torch.from_numpy(half[cluster_of(data.users.numpy())])
-    rank = settings.learner.return_regression.rank
-    models = [returns.learn(settings.fusion, data.take(half_of == k), how.gamma, rank) for k in range(2)]
-    spec = next(iter(policies.values())).header.spec
-    visited = Visited(recent, spec, _STATES, seed)
-    refit = [name for name in policies if name in return_regression.ALGORITHMS]
-    met = {name: visited.by(policy.act_in_parts) for name, policy in policies.items()}
-    rng = np.random.default_rng(seed)
+    models, parts = [], []
+    for k in range(2):
+        mine = data.take(half_of == k)
+        if leanings:
+            model, both = returns.learn_parts(settings.fusion, mine, how.gamma, regression.rank)
+            parts.append(both)
+        else:
+            model = returns.learn(settings.fusion, mine, how.gamma, regression.rank)
+        models.append(model)
+    visited = Visited(recent, next(iter(policies.values())).header.spec, _STATES, seed)
+    leaning = {return_regression.leaning_name(factor): one for factor, one in (leanings or {}).items()}
+    every = {**policies, **leaning}
+    refit = [name for name in every if name in return_regression.ALGORITHMS or name in leaning]
+    served = {name: visited.by(policy.act_in_parts) for name, policy in every.items()}
+    # as each half makes those in closed form
+    made: list[dict[str, Acts]] = [{}, {}]
+    if refit:
+        first = return_regression.initial_states(data, seed)
+        for k, model in enumerate(models):
+            proposed = return_regression.from_model(model, first, regression, seed)
+            if leanings:
+                menu = proposed[return_regression.MENU]
+                proposed |= return_regression.sweep(model, parts[k], leanings, menu, first, regression, seed)
+            made[k] = {name: visited.by(proposed[name].actor()) for name in refit}
+
+    def valued(
+        judges: Sequence[ReturnModel],
+        names: Sequence[str],
+        to_go: Float64Array,
+        rng: np.random.Generator,
+        of_part: bool,
+    ) -> SessionReturns:
+        by_name = {name: every[name] for name in names}
+        value, draws = _valued(judges, by_name, served, made, data, rng, of_part)
+        arms, misfit = _fit_of_arms(judges, half, data, to_go, settings)
+        draws += misfit * rng.normal(size=draws.shape)
+        draws -= draws.mean(axis=0)
+        values = {name: float(value[p]) for p, name in enumerate(names)}
+        replicates = {name: value[p] + draws[:, p] for p, name in enumerate(names)}
+        return SessionReturns(Estimates(values, replicates, how.confidence), arms, misfit)
+
+    whole = returns_to_go(data, how.gamma)
+    found = valued(models, list(policies), whole, np.random.default_rng(seed), False)
+    if not leanings:
+        return found
+    time = returns_to_go(data, how.gamma, data.watch_rewards)
+    of_parts = {}
+    for place, (part, to_go) in enumerate(zip(PARTS, (time, whole - time), strict=True)):
+        judges = [
+            returns.fit(model.features, getattr(own, part), model)
+            for model, own in zip(models, parts, strict=True)
+        ]
+        rng = np.random.default_rng([seed, place])
+        of_parts[part] = valued(judges, list(every), to_go, rng, True)
+    return replace(found, parts=of_parts)
+
+
+def _valued(
+    judges: Sequence[ReturnModel],
+    policies: Mapping[str, Policy],
+    served: Mapping[str, Acts],
+    made: Sequence[Mapping[str, Acts]],
+    data: Transitions,
+    rng: np.random.Generator,
+    of_part: bool,
+) -> tuple[Float64Array, Float64Array]:
+    """What the halves' models say of policies: values float64[policies] and draws about 0 [draws, policies].
+
+    ``served`` is what they do, ``made`` what those do that each half makes again: the other values these.
+    ``of_part``: the models are of a part of the reward.
+    """
     flattery = np.zeros(len(policies))  # what an own policy has above itself made again
     value, draws = np.zeros(len(policies)), np.zeros((_DRAWS, len(policies)))
-    for model, other in zip(models, reversed(models), strict=True):
-        served = dict(met)
-        if refit:
-            first = return_regression.initial_states(data, seed)
-            proposed = return_regression.from_model(other, first, settings.learner.return_regression, seed)
-            served |= {name: visited.by(proposed[name].actor()) for name in refit}
-        functionals = np.stack([model.functional(*served[name]) for name in policies])
-        functionals[:, : data.states.shape[1]] = 0.0  # whoever serves meets the same users
+    apart = np.zeros(len(policies))  # what the first half's have above the second's: no model flatters that
+    for sign, model, mine, again in zip((1.0, -1.0), judges, made, reversed(made), strict=True):
+        state = slice(0, model.features.d)  # whoever serves meets the same users
+        functionals = np.stack([model.functional(*again.get(name, served[name])) for name in policies])
+        functionals[:, state] = 0.0
         mean, covariance = model.effects(functionals)
         for place, name in enumerate(policies):
-            if name in refit:
-                own = model.functional(*met[name])
-                own[: data.states.shape[1]] = 0.0
+            if name in again:
+                own = model.functional(*served[name])
+                own[state] = 0.0
                 flattery[place] += 0.5 * (own @ model.theta - mean[place])
+                if of_part:
+                    own = model.functional(*mine[name])
+                    own[state] = 0.0
+                    apart[place] += 0.5 * sign * (own @ model.theta - mean[place])
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         value += 0.5 * (model.level + mean)
         draws += 0.5 * rng.normal(size=draws.shape) @ root.T
+    if of_part:
+        draws += 0.5 * rng.normal(size=(_DRAWS, 1)) * apart
     names = list(policies)
     for place, name in enumerate(names):
-        kind = policies[name].header.lineage.get("algorithm")
-        if name not in refit and kind in refit:
+        kind = _kind(policies[name], names)
+        if name not in made[0] and kind in made[0] and kind in names:
             value[place] -= _share_made_of(policies[name], data) * flattery[names.index(kind)]
-    arms, misfit = _fit_of_arms(models, half, data, settings)
-    draws += misfit * rng.normal(size=draws.shape)
-    draws -= draws.mean(axis=0)
-    return SessionReturns(
-        Estimates(
-            values={name: float(value[p]) for p, name in enumerate(policies)},
-            replicates={name: value[p] + draws[:, p] for p, name in enumerate(policies)},
-            confidence=how.confidence,
-        ),
-        arms,
-        misfit,
-    )
+    return value, draws
+
+
+def _kind(policy: Policy, names: Sequence[str]) -> str | None:
+    """Which of ``names`` is made as a policy was, by its lineage."""
+    lineage = policy.header.lineage
+    leaning = return_regression.leaning_name(lineage.get("leaning", 1.0))
+    return leaning if "leaning" in lineage and leaning in names else lineage.get("algorithm")
 
 
 def _share_made_of(policy: Policy, data: Transitions) -> float:
@@ -122,11 +200,13 @@ def _share_made_of(policy: Policy, data: Transitions) -> float:
 
 
 def _fit_of_arms(
-    models: Sequence[ReturnModel], half: np.ndarray, data: Transitions, settings: Settings
+    models: Sequence[ReturnModel], half: np.ndarray, data: Transitions, y: Float64Array, settings: Settings
 ) -> tuple[dict[str, dict[str, Any]], float]:
-    """How the models fit the sessions of each arm among the users that they have not seen, and τ."""
+    """How the models fit the sessions of each arm among the users that they have not seen, and τ.
+
+    ``y`` float64[N] are the returns-to-go of the rows of ``data``.
+    """
     how = settings.evaluation
-    y = returns_to_go(data, how.gamma)
     first = np.flatnonzero(data.steps.numpy() == 0)
     predicted = np.zeros(len(first))
     halves = half[cluster_of(data.users.numpy()[first])]

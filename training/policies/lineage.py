@@ -48,7 +48,8 @@ def describe(
     data: Trajectories,
     arithmetic: dict[str, str],
 ) -> dict[str, Any]:
-    """The lineage that the day's policies share; ``algorithm`` and ``warm_start`` are each one's own.
+    """The lineage that the day's policies share; ``algorithm``, ``warm_start`` and ``leaning`` are each one's
+    own.
 
     ``arithmetic``: by algorithm, what a learner's products are in
     (:meth:`training.policies.learner.Learner.arithmetic`).
@@ -86,7 +87,9 @@ def fingerprint(lineage: dict[str, Any]) -> str:
         "threads",
         "precision",
     )
-    return json_sha256([lineage[key] for key in keys])
+    # of a policy for another weighting of the reward than the settings'
+    leaning = [lineage["leaning"]] if "leaning" in lineage else []
+    return json_sha256([*(lineage[key] for key in keys), *leaning])
 
 
 def version(lineage: dict[str, Any]) -> str:

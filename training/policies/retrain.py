@@ -64,17 +64,28 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
 
     Returns the record: ``transitions``, ``warnings``, ``lineage``, and ``pool``, by algorithm: ``policy``,
     its path relative to the data folder, ``sha256``, ``version``, ``steps``, ``curves`` and ``summary``.
+    ``leanings`` are likewise the regression's menus for rewards that lean to or from interaction, with their
+    ``factor``, below ``leanings/<factor>`` of the model; they are not of the pool.
     Of a log of fewer sessions than a closed form needs, the others are the pool, with a warning.
     Raises :class:`~training.contract.errors.DataError` as :func:`training.trajectories.load` does and where
     nothing is left of the pool, and :class:`MtfError` when training diverges.
     """
     algorithms = settings.learner.algorithms
     closed = [name for name in algorithms if name in return_regression.ALGORITHMS]
-    needs = sorted({need for name in algorithms if name in ALGORITHMS for need in ALGORITHMS[name].needs})
+    leanings = {
+        return_regression.leaning_name(factor): factor
+        for factor in settings.learner.return_regression.leanings
+        if factor != 1.0 and return_regression.MENU in closed
+    }
+    needs = sorted(
+        {need for name in algorithms if name in ALGORITHMS for need in ALGORITHMS[name].needs}
+        | ({"watch_rewards"} if leanings else set())
+    )
     data = trajectories.load(settings, day, needs, every=bool(closed))
     seed = _seed(settings.seed, day)
     warnings = list(data.warnings)
     pool: dict[str, Any] = {}
+    swept: dict[str, Any] = {}  # by leaning
     with reproducible(settings.learner.threads):
         arithmetic: dict[str, str] = {
             name: ALGORITHMS[name].arithmetic(settings.learner) for name in algorithms if name not in closed
@@ -82,22 +93,23 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         about = lineage.describe(settings, day, seed, data, arithmetic)
         if closed:
             assert data.every is not None  # asked for
+            how = settings.learner.return_regression
+            factors = list(leanings.values())
             try:
-                proposals = return_regression.propose(
-                    settings.fusion, settings.learner.return_regression, data.every, seed
-                )
+                proposals = return_regression.propose(settings.fusion, how, data.every, seed, factors)
             except DataError as error:
                 if len(closed) == len(algorithms):
                     raise
                 warnings.append(f"left out of the pool: {' and '.join(closed)} ({error})")
-                closed, algorithms = [], tuple(name for name in algorithms if name not in closed)
+                algorithms = tuple(name for name in algorithms if name not in closed)
+                closed, leanings = [], {}
             for name in closed:
                 if progress is not None:
                     progress(name, 1, 1, {})
-                one = proposals[name]
-                about_it = about | {"algorithm": name, "warm_start": None}
-                pool[name] = _save(settings, day, about_it, one.kind, one.tensors, one.options)
-                pool[name] |= {"steps": 0, "curves": {}, "summary": one.summary}
+                pool[name] = _propose(settings, day, about | {"algorithm": name}, proposals[name])
+            for leaning, factor in leanings.items():
+                own = about | {"algorithm": return_regression.MENU, "leaning": factor}
+                swept[leaning] = {"factor": factor, **_propose(settings, day, own, proposals[leaning])}
         for name in algorithms:
             if name not in closed:
                 pool[name], warning = _learn(settings, day, name, data.train, about, seed, progress)
@@ -105,6 +117,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     return {
         "transitions": len(data.train),
         "pool": {name: pool[name] for name in algorithms},
+        "leanings": swept,
         "warnings": warnings,
         "lineage": about,
     }
@@ -175,6 +188,16 @@ def _learn(
     return entry | {"steps": steps, "curves": curves, "summary": {}}, warning
 
 
+def _propose(
+    settings: Settings, day: date, about: dict[str, Any], proposal: return_regression.Proposal
+) -> dict[str, Any]:
+    """Write what a closed form proposes; its entry of the record."""
+    saved = _save(
+        settings, day, about | {"warm_start": None}, proposal.kind, proposal.tensors, proposal.options
+    )
+    return saved | {"steps": 0, "curves": {}, "summary": proposal.summary}
+
+
 def _save(
     settings: Settings,
     day: date,
@@ -186,7 +209,8 @@ def _save(
     """Write a policy of the pool; its path relative to the data folder, hash and version."""
     version = lineage.version(about)
     header = PolicyHeader(kind, version, settings.state_spec, settings.fusion, options, about)
-    path = settings.layout.model(day) / about["algorithm"] / "policy.safetensors"
+    where = f"leanings/{about['leaning']:g}" if "leaning" in about else about["algorithm"]
+    path = settings.layout.model(day) / where / "policy.safetensors"
     digest = save_policy(path, header, tensors)
     return {
         "policy": path.relative_to(settings.layout.root).as_posix(),

@@ -13,11 +13,14 @@ in (:func:`training.returns.model.traits`); for the centres u_j of J clusters of
 and a state gets the vector, c among them, with the largest E[V(a_j) − V(c) | u(s)] less the same deviations,
 which is linear in the state: b_j + wⱼᵀ(s − s̄). Where the log cannot tell who wants what, all of them get c.
 Both are one small product a request, and can be read: what c is, and who gets what instead.
+
+A *sweep* is a menu for each of several rewards, which weigh what users do against the time that they stay.
+All come from the statistics of one pass over the log (:class:`training.returns.Parts`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -27,13 +30,25 @@ from training.contract.arrays import Float64Array
 from training.contract.fusion import Fusion
 from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
-from training.returns import ReturnModel, Surface
+from training.returns import Parts, ReturnModel, Surface
 from training.trajectories import Transitions
 
 CONSTANT, MENU = "constant", "return_regression"
 ALGORITHMS = (CONSTANT, MENU)
-_WIDE, _UNIFORM, _NEAR, _BEST, _ROUNDS = 3_000, 1_000, 1_000, 60, 12  # of the search for c
 _STATES = 4_000  # of the log, that a menu is chosen on
+
+
+class _Effort(NamedTuple):
+    """Of a search: actions tried around those known and anywhere, then near the best of each round."""
+
+    around: int
+    anywhere: int
+    near: int
+    best: int
+    rounds: int
+
+
+_FROM_NOTHING, _FROM_KNOWN = _Effort(3_000, 1_000, 1_000, 60, 12), _Effort(500, 200, 250, 30, 10)
 
 
 @dataclass(frozen=True)
@@ -51,16 +66,30 @@ class Proposal:
         return make_actor(self.kind, tensors, self.options)
 
 
+def leaning_name(factor: float) -> str:
+    """What the menu is called whose reward counts the interaction part ``factor`` times."""
+    return MENU if factor == 1.0 else f"{MENU} x{factor:g}"
+
+
 def propose(
-    fusion: Fusion, how: ReturnRegressionSettings, data: Transitions, seed: int
+    fusion: Fusion,
+    how: ReturnRegressionSettings,
+    data: Transitions,
+    seed: int,
+    leanings: Sequence[float] = (),
 ) -> dict[str, Proposal]:
-    """The constant and the menu that the log of all arms speaks for.
+    """The constant and the menu that the log of all arms speaks for; and a menu of each of ``leanings``, by
+    :func:`leaning_name`.
 
     ``data`` holds whole sessions of every arm. Deterministic in ``seed``. Raises
     :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
     """
-    model = returns.learn(fusion, data, how.gamma, how.rank)
-    return from_model(model, initial_states(data, seed), how, seed)
+    states = initial_states(data, seed)
+    if not leanings:
+        return from_model(returns.learn(fusion, data, how.gamma, how.rank), states, how, seed)
+    model, parts = returns.learn_parts(fusion, data, how.gamma, how.rank)
+    found = from_model(model, states, how, seed)
+    return found | sweep(model, parts, leanings, found[MENU], states, how, seed)
 
 
 def initial_states(data: Transitions, seed: int) -> Float64Array:
@@ -71,12 +100,19 @@ def initial_states(data: Transitions, seed: int) -> Float64Array:
 
 
 def from_model(
-    model: ReturnModel, states: Float64Array, how: ReturnRegressionSettings, seed: int
+    model: ReturnModel,
+    states: Float64Array,
+    how: ReturnRegressionSettings,
+    seed: int,
+    known: Float64Array | None = None,
 ) -> dict[str, Proposal]:
-    """What the model speaks for, on users like those of ``states`` float64[n, d]."""
+    """What the model speaks for, on users like those of ``states`` float64[n, d]; sought near actions
+    ``known`` [n, k] to be good for a reward much like its own, where they are given."""
     fusion, rng = model.features.fusion, np.random.default_rng(seed)
     mean = states.mean(axis=0)
-    constant, gain = best_action(model.surface(mean), fusion.static_action, how.caution, how.margin, rng)
+    constant, gain = best_action(
+        model.surface(mean), fusion.static_action, how.caution, how.margin, rng, known
+    )
     about = {
         "sessions": model.rows,
         "explained": model.explained,
@@ -84,30 +120,63 @@ def from_model(
         "weights": dict(zip(fusion.names, fusion.to_weights(constant).tolist(), strict=True)),
         "gain_over_static": gain,
     }
-    menu, who = _menu(model, states, constant, how, rng)
+    menu, who = _menu(model, states, constant, how, rng, known)
     return {
         CONSTANT: Proposal("constant", {"action": constant}, {}, about),
         MENU: Proposal("menu", menu, {}, about | who),
     }
 
 
+def sweep(
+    model: ReturnModel,
+    parts: Parts,
+    leanings: Iterable[float],
+    menu: Proposal,
+    states: Float64Array,
+    how: ReturnRegressionSettings,
+    seed: int,
+) -> dict[str, Proposal]:
+    """By :func:`leaning_name` a menu for each of ``leanings`` but 1, whose are ``model`` and ``menu``.
+
+    From 1 outwards, each from where the one before ended: neighbours have much the same penalties and menus.
+    """
+    found, factors = {}, sorted(leanings)
+    for way in ([f for f in factors if f > 1.0], [f for f in reversed(factors) if f < 1.0]):
+        near, like = menu.tensors["actions"], model
+        for factor in way:
+            like = returns.fit(model.features, parts.leaning(factor), like)
+            one = from_model(like, states, how, seed, near)[MENU]
+            found[leaning_name(factor)], near = one, one.tensors["actions"]
+    return found
+
+
 def best_action(
-    surface: Surface, origin: np.ndarray, caution: float, margin: float, rng: np.random.Generator
+    surface: Surface,
+    origin: np.ndarray,
+    caution: float,
+    margin: float,
+    rng: np.random.Generator,
+    known: Float64Array | None = None,
 ) -> tuple[Float64Array, dict[str, float]]:
     """argmax of E[Δ] − ``caution`` · sd[Δ] over actions, Δ the difference to ``origin`` [k] in one state.
 
     By a random search that closes in on its best (the posterior is a cheap function of 8 or so numbers, with
-    more than one summit). Returns the action float64[k] and Δ's ``value`` and ``deviation``.
+    more than one summit). Where good actions ``known`` [n, k] are told it begins there, with a third of the
+    effort. Returns the action float64[k] and Δ's ``value`` and ``deviation``.
     """
     origin = np.asarray(origin, dtype=np.float64)
     k, most = len(origin), 1.0 - margin
-    steps = rng.normal(size=(_WIDE, k)) * rng.uniform(0.05, 1.0, (_WIDE, 1))
-    tried = np.vstack([origin, np.clip(origin + steps, -most, most), rng.uniform(-most, most, (_UNIFORM, k))])
-    for nth in range(_ROUNDS):
+    start, effort = origin[None], _FROM_NOTHING
+    if known is not None:
+        start, effort = np.vstack([origin, known]), _FROM_KNOWN
+    steps = rng.normal(size=(effort.around, k)) * rng.uniform(0.05, 1.0, (effort.around, 1))
+    around = np.clip(np.resize(start, steps.shape) + steps, -most, most)
+    tried = np.vstack([start, around, rng.uniform(-most, most, (effort.anywhere, k))])
+    for nth in range(effort.rounds):
         value, deviation = surface.gains(tried, origin)
-        best = tried[np.argsort(caution * deviation - value, kind="stable")[:_BEST]]
-        steps = rng.normal(size=(_NEAR, k)) * 0.3 * 0.7**nth
-        tried = np.vstack([best, np.clip(best[rng.integers(0, len(best), _NEAR)] + steps, -most, most)])
+        best = tried[np.argsort(caution * deviation - value, kind="stable")[: effort.best]]
+        steps = rng.normal(size=(effort.near, k)) * 0.3 * 0.7**nth
+        tried = np.vstack([best, np.clip(best[rng.integers(0, len(best), len(steps))] + steps, -most, most)])
     value, deviation = surface.gains(tried, origin)
     chosen = int(np.argmax(value - caution * deviation))
     return tried[chosen], {"value": float(value[chosen]), "deviation": float(deviation[chosen])}
@@ -119,12 +188,13 @@ def _menu(
     constant: Float64Array,
     how: ReturnRegressionSettings,
     rng: np.random.Generator,
+    known: Float64Array | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors of the menu policy, and what it promises over the constant."""
     mean, found, price = states.mean(axis=0), [constant], [0.0]
     for centre in _centres(model, states, how.menu - 1, rng):
         surface = model.surface(centre)
-        action, gain = best_action(surface, constant, how.menu_caution, how.margin, rng)
+        action, gain = best_action(surface, constant, how.menu_caution, how.margin, rng, known)
         if gain["value"] > how.menu_caution * gain["deviation"]:
             found.append(action)
             price.append(how.menu_caution * gain["deviation"])

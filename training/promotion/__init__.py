@@ -8,14 +8,17 @@ from training.promotion.champion import (
     promote,
     rollback,
 )
+from training.promotion.choice import choose, swept
 from training.promotion.gate import gate
 
 __all__ = [
     "champion_before",
     "champion_policy",
     "champions_to_replay",
+    "choose",
     "gate",
     "history",
     "promote",
     "rollback",
+    "swept",
 ]

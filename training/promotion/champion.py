@@ -19,6 +19,7 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import Policy, constant_policy, load_policy
 from training.contract.records import read_record
 from training.contract.settings import Settings
+from training.promotion.choice import Choice, is_choice
 
 
 def champion_before(settings: Settings, day: date) -> ChampionPointer | None:
@@ -72,7 +73,9 @@ def _fits(settings: Settings, policy: Policy) -> bool:
     return header.spec.version == settings.state_spec.version and header.fusion == settings.fusion
 
 
-def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> dict[str, Any]:
+def promote(
+    settings: Settings, day: date, gate_record: Mapping[str, Any], chosen: Choice | None = None
+) -> dict[str, Any]:
     """Make the challenger of ``day`` the champion if the gate decided so; safe to run again.
 
     Where ``gate.evidence`` is canary the policy begins its canary instead, and the running service decides;
@@ -81,7 +84,8 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
     The record is ``{"promoted": bool, "version": str | None, "champion": {...} | None, "reason"}``:
     ``promoted`` says whether the day's challenger is the champion now, the rest what serves. A day
     older than the champion's changes nothing, so that a backfill does not put an older policy in
-    place of a newer one.
+    place of a newer one; nor does a day's challenger take the place of what a person has ``chosen`` of that
+    day.
     Raises :class:`PolicyError` when the policy file is no longer the one that was judged.
     """
     champion = read_champion(settings.layout.champion)
@@ -92,6 +96,12 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
     trying = read_champion(settings.layout.challenger)
     if trying is not None and trying.sha256 == challenger["sha256"]:
         return _outcome(False, champion, f"policy {trying.version} is the challenger: its canary decides")
+    if chosen is None:
+        taken = next((p for p in (champion, trying) if p is not None and p.day == day.isoformat()), None)
+        if taken is not None and is_choice(settings, taken):
+            return _outcome(
+                False, champion, f"policy {taken.version} of {day} was chosen by a person: it stays"
+            )
     if trying is not None and settings.gate.evidence == "canary" and settings.layout.canary.exists():
         reason = (
             f"policy {trying.version} is in its canary, and decides first: {challenger['version']} is not"
@@ -107,11 +117,12 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
 
     train, evaluate = (read_record(settings.layout, day, stage) for stage in ("train", "evaluate"))
     assert train is not None and evaluate is not None  # the gate has judged by them
-    model_version = registry.register(settings, day, train, evaluate)
+    judged = evaluate if chosen is None else chosen.judged
+    model_version = registry.register(settings, day, train, judged)
     previous = champion_before(settings, day)
     pointer = rollout.following(
         ChampionPointer(
-            policy=_keep(settings, day, challenger["sha256"]),
+            policy=_keep(settings, judged["policy"], challenger["sha256"]),
             sha256=challenger["sha256"],
             version=challenger["version"],
             day=day.isoformat(),
@@ -123,7 +134,7 @@ def promote(settings: Settings, day: date, gate_record: Mapping[str, Any]) -> di
     reason = "; ".join(gate_record["reasons"])
     if settings.gate.evidence == "canary":
         with log.changing(settings.layout):
-            rollout.begin_canary(settings, pointer, reason)
+            rollout.begin_canary(settings, pointer, reason, None if chosen is None else chosen.evidence)
         return _outcome(False, champion, f"policy {pointer.version} is the challenger: its canary decides")
     # The pointer last: killed before it, the gate of a rerun still says "promote" and all is repeated.
     registry.set_alias(settings, registry.CHAMPION, model_version)
@@ -183,10 +194,10 @@ def history(settings: Settings) -> list[dict[str, Any]]:
     return [event for event in log.read(settings.layout) if event["action"] in ("promote", "rollback")]
 
 
-def _keep(settings: Settings, day: date, sha256: str) -> str:
-    """Copy the policy to where no retrain writes; its path relative to the data folder."""
+def _keep(settings: Settings, policy: str, sha256: str) -> str:
+    """Copy the policy to where no retrain writes; its path relative to the data folder, as ``policy`` is."""
     layout = settings.layout
-    source = layout.model(day) / "policy.safetensors"
+    source = layout.root / policy
     kept = layout.serving / "policies" / f"{sha256}.safetensors"
     write_atomic(kept, lambda temporary: shutil.copyfile(source, temporary))
     load_policy(kept, sha256)

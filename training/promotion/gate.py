@@ -4,24 +4,20 @@ It reads what the day's stages recorded and measures the exported policy file it
 doubtful, a missing record too, leaves the champion in place.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from training.contract.errors import PolicyError
 from training.contract.history import read as read_history
 from training.contract.pointer import ChampionPointer, read_champion
-from training.contract.policy import Policy, load_policy
 from training.contract.records import read_record
 from training.contract.rollout import delta_spent
 from training.contract.settings import Settings
+from training.promotion import choice, policy_file
 from training.promotion.champion import champion_before
+from training.promotion.rules import Rule, of_actions, of_trust, ruled
 
-Rule = dict[str, Any]
 Smoke = Callable[[Path], Mapping[str, Any]]
 
 VALIDATIONS = {
@@ -31,20 +27,10 @@ VALIDATIONS = {
 }
 REQUIRED = (*VALIDATIONS, "train", "evaluate", "parity")
 
-# States that a policy is asked about whose bounds are checked: wide, for a network may leave them far out.
-PROBES = 256
-PROBE_STD = 5.0
 
-# Latency: the least p99 over blocks of calls. Another process can only add time to a block, so the
-# least is the policy's own, and one hiccup of the machine does not refuse a good policy.
-WARM_UP_CALLS = 20
-BLOCKS = 5
-BLOCK_CALLS = 100
-CANDIDATES = 500
-LATENCY_BUDGET_S = 10.0
-
-
-def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[str, Any]:
+def gate(
+    settings: Settings, day: date, *, smoke: Smoke | None = None, chosen: choice.Choice | None = None
+) -> dict[str, Any]:
     """Judge the challenger of ``day``; returns the gate's record.
 
     ``{"decision": "promote" | "refuse" | "unchanged", "rules": [...], "reasons": [...], "evidence": {...},
@@ -53,16 +39,16 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
     champion is the one from before ``day``, so that a rerun judges as the first run did;
     ``unchanged`` means that the challenger's file already is the champion. ``smoke`` takes the
     policy file and answers ``{"ok": bool, "reason": str}``; it is called last, and only when every
-    other rule passed.
+    other rule passed. ``chosen`` is judged in the challenger's place, by its rules in place of those on the
+    return (:func:`training.promotion.choice.rules`).
     """
-    path = settings.layout.model(day) / "policy.safetensors"
     found = {stage: read_record(settings.layout, day, stage) for stage in REQUIRED}
     records = {
         stage: record
         for stage, record in found.items()
         if record is not None and not _unusable(stage, record)
     }
-    challenger = records.get("evaluate")
+    challenger = records.get("evaluate") if chosen is None else chosen.judged
     before = champion_before(settings, day)
     record: dict[str, Any] = {
         "challenger": None
@@ -83,7 +69,7 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
         }
 
     rules = [
-        _rule(f"record of {stage}", False, None, None, f"{fault} on {day}")
+        ruled(f"record of {stage}", False, None, None, f"{fault} on {day}")
         for stage, record in found.items()
         if (fault := _unusable(stage, record))
     ]
@@ -91,23 +77,33 @@ def gate(settings: Settings, day: date, *, smoke: Smoke | None = None) -> dict[s
         _data_valid(stage, name, records[stage]) for stage, name in VALIDATIONS.items() if stage in records
     ]
     if "evaluate" in records:
-        rules += _judged(settings, records["evaluate"], before)
+        if chosen is None:
+            rules += _judged(settings, records["evaluate"], before)
+        else:
+            rules += choice.rules(settings, chosen, records["evaluate"], serving)
     if "parity" in records:
         rules.append(_parity(settings, records["parity"]))
     if challenger is not None:
-        rules += _file(settings, path, challenger)
+        path = settings.layout.root / challenger["policy"]
+        rules += policy_file.rules(settings, path, challenger["sha256"])
         rules.append(_not_rolled_back(settings, challenger))
-    if smoke is not None and all(rule["passed"] for rule in rules):
-        rules.append(_smoke(smoke, path))
+        if smoke is not None and all(rule["passed"] for rule in rules):
+            rules.append(_smoke(smoke, path))
 
     failed = [rule["reason"] for rule in rules if not rule["passed"]]
     won = f"policy {challenger['version']} passed all {len(rules)} rules" if challenger else ""
+    if chosen is not None:
+        won = f"{chosen.told}; {won}"
     return {
         **record,
         "decision": "refuse" if failed else "promote",
         "rules": rules,
         "reasons": failed or [won],
-        "evidence": _evidence(settings, records["evaluate"]) if "evaluate" in records else {},
+        "evidence": chosen.evidence
+        if chosen is not None
+        else _evidence(settings, records["evaluate"])
+        if "evaluate" in records
+        else {},
     }
 
 
@@ -131,10 +127,6 @@ def _named(pointer: ChampionPointer) -> dict[str, str]:
     }
 
 
-def _rule(rule: str, passed: bool, observed: Any, threshold: Any, reason: str) -> Rule:
-    return {"rule": rule, "passed": passed, "observed": observed, "threshold": threshold, "reason": reason}
-
-
 def _data_valid(stage: str, name: str, record: Mapping[str, Any]) -> Rule:
     failed = [
         f"{suite}: {fault['expectation']} on {fault.get('column') or 'the table'}"
@@ -144,73 +136,34 @@ def _data_valid(stage: str, name: str, record: Mapping[str, Any]) -> Rule:
     ]
     passed = bool(record["success"])
     reason = f"{name} is valid" if passed else f"{name} is invalid: {'; '.join(failed) or 'see its record'}"
-    return _rule(stage, passed, passed, True, reason)
+    return ruled(stage, passed, passed, True, reason)
 
 
 def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPointer | None) -> Iterator[Rule]:
     """The rules on the offline estimate and on the actions, from the record of ``evaluate``."""
-    limits = settings.gate
     estimates = record["estimates"]
     challenger = estimates["challenger"]
     trusted = record.get("trusted") is not False  # null where the session estimator was not asked for
-    passed = trusted or limits.evidence == "canary"
-    told = "no estimator is to be trusted on this log"
-    if trusted:
-        told = "the estimator that is read is to be trusted on this log"
-    elif passed:
-        told += ": it is asked for what is not clearly worse, and the canary decides"
-    yield _rule("trusted", passed, trusted, limits.evidence == "offline", told)
+    yield of_trust(settings, trusted)
     for rival, name in (("static", "static weights"), ("constant", "the best constant of the log")):
         if rival not in estimates:
             told = f"the evaluation has no estimate of {name}"
             if rival == record.get("chosen"):
                 told = f"not applicable: the challenger is {name}"
-            yield _rule(rival, rival != "static", None, None, told)
+            yield ruled(rival, rival != "static", None, None, told)
         elif _same(challenger, estimates[rival]):
-            yield _rule(rival, True, None, None, f"not applicable: the challenger is {name}")
+            yield ruled(rival, True, None, None, f"not applicable: the challenger is {name}")
         else:
-            bar = limits.gain * abs(estimates[rival]["value"])
+            bar = settings.gate.gain * abs(estimates[rival]["value"])
             yield _above(rival, record, name, bar, trusted)
     yield _no_worse_than_champion(settings, record, before, trusted)
-    alarm = bool(challenger["alarm"])
-    yield _rule(
-        "alarm",
-        not alarm,
-        challenger["alarm"],
-        False,
-        "the estimate is not to be trusted: " + "; ".join(challenger["alarm_reasons"])
-        if alarm
-        else "the actions lie where the log has data, and the estimate within its returns",
+    yield from of_actions(
+        settings,
+        (challenger["alarm_reasons"] or ["nobody says why"]) if challenger["alarm"] else [],
+        challenger["bound_share"],
+        record.get("jump", {}).get("challenger vs champion"),
+        champion="champion" in estimates,
     )
-    share = challenger["bound_share"]
-    passed = share <= limits.max_bound_share
-    yield _rule(
-        "bounds",
-        passed,
-        share,
-        limits.max_bound_share,
-        f"{share:.1%} of the actions' entries lie on a bound, "
-        f"{'at most' if passed else 'more than the'} {limits.max_bound_share:.1%} allowed",
-    )
-    jump = record.get("jump", {}).get("challenger vs champion")
-    if "champion" not in estimates:
-        yield _rule(
-            "jump", True, None, limits.max_action_jump, "not applicable: there is no champion to jump from"
-        )
-    elif jump is None:
-        yield _rule(
-            "jump", False, None, limits.max_action_jump, "the evaluation recorded no distance to the champion"
-        )
-    else:
-        passed = jump <= limits.max_action_jump
-        yield _rule(
-            "jump",
-            passed,
-            jump,
-            limits.max_action_jump,
-            f"the actions differ from the champion's by {jump:.3g} on average, "
-            f"{'at most' if passed else 'more than the'} {limits.max_action_jump:g} allowed",
-        )
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -224,7 +177,7 @@ def _above(
     0); without trust the upper one must not lie below 0. ``told`` says where the bar comes from."""
     found = record.get("differences", {}).get(f"challenger - {rule}")
     if found is None:
-        return _rule(rule, False, None, None, f"the evaluation recorded no difference to {name}")
+        return ruled(rule, False, None, None, f"the evaluation recorded no difference to {name}")
     if not trusted:
         passed, observed = found["upper"] >= 0.0, found["upper"]
         reason = f"at most {observed:+.4g}, {'not ' if passed else ''}clearly worse"
@@ -234,7 +187,7 @@ def _above(
         passed = observed > bar if bar >= 0.0 else observed >= bar
         reason = f"at least {observed:+.4g}, {'' if passed else 'not '}above {bar:.4g}{told}"
     value = f"the challenger's value differs from that of {name} by {found['value']:+.4g}, "
-    return _rule(rule, passed, observed, bar, value + reason)
+    return ruled(rule, passed, observed, bar, value + reason)
 
 
 def _no_worse_than_champion(
@@ -243,7 +196,7 @@ def _no_worse_than_champion(
     """No more than ``delta`` below the champion, of what the promotions before have left of its budget."""
     limits, champion = settings.gate, record["estimates"].get("champion")
     if champion is None:
-        return _rule("champion", True, None, None, "not applicable: there is no champion")
+        return ruled("champion", True, None, None, "not applicable: there is no champion")
     spent = delta_spent(settings, before)
     allowed = max(0.0, min(limits.delta, limits.delta_budget - spent))
     told = f", {allowed:.2%} of its value ({spent:.2%} of {limits.delta_budget:.2%} was spent before)"
@@ -276,7 +229,7 @@ def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
             "of whose past rows came after the state was served"
         )
     if not compared and not left_out:
-        return _rule("parity", False, None, limit, "no served state could be compared with the feature store")
+        return ruled("parity", False, None, limit, "no served state could be compared with the feature store")
     passed = share <= limit
     reason = (
         f"{record['mismatched']} of {compared} served states differ from the feature store's ({share:.2%}), "
@@ -286,93 +239,7 @@ def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
     if passed and compared < least and left_out > compared:
         passed = settings.gate.few_parity == "warn"
         reason += f"; fewer than {least} are left to compare (gate.few_parity: {settings.gate.few_parity})"
-    return _rule("parity", passed, share, limit, reason)
-
-
-def _file(settings: Settings, path: Path, judged: Mapping[str, Any]) -> Iterator[Rule]:
-    """The rules on the exported file: whole, fitting the settings, small and fast enough."""
-    limits = settings.gate
-    try:
-        policy = load_policy(path, judged["sha256"])
-        _fits(settings, policy)
-        _bounded(policy)
-    except PolicyError as error:
-        yield _rule("loadable", False, None, None, f"the policy file cannot be served: {error}")
-        return
-    yield _rule(
-        "loadable",
-        True,
-        policy.sha256,
-        judged["sha256"],
-        "the policy file loads and fits the state and heads",
-    )
-    size = path.stat().st_size
-    passed = size <= limits.max_policy_bytes
-    yield _rule(
-        "size",
-        passed,
-        size,
-        limits.max_policy_bytes,
-        f"the policy file has {size:,} bytes, "
-        f"{'at most' if passed else 'more than the'} {limits.max_policy_bytes:,} allowed",
-    )
-    p99 = latency_p99_ms(policy)
-    passed = p99 <= limits.max_latency_ms
-    yield _rule(
-        "latency",
-        passed,
-        p99,
-        limits.max_latency_ms,
-        f"one state takes {p99:.3g} ms at the 99th percentile, "
-        f"{'at most' if passed else 'more than the'} {limits.max_latency_ms:g} ms allowed",
-    )
-
-
-def _fits(settings: Settings, policy: Policy) -> None:
-    header = policy.header
-    if header.spec.version != settings.state_spec.version:
-        raise PolicyError(
-            f"it takes states of specification {header.spec.version}, "
-            f"the settings give {settings.state_spec.version}"
-        )
-    if header.fusion != settings.fusion:
-        raise PolicyError("its heads, β or weight intervals are not those of the settings")
-
-
-def _bounded(policy: Policy) -> None:
-    """``Policy.act`` would clip what lies outside [-1, 1], and hide that the network is not ours."""
-    states = np.random.default_rng(1).normal(0.0, PROBE_STD, (PROBES, policy.header.spec.width))
-    largest = float(np.abs(policy.actor(states.astype(np.float32))).max())
-    if not largest <= 1.0 + 1e-6:  # NaN, too
-        raise PolicyError(f"it gives actions of {largest:.3g}, outside [-1, 1]")
-
-
-def latency_p99_ms(policy: Policy) -> float:
-    """Milliseconds of one state through the policy at the 99th percentile, in this process.
-
-    With the order of as many candidates as :data:`CANDIDATES` where the policy ranks by itself.
-    """
-    predictions = np.linspace(0.0, 1.0, CANDIDATES * len(policy.header.fusion.heads)).reshape(CANDIDATES, -1)
-    states = np.random.default_rng(0).normal(size=(BLOCK_CALLS, 1, policy.header.spec.width))
-    states = states.astype(np.float32)
-
-    def timed(calls: int) -> np.ndarray:
-        times = np.empty(calls)
-        for i in range(calls):
-            start = time.perf_counter()
-            action = policy.act(states[i])
-            if policy.ranks:
-                policy.scores(predictions, states[i, 0], action[0])
-            times[i] = time.perf_counter() - start
-        return times * 1e3
-
-    timed(WARM_UP_CALLS)
-    start, best = time.perf_counter(), np.inf
-    for _ in range(BLOCKS):
-        best = min(best, float(np.percentile(timed(BLOCK_CALLS), 99)))
-        if time.perf_counter() - start > LATENCY_BUDGET_S:  # far too slow: the first block says it
-            break
-    return round(best, 4)
+    return ruled("parity", passed, share, limit, reason)
 
 
 def _not_rolled_back(settings: Settings, judged: Mapping[str, Any]) -> Rule:
@@ -380,11 +247,11 @@ def _not_rolled_back(settings: Settings, judged: Mapping[str, Any]) -> Rule:
     taken_out = [e for e in read_history(settings.layout) if e["action"] in ("rollback", "end")]
     withdrawn = [e for e in taken_out if e["from"] == judged["sha256"]]
     if not withdrawn:
-        return _rule("not rolled back", True, None, None, "this policy was never rolled back")
+        return ruled("not rolled back", True, None, None, "this policy was never rolled back")
     event = withdrawn[-1]
     what = "was rolled back" if event["action"] == "rollback" else "ended its canary"
     reason = f"this policy {what} at {event['ts']}: {event['reason']}"
-    return _rule("not rolled back", False, event["ts"], None, reason)
+    return ruled("not rolled back", False, event["ts"], None, reason)
 
 
 def _smoke(smoke: Smoke, path: Path) -> Rule:
@@ -393,4 +260,4 @@ def _smoke(smoke: Smoke, path: Path) -> Rule:
     reason = answer.get("reason") or (
         "the built service answered" if ok else "the built service did not answer"
     )
-    return _rule("smoke", ok, ok, True, f"smoke request: {reason}")
+    return ruled("smoke", ok, ok, True, f"smoke request: {reason}")

@@ -51,7 +51,7 @@ def register(
             client.log_batch(run.info.run_id, metrics=metrics[start : start + BATCH])
         files = artifacts(settings, run.info.run_id)
         write_json_atomic(files / "lineage.json", train_record.get("lineage", {}))
-        policy = settings.layout.model(day) / "policy.safetensors"
+        policy = settings.layout.root / evaluate_record["policy"]
         write_atomic(files / policy.name, lambda temporary: shutil.copyfile(policy, temporary))
         client.set_terminated(run.info.run_id)
     version = _version(client, digest)

@@ -6,7 +6,18 @@ estimator (:mod:`training.evaluation.session_returns`) read the same model: suff
 """
 
 from training.returns.features import Features
-from training.returns.model import ReturnModel, Surface, fit, learn
-from training.returns.statistics import Statistics, of_transitions
+from training.returns.model import ReturnModel, Surface, fit, learn, learn_parts
+from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
 
-__all__ = ["Features", "ReturnModel", "Statistics", "Surface", "fit", "learn", "of_transitions"]
+__all__ = [
+    "Features",
+    "Parts",
+    "ReturnModel",
+    "Statistics",
+    "Surface",
+    "fit",
+    "learn",
+    "learn_parts",
+    "of_parts",
+    "of_transitions",
+]

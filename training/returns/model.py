@@ -14,21 +14,23 @@ against what independent rows would have, divides all statistics: the posterior 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import lapack
 
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.returns.features import Features
-from training.returns.statistics import Statistics, of_transitions
+from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
 from training.trajectories import Transitions
 
 LEAST = 50  # sessions
-_ROUNDS = 60
+_ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
 _TOLERANCE = 1e-3  # of the variances' relative change, where the fixed point is called reached
 _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
+_OUT = 1e-4  # τ² of a standardised feature, in σ², under which a group hardly counts
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
 
 
@@ -121,11 +123,24 @@ def learn(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> ReturnM
 
     ``gamma`` discounts the return-to-go. Raises :class:`DataError` for fewer than :data:`LEAST` sessions.
     """
+    features = _with_traits(fusion, data, gamma, rank)
+    return fit(features, of_transitions(features, data, gamma))
+
+
+def learn_parts(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> tuple[ReturnModel, Parts]:
+    """The same model, and the statistics of both parts of the reward, with the same traits.
+
+    Raises as :func:`learn`, and ValueError where ``data`` was loaded without its ``watch_rewards``.
+    """
+    features = _with_traits(fusion, data, gamma, rank)
+    parts = of_parts(features, data, gamma)
+    return fit(features, parts.whole), parts
+
+
+def _with_traits(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> Features:
     entries = Features(fusion, data.states.shape[1])
     statistics = of_transitions(entries, data, gamma)
-    found = traits(fit(entries, statistics), statistics, rank)
-    features = Features(fusion, entries.d, found)
-    return fit(features, of_transitions(features, data, gamma))
+    return Features(fusion, entries.d, traits(fit(entries, statistics), statistics, rank))
 
 
 def traits(model: ReturnModel, statistics: Statistics, rank: int) -> Float64Array:
@@ -153,17 +168,21 @@ def traits(model: ReturnModel, statistics: Statistics, rank: int) -> Float64Arra
     return found
 
 
-def fit(features: Features, statistics: Statistics) -> ReturnModel:
-    """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows."""
+def fit(features: Features, statistics: Statistics, like: ReturnModel | None = None) -> ReturnModel:
+    """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows.
+
+    ``like``, a model of the same rows with another reward, says where the search for the penalties begins,
+    and a few rounds are enough from there.
+    """
     if statistics.rows.sum() < LEAST:
         raise DataError(
             f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns, which takes "
             f"{LEAST}; wait for more days or explore on more users (serving.shares)"
         )
     centred = _Centred(features, statistics)
-    posterior = _evidence(features, centred, 1.0)
+    posterior = _evidence(features, centred, 1.0 if like is None else like.design_effect, like)
     effect = _design_effect(features, centred, posterior)
-    return replace(_evidence(features, centred, effect), design_effect=effect)
+    return _evidence(features, centred, effect, None if like is None else posterior)
 
 
 class _Centred:
@@ -219,8 +238,10 @@ def _members(features: Features, scale: Float64Array) -> dict[str, np.ndarray]:
     return {name: own for name, own in varying.items() if len(own)}
 
 
-def _evidence(features: Features, centred: _Centred, design_effect: float) -> ReturnModel:
-    """The fixed point of the marginal likelihood; see the module."""
+def _evidence(
+    features: Features, centred: _Centred, design_effect: float, like: ReturnModel | None = None
+) -> ReturnModel:
+    """The fixed point of the marginal likelihood, see the module; sought from the penalties of ``like``."""
     a, b, yy, n = (
         centred.a / design_effect,
         centred.b / design_effect,
@@ -235,12 +256,14 @@ def _evidence(features: Features, centred: _Centred, design_effect: float) -> Re
     a, b = a[np.ix_(used, used)], b[used]
     noise = yy / n
     variances = {name: 0.01 * noise for name in own}
+    if like is not None:
+        variances = {name: max(like.variances[name] / like.noise, _OUT / 10.0) * noise for name in own}
     variances["state"] = _FREE * noise
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if like is None else _ROUNDS_FROM_LIKE):
         penalty = np.empty(len(used))
         for name, at in own.items():
             penalty[at] = noise / variances[name]
-        inverse = np.linalg.inv(a + np.diag(penalty))
+        inverse = _inverse(a + np.diag(penalty))
         theta = inverse @ b
         known, changed = 0.0, 0.0
         for name, at in own.items():
@@ -249,7 +272,7 @@ def _evidence(features: Features, centred: _Centred, design_effect: float) -> Re
             if name == "state":
                 continue
             new = float(np.clip(theta[at] @ theta[at] / max(determined, 1e-6), _LEAST * noise, _MOST * noise))
-            if new > 1e-4 * noise or variances[name] > 1e-4 * noise:  # else it is out, whatever it is
+            if new > _OUT * noise or variances[name] > _OUT * noise:  # else it is out, whatever it is
                 changed = max(changed, abs(np.log(new / variances[name])))
             variances[name] = new
         left = yy - 2.0 * theta @ b + theta @ a @ theta
@@ -273,6 +296,16 @@ def _evidence(features: Features, centred: _Centred, design_effect: float) -> Re
         rows=float(centred.rows),
         explained=float(1.0 - left / yy),
     )
+
+
+def _inverse(matrix: Float64Array) -> Float64Array:
+    """Of a symmetric positive definite matrix, in half of a general one's time."""
+    factor, failed = lapack.dpotrf(matrix, lower=1, clean=0)
+    lower, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    if failed:
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
+    found: Float64Array = np.tril(lower) + np.tril(lower, -1).T
+    return found
 
 
 def _design_effect(features: Features, centred: _Centred, posterior: ReturnModel) -> float:

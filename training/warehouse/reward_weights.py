@@ -143,17 +143,28 @@ def leaning(settings: Settings, to: Leaning, factor: float = LEANING) -> Setting
     )
 
 
+def with_interaction(settings: Settings, factor: float) -> Settings:
+    """Settings whose reward weighs all signals ``factor`` times: the whole interaction part against play time
+    and integrity, as a point of the sweep does (``learner.return_regression.leanings``)."""
+    names, weights = terms(settings)
+    signals = set(settings.signal_names)
+    return with_weights(
+        settings,
+        {n: float(w) * (factor if n in signals else 1.0) for n, w in zip(names, weights, strict=True)},
+    )
+
+
 def snippet(settings: Settings) -> str:
     """YAML of the settings' weights, for the settings file; the leaning variants are commented out."""
-    parts = [_yaml(settings)]
+    parts = [sections(settings)]
     for to in get_args(Leaning):
         parts.append(f"# leaning to {to}: its terms times {LEANING:g}")
-        parts.append("\n".join(f"# {line}" for line in _yaml(leaning(settings, to)).splitlines()))
+        parts.append("\n".join(f"# {line}" for line in sections(leaning(settings, to)).splitlines()))
     return "\n".join(parts) + "\n"
 
 
-def _yaml(settings: Settings) -> str:
-    """The sections ``reward`` and ``signals``, numbers to six digits."""
+def sections(settings: Settings) -> str:
+    """YAML of the sections ``reward`` and ``signals`` alone, numbers to six digits."""
 
     def rounded(weight: float) -> float:
         return float(f"{weight:.6g}")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.session_log import FUSION, SPEC, Sessions
+from tests.training.session_log import FUSION, SPEC, Sessions, in_parts
 from training.contract.errors import DataError
 from training.contract.policy import MenuActor, PolicyHeader, load_policy, save_policy
 from training.contract.settings import ReturnRegressionSettings
-from training.policies.return_regression import CONSTANT, MENU, Proposal, propose
+from training.policies.return_regression import CONSTANT, MENU, Proposal, leaning_name, propose
 
 HOW = ReturnRegressionSettings()
 STATIC = FUSION.static_action
@@ -104,6 +104,32 @@ def test_a_log_gives_its_proposals_again() -> None:
         assert one[name].summary == two[name].summary
         for key, tensor in one[name].tensors.items():
             np.testing.assert_array_equal(tensor, two[name].tensors[key])
+
+
+def test_a_leaning_buys_the_one_part_with_the_other() -> None:
+    time, interaction = Sessions(best=(0.5, -0.5)), Sessions(best=(-0.7, 0.8))
+    data, factors = in_parts(time, interaction, 3_000), (0.1, 0.5, 1.0, 2.0, 10.0)
+    found = propose(FUSION, HOW, data, 0, factors)
+    menus = [found[leaning_name(factor)] for factor in factors]
+    times, interactions = ([true_return(part, menu) for menu in menus] for part in (time, interaction))
+    assert (np.diff(times) < 0.05).all() and times[0] - times[-1] > 1.0
+    assert (np.diff(interactions) > -0.05).all() and interactions[-1] - interactions[0] > 1.0
+    # each is about as good for its own reward as any weights are
+    for factor, menu in zip(factors, menus, strict=True):
+        grid = np.stack(np.meshgrid(*[np.linspace(-0.98, 0.98, 50)] * 2), axis=-1).reshape(-1, 2)
+        values = time.true_return(grid) + factor * interaction.true_return(grid)
+        own = true_return(time, menu) + factor * true_return(interaction, menu)
+        assert own > np.quantile(values, 0.97)
+
+
+def test_the_sweep_leaves_the_rewards_own_proposals_as_they_are() -> None:
+    data = in_parts(Sessions(interaction=2.0), Sessions(best=(-0.7, 0.8)), 800)
+    alone, swept = propose(FUSION, HOW, data, 3), propose(FUSION, HOW, data, 3, HOW.leanings)
+    assert set(swept) == {CONSTANT, *map(leaning_name, HOW.leanings)} and leaning_name(1.0) == MENU
+    for name, one in alone.items():
+        assert one.summary == swept[name].summary
+        for key, tensor in one.tensors.items():
+            np.testing.assert_array_equal(tensor, swept[name].tensors[key])
 
 
 def test_too_few_sessions_are_refused() -> None:

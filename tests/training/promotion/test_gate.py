@@ -17,7 +17,7 @@ from training.contract.policy import METADATA_KEY, PolicyHeader, constant_policy
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.promotion import gate, promote, rollback
-from training.promotion.gate import latency_p99_ms
+from training.promotion.policy_file import latency_p99_ms
 
 DAY, NEXT = date(2026, 1, 5), date(2026, 1, 6)
 

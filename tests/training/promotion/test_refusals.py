@@ -84,7 +84,8 @@ def judged(settings: Settings, world: World, log: Transitions, challenger: Polic
     own = own.model_copy(update={"evaluation": own.evaluation.model_copy(update=how)})
     static = constant_policy(own.state_spec, own.fusion, own.fusion.static_action, "static")
     record = assess(own, log, log, {"challenger": challenger, "static": static}, seed=1)
-    of_file = {"sha256": challenger.sha256, "version": challenger.version}
+    path = f"models/dt={DAY}/policy.safetensors"
+    of_file = {"policy": path, "sha256": challenger.sha256, "version": challenger.version}
     record = json.loads(json.dumps(record, allow_nan=False))
     write_record(settings.layout, DAY, "evaluate", record | of_file)
     return gate(settings, DAY)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.session_log import BEST, FEATURES, FUSION, Sessions
+from tests.training.session_log import BEST, FEATURES, FUSION, Sessions, in_parts
 from training.contract.errors import DataError
 from training.contract.fusion import Head
-from training.returns import Features, ReturnModel, fit, learn, of_transitions
+from training.returns import Features, ReturnModel, fit, learn, learn_parts, of_transitions
 from training.returns.model import traits
 
 STATIC = FUSION.static_action
@@ -155,6 +155,19 @@ def test_a_head_of_both_signs_is_read_with_its_sign() -> None:
     features = Features(replace(FUSION, heads=heads), 2)
     below, above = features.of_actions(np.array([[-0.5, 0.0], [0.5, 0.0]]))
     assert below[0] == -above[0] != 0.0
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_the_search_ends_where_it_would_from_nothing_when_it_begins_at_a_like_model(factor: float) -> None:
+    data = in_parts(Sessions(), Sessions(best=(-0.7, 0.8), noise=4.0), 2_000)
+    model, parts = learn_parts(FUSION, data, 1.0, rank=1)
+    assert learn(FUSION, data, 1.0, rank=1).theta.tolist() == model.theta.tolist()
+    statistics = parts.leaning(factor)
+    near, anew = fit(model.features, statistics, model), fit(model.features, statistics)
+    (means, deviations), (wanted, wide) = (differences(one, PROBES) for one in (near, anew))
+    assert np.abs(means - wanted).max() < 0.1 * wide.max()
+    np.testing.assert_allclose(deviations, wide, rtol=0.1)
+    assert near.design_effect == pytest.approx(anew.design_effect, rel=0.05)
 
 
 def test_few_sessions_are_refused() -> None:

@@ -3,12 +3,13 @@
 from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.session_log import FEATURES, LENGTH, Sessions, with_rewards
-from training.returns import Statistics, of_transitions
+from training.returns import Statistics, of_parts, of_transitions
 from training.returns.statistics import cluster_of, returns_to_go
 
 LOG = Sessions(static=0.3, users=80).log(150)
@@ -42,6 +43,33 @@ def test_clusters_and_weights_part_them() -> None:
     same(whole.scaled(0.25) + whole.scaled(0.75), whole)
     mine = some[cluster_of(LOG.users.numpy())]
     same(of_transitions(FEATURES, LOG.take(torch.from_numpy(mine))), whole.of(some))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0, 100.0]), st.integers(0, 2**32 - 1), st.booleans())
+def test_one_pass_gives_the_statistics_of_every_weighting_of_the_parts(factor, seed, by_session) -> None:
+    rng = np.random.default_rng(seed)
+    # sums of these are exact in single precision
+    time, interaction = (torch.from_numpy(rng.integers(-64, 64, len(LOG)) / 64.0).float() for _ in range(2))
+    log = replace(LOG, by_session=torch.full_like(LOG.by_session, by_session))
+    parts = of_parts(FEATURES, replace(log, rewards=time + interaction, watch_rewards=time), 0.9)
+    for found, rewards in (
+        (parts.leaning(factor), time + factor * interaction),
+        (parts.whole, time + interaction),
+        (parts.time, time),
+        (parts.interaction, interaction),
+    ):
+        same(found, of_transitions(FEATURES, replace(log, rewards=rewards), 0.9))
+
+
+def test_the_reward_as_it_is_has_the_bits_that_it_has_alone() -> None:
+    alone = of_transitions(FEATURES, LOG)
+    parts = of_parts(FEATURES, replace(LOG, watch_rewards=0.3 * LOG.rewards))
+    for found in (parts.whole, parts.leaning(1.0)):
+        for f in fields(Statistics):
+            np.testing.assert_array_equal(getattr(found, f.name), getattr(alone, f.name))
+    with pytest.raises(ValueError, match="time part"):
+        of_parts(FEATURES, LOG)
 
 
 def test_a_session_that_holds_its_weights_is_one_row_and_one_that_draws_anew_is_many() -> None:

@@ -14,7 +14,16 @@ from dags.command_line.main import app
 from training.contract.errors import DataError
 from training.contract.files import read_json
 from training.contract.settings import Settings
-from training.warehouse.reward_weights import MART, estimate, leaning, snippet, terms, with_weights
+from training.warehouse.reward_weights import (
+    MART,
+    estimate,
+    leaning,
+    sections,
+    snippet,
+    terms,
+    with_interaction,
+    with_weights,
+)
 
 LAST = date(2026, 1, 20)
 PLANTED = {"play_time": 0.4, "integrity": 30.0, "click": 0.0, "long_view": 12.0, "like": 60.0, "hate": -90.0}
@@ -112,6 +121,16 @@ def test_leaning_weighs_one_kind_more_and_leaves_the_others(settings: Settings) 
         np.testing.assert_allclose(
             after, [w * (2.0 if n in changed else 1.0) for n, w in zip(names, before, strict=True)]
         )
+
+
+def test_the_interaction_part_is_all_that_is_not_play_time_or_integrity(settings: Settings) -> None:
+    names, before = terms(settings)
+    leant = with_interaction(settings, 2.0)
+    wanted = [
+        w * (1.0 if n in ("play_time", "integrity") else 2.0) for n, w in zip(names, before, strict=True)
+    ]
+    np.testing.assert_allclose(terms(leant)[1], wanted)
+    assert Settings(**yaml.safe_load(sections(leant)), data=settings.data) == leant
 
 
 def test_the_snippet_is_settings_with_these_weights(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """The algorithms, and the section of those that have settings of their own."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.contract.settings.section import Positive, Section
 
@@ -46,6 +46,22 @@ class ReturnRegressionSettings(Section):
     menu_caution: float = Field(
         1.0, ge=0.0, description="κ': posterior deviations that a gain over the constant must be worth (ours)"
     )
+    leanings: tuple[Annotated[float, Field(gt=0.0, le=100.0)], ...] = Field(
+        (0.25, 0.5, 1.0, 2.0, 4.0),
+        max_length=20,
+        description="factors of the reward's interaction part (all signals, against play time and integrity) "
+        "of which a policy each is made and judged every night, for a person to choose from (`mtf pareto`); "
+        "empty: none (ours)",
+    )
+
+    @field_validator("leanings")
+    @classmethod
+    def _once_each(cls, leanings: tuple[float, ...]) -> tuple[float, ...]:
+        names = [f"{factor:g}" for factor in leanings]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice} is there twice")
+        return tuple(sorted(leanings))
 
 
 class BatchRLMTFSettings(Section):

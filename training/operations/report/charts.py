@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
+Ends = tuple[float, float, float]  # lower, value and upper
 COLOURS = {
     "champion": "#1b6ca8",
     "challenger": "#7a3e9d",
@@ -129,6 +130,49 @@ def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, ab
         axes.set_yticks(range(len(estimates)), list(estimates)[::-1])
         axes.set_ylim(-0.6, len(estimates) - 0.4)
         axes.set_xlabel(x)
+        return _svg(figure, about)
+
+
+def plane(
+    points: Mapping[str, tuple[Ends, Ends]],
+    path: Sequence[str],
+    *,
+    told: Sequence[str],
+    origin: str,
+    x: str,
+    y: str,
+    about: str,
+) -> str:
+    """Points with bars by name, (x, y) of each as (lower, value, upper); ``origin`` is the name of (0, 0).
+
+    Those in ``path`` are joined in its order, and named there where ``told``; the others are in the legend.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.4, 3.6))
+        axes.axhline(0.0, color="#9ca3af", lw=0.8)
+        axes.axvline(0.0, color="#9ca3af", lw=0.8)
+        axes.plot(0.0, 0.0, MARKERS[4], ms=8, color=_colour("static"), label=origin)
+        for name, ((left, across, right), (low, up, high)) in points.items():
+            on_path = name in path
+            axes.errorbar(
+                across,
+                up,
+                xerr=[[across - left], [right - across]],
+                yerr=[[up - low], [high - up]],
+                fmt="o" if on_path else MARKERS[5],
+                ms=4 if on_path else 8,
+                lw=0.6,
+                capsize=2,
+                color=COLOURS["challenger"] if on_path else _colour(name),
+                label=None if on_path else name,
+            )
+            if name in told:
+                axes.annotate(f"x{name}", (across, up), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        joined = [(points[name][0][1], points[name][1][1]) for name in path]
+        axes.plot(*zip(*joined, strict=True), color=COLOURS["challenger"], lw=1.2, label="interaction x …")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
         return _svg(figure, about)
 
 

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from training.contract.errors import PolicyError
 from training.contract.files import read_json, write_text_atomic
 from training.contract.layout import DECISIONS
+from training.contract.log import STATIC_VERSION
 from training.contract.policy import load_policy
 from training.contract.records import STAGES, read_record, read_records, recorded_days
 from training.contract.settings import Settings
@@ -64,6 +65,7 @@ def build(settings: Settings, day: date) -> Path:
         curves=_curves(settings, day, records),
         train=records.get("train"),
         estimate_chart=_estimates(records),
+        pareto_charts=_pareto(records),
         evaluate=records.get("evaluate"),
         segments=_segments(settings, day),
         gate=records.get("gate"),
@@ -222,6 +224,43 @@ def _estimates(records: Mapping[str, Any]) -> str | None:
         {name: (e["lower"], e["value"], e["upper"]) for name, e in estimates.items()},
         x="estimated session return, by the gate's estimator",
         about="Estimated session return of each policy, with its interval",
+    )
+
+
+def _pareto(records: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What the points of the day's sweep bring over static weights and over the reward in force, x1."""
+    swept = records.get("evaluate", {}).get("pareto")
+    if not swept:
+        return None
+    points = {f"{point['factor']:g}": point["over"] for point in swept["points"]}
+    in_force = next(point["version"] for point in swept["points"] if point["factor"] == 1.0)
+    scales = {part: 100.0 / abs(static) if static else 1.0 for part, static in swept["static"].items()}
+    units = {
+        part: "% of what static weights bring" if static else "as the reward weighs it"
+        for part, static in swept["static"].items()
+    }
+
+    def ends(found: Mapping[str, Any], part: str) -> charts.Ends:
+        lower, value, upper = (scales[part] * found[part][end] for end in ("lower", "value", "upper"))
+        return lower, value, upper
+
+    def chart(found: Mapping[str, Mapping[str, Any]], told: list[str], origin: str) -> str:
+        return charts.plane(
+            {name: (ends(one, "time"), ends(one, "interaction")) for name, one in found.items()},
+            list(points),
+            told=told,
+            origin=origin,
+            x=f"time, {units['time']}",
+            y=f"interaction, {units['interaction']}",
+            about=f"Time and interaction of each factor of the interaction part, over {origin}",
+        )
+
+    champion = {"champion": swept["champion"]} if swept["champion"] else {}
+    over_static = {name: over[STATIC_VERSION] for name, over in points.items()}
+    over_in_force = {name: over[in_force] for name, over in points.items()}
+    return (
+        chart(over_static | champion, [next(iter(points)), next(reversed(points))], "static weights"),
+        chart(over_in_force, list(points), "x1, the reward in force"),
     )
 
 
