@@ -45,6 +45,6 @@ def test_distance_is_to_the_nearest_logged_action_and_the_threshold_to_others():
 def test_a_large_log_is_thinned_and_a_tiny_one_gives_no_threshold():
     logged = np.random.default_rng(0).uniform(-1, 1, (12_000, 2)).astype(np.float32)
     assert len(stability.LoggedActions(logged, seed=0).reference) == 10_000
-    held = stability.LoggedActions(np.repeat(logged[:500], 6, axis=0), seed=0)  # over sessions of six requests
+    held = stability.LoggedActions(np.repeat(logged[:500], 6, axis=0), seed=0)
     assert held.threshold == stability.LoggedActions(logged[:500], seed=0).threshold > 0.0
     assert stability.LoggedActions(logged[:1], seed=0).threshold == 0.0
