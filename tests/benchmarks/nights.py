@@ -258,7 +258,12 @@ class Days:
             "validate_training_set": valid,
             "parity": {"compared": 500, "mismatched": 0, "share": 0.0, "worst": []},
             "train": {},
-            "evaluate": judged | {"sha256": chosen.sha256, "version": chosen.version},
+            "evaluate": judged
+            | {
+                "policy": (layout.model(day) / "policy.safetensors").relative_to(layout.root).as_posix(),
+                "sha256": chosen.sha256,
+                "version": chosen.version,
+            },
         }.items():
             write_record(layout, day, stage, record)
         decision = gate(settings, day)
