@@ -28,7 +28,7 @@ from training.trajectories import Transitions
 
 LEAST = 50  # sessions
 _ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
-_TOLERANCE = 1e-3  # of the variances' relative change, where the fixed point is called reached
+_TOLERANCE = 1e-2  # of the variances' relative change, where the fixed point is called reached
 _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
 _OUT = 1e-4  # τ² of a standardised feature, in σ², under which a group hardly counts
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
