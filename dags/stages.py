@@ -4,6 +4,8 @@ A stage is a function of the settings and the day. It runs when something that i
 it was (:mod:`dags.inputs`), when it failed or was killed, or when it is told to; else its record is kept.
 A run writes the stage's record, whether it succeeds, is skipped or fails, and drops the later records that
 no longer hold. A day page is made again whenever a stage fails, and at the end.
+
+Over 400 lines: what a stage calls and when it runs are read together, and each stage is a few lines.
 """
 
 import shutil

@@ -13,6 +13,7 @@ import pytest
 from tests.training.ingest.conftest import (
     DAY,
     MIDNIGHT,
+    SHANGHAI,
     decision,
     event,
     feedback,
@@ -98,7 +99,7 @@ def test_a_day_of_both_has_each_request_once_in_whatever_order(
 def test_any_order_ends_at_the_same_lake(tmp_path: Path) -> None:
     lakes = []
     for n, order in enumerate(ORDERS):
-        settings = Settings(data=tmp_path / str(n))
+        settings = Settings(data=tmp_path / str(n), calendar=SHANGHAI)
         landings = lay_out(settings, tmp_path / f"logs{n}")
         for name in order:
             landings[name]()
