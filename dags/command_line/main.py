@@ -178,12 +178,21 @@ def _show_landing(record: dict[str, Any]) -> None:
         for entry, what in _NOT_READ.items():
             if landed.get(entry):
                 console.print(f"  {what}: {', '.join(landed[entry])}", soft_wrap=True)
+        for entry, what in _QUARANTINED.items():
+            if landed.get(entry):
+                console.print(f"  {landed[entry]} {what}: `mtf quarantine list`", soft_wrap=True)
 
 
 _NOT_READ = {
     "left_out": "files left out, because their names begin with _ or .",
     "unread_columns": "columns that nobody asked for",
     "absent_columns": "columns that are not there, and null",
+}
+
+
+_QUARANTINED = {
+    "later_rows": "rows of a later day are in quarantine",
+    "set_aside": "rows that break a check are in quarantine",
 }
 
 

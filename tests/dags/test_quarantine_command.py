@@ -30,7 +30,7 @@ def mtf(*arguments: object) -> str:
 
 def test_from_the_list_to_the_mended_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "mtf.yaml"
-    file.write_text("seed: 1\n")
+    file.write_text("calendar: {timezone: Asia/Shanghai}\n")
     monkeypatch.setenv(SETTINGS_VARIABLE, str(file))
     settings = load_settings(file)
     assert "nothing is in quarantine" in mtf("list")

@@ -20,9 +20,9 @@ from training.contract.errors import DataError
 from training.contract.layout import USERS
 from training.contract.settings import IdKind, Settings
 from training.ingest import times, values
+from training.ingest.aside import read_parquet
 from training.ingest.columns_file import CALENDAR, COLUMNS_FILE, Mapped, Source
 from training.ingest.csv_files import open_text, read_text
-from training.ingest.landing import read_parquet
 from training.ingest.schema import TIMESTAMP, TableSpec
 
 PARQUET = (".parquet", ".pq")

@@ -34,6 +34,7 @@ from training.contract.log import LAKE_VERSION
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
 from training.ingest import corrections, merging
+from training.ingest.aside import read_parquet, set_aside, without_bad_rows
 from training.ingest.schema import TableSpec, check_day, conform, table_spec
 
 PART = "part-0.parquet"
@@ -66,8 +67,13 @@ def write_partition(
     source: str,
     deliveries: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
+    of_lake: bool = False,
 ) -> dict[str, Any]:
     """:func:`land` for a caller that holds the lock.
+
+    Single rows that break a check are set aside (:mod:`training.validation.set_aside`), into the day's
+    quarantine. ``of_lake`` says that ``rows`` are the partition's and not the source's, so that what was set
+    aside before belongs to them.
 
     ``columns`` are the source's, with their types there, where ``rows`` no longer show them.
 
@@ -86,10 +92,13 @@ def write_partition(
     told = {"deliveries": sorted(set(deliveries)), "columns": columns}
     rows, merged, twice = _with_others(settings, spec, day, before, source, rows, told)
     rows = corrections.apply(spec, rows, corrections.of_day(settings.layout, table, day))
+    if of_lake:
+        rows = pa.concat_tables([rows, set_aside(settings, spec, table, day)])
     if table != USERS:
         check_day(settings, day, rows[spec.time], where)
     ordered, duplicates = _canonical(spec, rows)
     duplicates += twice
+    ordered = without_bad_rows(settings, table, day, ordered)
     content = _parquet(ordered)
     digest = hashlib.sha256(content).hexdigest()
     changed = before is not None and before["sha256"] != digest
@@ -102,6 +111,7 @@ def write_partition(
         "contract_version": LAKE_VERSION,
         "revision": (before["revision"] if before else 0) + (before is None or changed),
         "duplicates_removed": duplicates,
+        "set_aside": set_aside(settings, spec, table, day).num_rows,
         **told,
         **merged,
     }
@@ -140,6 +150,7 @@ def _with_others(
         if before is None or before["source"] != other:
             return rows, {}, 0
         lying = conform(spec, read_partition(layout.partition(table, day)), f"{table} of {day}")
+        lying = pa.concat_tables([lying, set_aside(settings, spec, table, day)])
         known[other] = {name: before.get(name, {}) for name in ("deliveries", "columns")}
         merging.keep(layout, table, day, other, lying, known[other])
     ordered, duplicates = _canonical(spec, rows)
@@ -264,6 +275,8 @@ def summary(day: date, notes: Sequence[dict[str, Any]], **counts: dict[str, int]
             note["table"], {"rows": 0, "days": [], "changed_days": [], "duplicates_removed": 0}
         )
         entry["days"].append(note["day"])
+        if note.get("set_aside"):
+            entry["set_aside"] = entry.get("set_aside", 0) + note["set_aside"]
         if note["changed"]:
             entry["changed_days"].append(note["day"])
         if note["day"] == day.isoformat():
@@ -309,15 +322,6 @@ def read_note(partition: Path) -> dict[str, Any] | None:
 def read_partition(partition: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A landed partition's rows; :class:`DataError` naming the file when it cannot be read."""
     return read_parquet(partition / PART, columns)
-
-
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file; :class:`DataError` naming it when it is missing, truncated or not Parquet."""
-    try:
-        return pq.ParquetFile(path).read(None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
-        message = f"{path}: unreadable Parquet: {str(error).splitlines()[0]}"
-        raise DataError(message, breaks="readable") from error
 
 
 def connect(database: Path | str = ":memory:") -> duckdb.DuckDBPyConnection:

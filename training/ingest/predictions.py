@@ -52,7 +52,8 @@ def with_predictions(settings: Settings, day: date, predictions: pa.Table) -> di
             connection.register("landed", read_partition(partition))
             filled = connection.sql(fill_predictions("landed", "predictions", given)).to_arrow_table()
         return write_partition(
-            settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"], note.get("columns")
+            *(settings, IMPRESSIONS, day, filled, note["source"], note["deliveries"], note.get("columns")),
+            of_lake=True,
         )
 
 

@@ -9,10 +9,11 @@ Put a day's files where ``logs.folder`` of the settings points (``logs.source: f
       users/dt=2026-01-05/*             optional: users whose profile is new or changed
 
 A ``dt=`` folder is a *delivery*: what became known on that day. Rows of earlier days in it are late:
-they land in their own day, and mark it changed; rows of a later day are refused. A row of a later
-delivery replaces one of the same key from an earlier delivery; rows of one delivery that share a key are
-both landed, for validation to stop the day. Deliveries must be kept: landing a day again reads all that it
-was landed from. A file that is no log is refused; what begins with ``_`` or ``.`` is left out, and named.
+they land in their own day, and mark it changed; a few rows of a later day go to quarantine, more are
+refused. A row of a later delivery replaces one of the same key from an earlier delivery; rows of one
+delivery that share a key are both landed, for validation to stop the day. Deliveries must be kept: landing
+a day again reads all that it was landed from. A file that is no log is refused; what begins with ``_`` or
+``.`` is left out, and named.
 
 What a file may hold, and how it is read: :mod:`training.ingest.files`. To read anything else (a database,
 JSON), make rows of it and hand them to :func:`training.ingest.land`.
@@ -23,16 +24,19 @@ JSON), make rows of it and hand them to :func:`training.ingest.land`.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
+from training.contract.files import write_atomic
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
+from training.ingest.aside import DELIVERY
 from training.ingest.columns_file import COLUMNS_FILE, Mapped, read_columns
 from training.ingest.files import SUFFIXES, Asked, FileRows, column_types, is_data, read_file, slips
 from training.ingest.landing import (
@@ -45,7 +49,7 @@ from training.ingest.landing import (
     write_partition,
 )
 from training.ingest.merging import FILES, MERGED
-from training.ingest.schema import TableSpec, local_day_sql, table_spec
+from training.ingest.schema import TIMESTAMP, TableSpec, local_day_sql, table_spec
 
 SOURCE = FILES
 _DELIVERY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
@@ -116,14 +120,11 @@ def _land_table(
     if table == IMPRESSIONS and not delivery.rows.num_rows:
         names = ", ".join(str(file.path) for file in delivery.files)
         raise DataError(f"no row of {day}: there is nothing but a header in {names}", breaks="delivered")
-    # a profile holds from its delivery on, whenever it was taken
+    facts = delivery.told
+    if table != USERS:  # a profile holds from its delivery on, whenever it was taken
+        delivery, later = _without_later(asked, folder / table / f"dt={day}", delivery)
+        facts |= {"later_rows": later} if later else {}
     days = {day} if table == USERS else {day, *_days(settings, spec, delivery.rows)}
-    if max(days) > day:
-        raise DataError(
-            f"{folder / table / f'dt={day}'} holds rows of {max(days)}, a later day than the delivery's: a "
-            "clock or a time zone is wrong",
-            breaks="times",
-        )
     notes = []
     for one in sorted(days):
         before = read_note(settings.layout.partition(table, one))
@@ -144,7 +145,33 @@ def _land_table(
         notes.append(
             write_partition(settings, table, one, rows, SOURCE, [str(d) for d in deliveries], columns)
         )
-    return notes, delivery.told
+    return notes, facts
+
+
+def _without_later(asked: Asked, place: Path, delivery: Delivery) -> tuple[Delivery, int]:
+    """The delivery without its rows of later days, which are few, and how many they are.
+
+    They are of no day that is known, and lie in the quarantine of the delivery's.
+    """
+    settings, spec = asked.settings, asked.spec
+    end = settings.day_start(asked.day + timedelta(days=1))
+    is_later = pc.greater_equal(delivery.rows[spec.time], pa.scalar(end, TIMESTAMP))
+    later, total = delivery.rows.filter(is_later), delivery.rows.num_rows
+    path = settings.layout.quarantine(asked.table, asked.day) / DELIVERY
+    if later.num_rows == 0:
+        path.unlink(missing_ok=True)
+        return delivery, 0
+    last = settings.calendar.day_of(pc.max(later[spec.time]).as_py())
+    if later.num_rows > max(1, int(settings.validation.max_later_share * total)) or later.num_rows == total:
+        raise DataError(
+            f"{place} holds rows of {last}, a later day than the delivery's ({later.num_rows} of {total}): a "
+            f"clock is wrong, or its days are not cut in calendar.timezone, {settings.calendar.timezone}",
+            breaks="times",
+        )
+    reason = f"expected: {spec.time} lies in the delivery's day, {asked.day}, or before"
+    rows = later.append_column("reason", pa.repeat(reason, later.num_rows))
+    write_atomic(path, lambda temporary: pq.write_table(rows, temporary))
+    return replace(delivery, rows=delivery.rows.filter(pc.invert(is_later))), later.num_rows
 
 
 def _merge(

@@ -1,7 +1,9 @@
 """Quarantine: rows that broke a check, to be looked at, mended outside, and landed in their own day.
 
-Validation writes ``lake/quarantine/<table>/dt=<day>/validation.parquet``: the bad rows as they lie in the
-lake, with a ``reason``. :func:`export` numbers them; :func:`land` takes the mended file back, checks each
+Below ``lake/quarantine/<table>/dt=<day>/`` lie rows with a ``reason``: in ``validation.parquet`` the bad ones
+of a stopped day, as they lie in the lake; in ``set_aside.parquet`` those that landing left out of the day
+(:mod:`training.validation.set_aside`); in ``delivery.parquet`` those of a delivery that belong to no day.
+:func:`export` numbers them; :func:`land` takes the mended file back, checks each
 row as validation would, and keeps the change as a correction (:mod:`training.ingest.corrections`), which
 also holds when the day's source is landed again.
 """
@@ -27,13 +29,13 @@ from training.contract.files import sha256, write_atomic
 from training.contract.layout import TABLES, USERS, Layout, day_of_folder
 from training.contract.settings import Settings
 from training.ingest import corrections, values
+from training.ingest.aside import DELIVERY, SET_ASIDE, read_parquet, set_aside
 from training.ingest.corrections import Pair, Row
 from training.ingest.csv_files import read_text
 from training.ingest.landing import (
     connect,
     landing_lock,
     read_note,
-    read_parquet,
     read_partition,
     write_partition,
 )
@@ -42,6 +44,7 @@ from training.ingest.schema import TIMESTAMP, TableSpec, conform, local_day_sql,
 ROW = "quarantine_row"  # which row of the quarantine a mended row stands for, from 0
 REASON = "reason"
 FILE = "validation.parquet"
+FILES = (DELIVERY, SET_ASIDE, FILE)  # in the order of their rows' numbers
 NAMED = 5  # rows that a message names
 
 
@@ -59,10 +62,12 @@ def held(settings: Settings, day: date | None = None) -> list[Held]:
     """Every quarantined table of a day, or of all days, oldest first."""
     found = []
     for table in TABLES:
-        for path in settings.layout.quarantine(table, date.min).parent.glob(f"dt=*/{FILE}"):
-            one = day_of_folder(path.parent)
-            if day in (None, one):
-                reasons = read_parquet(path, [REASON])[REASON].to_pylist()
+        for folder in settings.layout.quarantine(table, date.min).parent.glob("dt=*"):
+            one = day_of_folder(folder)
+            if day in (None, one) and (paths := _files(settings.layout, table, one)):
+                reasons = [
+                    reason for path in paths for reason in read_parquet(path, [REASON])[REASON].to_pylist()
+                ]
                 found.append(Held(one, table, len(reasons), dict(Counter(reasons).most_common())))
     return sorted(found, key=lambda entry: (entry.day, entry.table))
 
@@ -83,14 +88,18 @@ def rows(settings: Settings, table: str, day: date, reason: str | None = None) -
 
     Raises :class:`DataError` when nothing of the table and day is in quarantine.
     """
-    path = settings.layout.quarantine(table, day) / FILE
-    if not path.exists():
+    paths = _files(settings.layout, table, day)
+    if not paths:
         raise DataError(f"no {table} of {day} are in quarantine: `mtf quarantine list` says what is")
-    content = read_parquet(path)
+    content = pa.concat_tables([read_parquet(path) for path in paths], promote_options="default")
     content = content.add_column(0, ROW, pa.array(range(content.num_rows), pa.int64()))
     if reason is not None:
         content = content.filter(pc.match_substring(content[REASON], reason, ignore_case=True))
     return content
+
+
+def _files(layout: Layout, table: str, day: date) -> list[Path]:
+    return [path for name in FILES if (path := layout.quarantine(table, day) / name).exists()]
 
 
 def export(settings: Settings, table: str, day: date, path: Path) -> int:
@@ -138,10 +147,10 @@ def land(
         "days": sorted(one.isoformat() for one in by_day),
     }
     with landing_lock(settings.layout):
-        lying = {one: _lying(settings, spec, table, one) for one in by_day}
+        lying = {one: _lying(settings, spec, table, one) for one in {day, *by_day}}
         if all(_is_landed(lying[one], by_day[one]) for one in by_day):
             return {**record, "changed": False}
-        _refuse_gone(spec, table, day, lying[day], by_day[day])
+        _refuse_gone(spec, table, day, lying[day], by_day.get(day, []))
         tables = {one: corrections.pairs_table(spec, some) for one, some in by_day.items()}
         for one, some in by_day.items():
             after = corrections.apply(spec, lying[one], [tables[one]])
@@ -161,6 +170,8 @@ def _pairs(
     settings: Settings, spec: TableSpec, table: str, day: date, path: Path, drop_missing: bool
 ) -> list[Pair]:
     quarantined = conform(spec, rows(settings, table, day), f"{table} of {day} in quarantine").to_pylist()
+    of_no_day = settings.layout.quarantine(table, day) / DELIVERY
+    landed_from = pq.read_metadata(of_no_day).num_rows if of_no_day.exists() else 0  # the first lie in no day
     given = _read(spec, path)
     if ROW not in given.column_names:
         raise DataError(f"{path}: missing column {ROW}: mend a file that `mtf quarantine export` wrote")
@@ -173,13 +184,13 @@ def _pairs(
     if unknown:
         raise DataError(f"{path}: {ROW} {unknown[0]} is none of the {len(quarantined)} quarantined rows")
     pairs: list[Pair] = [
-        (quarantined[number], row)
+        (None if number < landed_from else quarantined[number], row)
         for number, row in zip(numbers, fixed, strict=True)
         if _text(row) != _text(quarantined[number])
     ]
     missing = sorted(set(range(len(quarantined))) - set(numbers))
     if missing and drop_missing:
-        pairs += [(quarantined[number], None) for number in missing]
+        pairs += [(quarantined[number], None) for number in missing if number >= landed_from]
     if not pairs:
         raise DataError(
             f"{path}: every row is as it was in quarantine"
@@ -216,7 +227,8 @@ def _by_day(
         if one == day:
             found[day].append((original, fixed))
         else:
-            found[day].append((original, None))
+            if original is not None:
+                found[day].append((original, None))
             found[one].append((None, fixed))
     for one in found:
         if read_note(settings.layout.partition(table, one)) is None:
@@ -243,7 +255,8 @@ def _own_days(
 
 def _lying(settings: Settings, spec: TableSpec, table: str, day: date) -> pa.Table:
     partition = settings.layout.partition(table, day)
-    return conform(spec, read_partition(partition), f"{table} of {day}")
+    rows = conform(spec, read_partition(partition), f"{table} of {day}")
+    return pa.concat_tables([rows, set_aside(settings, spec, table, day)])
 
 
 def _is_landed(lying: pa.Table, pairs: Sequence[Pair]) -> bool:

@@ -117,6 +117,7 @@ def _landed(settings: Settings, day: date, rules: Rules, required: bool) -> Vali
     table.check(required)
     if table.judged:
         _landing_note(table)
+        _set_aside(table)
         _source_columns(table)
     return table
 
@@ -147,6 +148,16 @@ def _landing_note(table: ValidatedTable) -> None:
         table.measures["rows_since_landing"] = table.rows - rows
         text = f"the partition still holds the {rows} rows that were landed"
         table.day_checks.append(measure("rows_since_landing", text, 0, 0, "warning"))
+
+
+def _set_aside(table: ValidatedTable) -> None:
+    """Single rows that landing left out of the day: it goes on without them, and says so."""
+    note = read_note(table.folders[0])
+    if note is None or "set_aside" not in note:
+        return
+    table.measures["rows_set_aside"] = note["set_aside"]
+    text = "no row was set aside (`mtf quarantine list` says which, and why)"
+    table.day_checks.append(measure("rows_set_aside", text, 0, 0, "warning"))
 
 
 def _orphans(settings: Settings, day: date, shown: ValidatedTable) -> None:

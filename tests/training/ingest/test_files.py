@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from tests.training.ingest.news import (
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import Settings
-from training.ingest import land_files
+from training.ingest import land_files, with_predictions
+from training.validation import quarantine
 
 Write = Callable[[Path, list[dict[str, Any]]], None]
 
@@ -483,3 +484,88 @@ def test_the_cases_that_users_brought(tmp_path: Path, case: str) -> None:
         for p in files
     )
     assert land_files(settings, DAY, CASES / case)["tables"][IMPRESSIONS]["rows"] == expected > 0
+
+
+def test_a_row_of_tomorrow_costs_the_row(settings: Settings, folder: Path) -> None:
+    """It lies in quarantine; more of them are another zone, which is named."""
+    some = rows(settings, 30)
+    some[7] |= {"event_ts": some[7]["event_ts"] + timedelta(days=1)}
+    _write(place(folder), csv_text(some))
+    told = land_files(settings, DAY, folder)["tables"][IMPRESSIONS]
+    assert (told["rows"], told["later_rows"], told["days"]) == (119, 1, [str(DAY)])
+    [held] = quarantine.held(settings)
+    assert (held.day, held.rows, held.reasons) == (
+        DAY,
+        1,
+        {"expected: event_ts lies in the delivery's day, 2026-11-24, or before": 1},
+    )
+    # mended, it lies in its day
+    mended = folder.parent / "mended.csv"
+    quarantine.export(settings, IMPRESSIONS, DAY, mended)
+    mended.write_text(mended.read_text().replace("2026-11-25", "2026-11-24"))
+    quarantine.land(settings, IMPRESSIONS, DAY, mended, by="me", why="a clock")
+    assert land_files(settings, DAY, folder)["tables"][IMPRESSIONS]["rows"] == 120
+    # an hour of them
+    shifted = changed(rows(settings, 30), event_ts=lambda t: t + timedelta(hours=1))
+    _write(place(folder), csv_text(shifted))
+    with pytest.raises(DataError, match=r"\(4 of 120\): .* calendar.timezone, UTC"):
+        land_files(settings, DAY, folder)
+    _write(place(folder), csv_text(rows(settings)))
+    land_files(settings, DAY, folder)
+    assert quarantine.held(settings) == []
+
+
+@pytest.mark.parametrize(("zone", "day"), [("Europe/Berlin", "2026-10-25"), ("Asia/Kolkata", "2026-11-24")])
+def test_deliveries_of_a_local_day_land_in_it(tmp_path: Path, zone: str, day: str) -> None:
+    """Of 25 hours, and in a zone of half hours."""
+    own, one = news_settings(tmp_path / "data", zone), date.fromisoformat(day)
+    _write(place(tmp_path / "logs", day=one), csv_text(rows(own, 200, one)))
+    told = land_files(own, one, tmp_path / "logs")["tables"][IMPRESSIONS]
+    assert (told["rows"], told["days"]) == (800, [day])
+
+
+def test_one_bad_row_of_many_goes_to_quarantine_and_the_day_goes_on(tmp_path: Path) -> None:
+    from training.validation import validate_landed
+
+    def settings_of(**validation: Any) -> Settings:
+        return news_settings(tmp_path / "data", validation=validation)
+
+    settings, folder = settings_of(max_bad_share=0.01), tmp_path / "logs"
+    some = rows(settings, 50)
+    some[3] |= {"p_click": 1.5}
+    some[9] |= {"is_click": 2, "p_click": 7.0}
+    _write(place(folder), csv_text(some))
+    told = land_files(settings, DAY, folder)["tables"][IMPRESSIONS]
+    assert (told["rows"], told["set_aside"]) == (198, 2)
+    lake = lake_bytes(settings)
+    assert land_files(settings, DAY, folder)["tables"][IMPRESSIONS]["changed_days"] == []
+    assert lake_bytes(settings) == lake
+    record = validate_landed(settings, DAY)
+    assert record["success"]
+    [warned] = [f for f in record["suites"]["impressions_day"]["failed"] if f["field"] == "rows_set_aside"]
+    assert (warned["severity"], warned["observed"]) == ("warning", 2.0)
+    reasons = quarantine.rows(settings, IMPRESSIONS, DAY)["reason"].to_pylist()
+    assert sorted(len(reason.split("; ")) for reason in reasons) == [1, 2]
+    # predictions that are filled in later leave them where they are
+    with_predictions(settings, DAY, pa.table({"request_id": ["r24-1"], "item_id": [1007], "p_share": [0.5]}))
+    assert quarantine.held(settings)[0].rows == 2
+    # mended, they lie in their day
+    mended = tmp_path / "mended.parquet"
+    quarantine.export(settings, IMPRESSIONS, DAY, mended)
+    table = pq.ParquetFile(mended).read()
+    for name, value in (
+        ("p_click", pa.array([0.5, 0.5], pa.float32())),
+        ("is_click", pa.array([1, 1], pa.int8())),
+    ):
+        table = table.set_column(table.column_names.index(name), name, value)
+    pq.write_table(table, mended)
+    quarantine.land(settings, IMPRESSIONS, DAY, mended, by="me", why="logged in percent")
+    assert land_files(settings, DAY, folder)["tables"][IMPRESSIONS]["rows"] == 200
+    assert quarantine.held(settings) == []
+    # a check may have a share of its own; above it the day stops, with every row there
+    strict = settings_of(max_bad_share=0.01, max_bad_shares={"p_share": 0.0})
+    some[5] |= {"p_share": 3.0}
+    _write(place(folder), csv_text(some))
+    assert land_files(strict, DAY, folder)["tables"][IMPRESSIONS]["rows"] == 200
+    assert not validate_landed(strict, DAY)["success"]
+    assert quarantine.held(settings)[0].rows == 1

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.training.ingest.conftest import DAY, MIDNIGHT, impressions, partition_bytes, read
+from tests.training.ingest.conftest import DAY, MIDNIGHT, SHANGHAI, impressions, partition_bytes, read
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import write_record
@@ -22,7 +22,7 @@ NEXT = DAY + timedelta(days=1)
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path / "data")
+    return Settings(data=tmp_path / "data", calendar=SHANGHAI)
 
 
 def source(settings: Settings, bad: bool = True) -> pa.Table:

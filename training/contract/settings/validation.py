@@ -58,5 +58,19 @@ class ValidationSettings(Section):
     )
     verdicts: VerdictSettings = VerdictSettings()
     max_null_share: Share = Field(0.0, description="of required columns")
+    max_bad_share: Share = Field(
+        1e-4,
+        description="of a table's rows that may break a row check: they go to quarantine and the day goes "
+        "on; more stop it (ours)",
+    )
+    max_bad_shares: dict[str, Share] = Field(
+        {},
+        description="the same of single checks, by their field in Data Docs: p_click, repeated_rows",
+    )
+    max_later_share: Share = Field(
+        0.01,
+        description="of a delivery's rows that may be of a later day: they go to quarantine; one row always "
+        "may (ours)",
+    )
     quarantine_rows: int = Field(10_000, ge=1, description="bad rows kept a day and table")
     min_transitions: int = Field(500, ge=1, description="fewest transitions to train on (ours)")

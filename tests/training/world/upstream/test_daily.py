@@ -22,7 +22,9 @@ from training.world.upstream.model import fit_log
 
 @pytest.fixture(scope="module")
 def predicted(landed: Settings, tmp_path_factory: pytest.TempPathFactory, release: Path) -> tuple:
-    settings = Settings(data=tmp_path_factory.mktemp("predicted"), upstream=UPSTREAM)
+    settings = Settings(
+        data=tmp_path_factory.mktemp("predicted"), upstream=UPSTREAM, calendar=landed.calendar
+    )
     shutil.copytree(landed.layout.root, settings.data, dirs_exist_ok=True)
     return settings, predict_days(settings, release)
 
@@ -83,7 +85,7 @@ def test_a_days_own_feedback_does_not_reach_its_predictions(predicted: tuple, tm
 
     folder = tmp_path / "release"
     write_release(folder, turned)
-    other = Settings(data=tmp_path / "data", upstream=UPSTREAM)
+    other = Settings(data=tmp_path / "data", upstream=UPSTREAM, calendar=settings.calendar)
     land_kuairand(other, folder)
     predict_days(other, folder)
     found, rows = day_of(other, DAYS[-1]), day_of(settings, DAYS[-1])
