@@ -4,8 +4,6 @@ A stage is a function of the settings and the day. It runs when something that i
 it was (:mod:`dags.inputs`), when it failed or was killed, or when it is told to; else its record is kept.
 A run writes the stage's record, whether it succeeds, is skipped or fails, and drops the later records that
 no longer hold. A day page is made again whenever a stage fails, and at the end.
-
-Over 400 lines: what a stage calls and when it runs are read together, and each stage is a few lines.
 """
 
 import shutil
@@ -189,27 +187,6 @@ def promote(settings: Settings, day: date) -> Record:
     if decision["decision"] == "refuse":
         return {"skipped": f"the gate refused: {'; '.join(decision['reasons'])}"}
     return promotion.promote(settings, day, decision)
-
-
-def choose(settings: Settings, day: date, factor: float, reason: str) -> Record:
-    """Put the point of ``factor`` of the day's sweep through the gate and promote it; no stage of the day.
-
-    Returns the gate's record, whose decision is "promote", or "unchanged" where it serves. Raises
-    :class:`DataError` where there is no such point or a rule refuses it; what serves then stays.
-    """
-    from training import promotion
-    from training.contract.pointer import read_champion
-
-    with locked(settings.layout.stages_lock, shared=True):
-        chosen = promotion.choose(settings, day, factor, reason)
-        refuse_outdated(settings, day)
-        decision: Record = promotion.gate(settings, day, smoke=smoke(settings, day), chosen=chosen)
-        outcome = promotion.promote(settings, day, decision, chosen)
-        trying = read_champion(settings.layout.challenger)
-        if not outcome["promoted"] and (trying is None or trying.sha256 != chosen.judged["sha256"]):
-            raise DataError(f"interaction x{factor:g} of {day} is not promoted: {outcome['reason']}")
-        make_report(settings, day)
-    return decision | {"outcome": outcome["reason"]}
 
 
 FUNCTIONS: dict[str, Callable[[Settings, date], Record]] = {

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dags import stages
+from dags import choosing
 from dags.command_line.console import busy, console
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.log import STATIC_VERSION
@@ -36,7 +36,7 @@ def pareto(
         console.print("More than static weights bring; the intervals of a part hold for all factors at once.")
         return
     with busy(f"interaction x{choose:g} of {chosen}"):
-        record = stages.choose(settings, chosen, choose, reason)
+        record = choosing.choose(settings, chosen, choose, reason)
     for rule in record["rules"]:
         console.print(f"pass  {rule['rule']}: {rule['reason']}")
     console.print(record["outcome"])

@@ -147,7 +147,7 @@ def test_a_function_that_a_stage_calls_is_its_own_and_the_machinery_is_no_stages
         path.write_text(text, encoding="utf-8")
         return changed
 
-    assert reran_when(stages._land.__name__) == ["land"]
+    assert reran_when(stages.refuse_outdated.__name__) == ["gate"]
     assert reran_when(stages.run_stage.__name__) == reran_when(stages.make_report.__name__) == []
 
 

@@ -45,7 +45,7 @@ PARTS = ("time", "interaction")
 _DRAWS = 400  # of the posterior
 _STATES = 4_000  # that policies act on, about
 
-Acts = tuple[Float32Array, Float32Array]  # states [n, d], and the actions [n, k] of a policy there
+Met = tuple[Float32Array, Float32Array]  # states [n, d] that a policy meets, and its actions [n, k] there
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,12 @@ def estimate(
         else:
             model = returns.learn(settings.fusion, mine, how.gamma, regression.rank)
         models.append(model)
-    visited = Visited(recent, next(iter(policies.values())).header.spec, _STATES, seed)
     leaning = {return_regression.leaning_name(factor): one for factor, one in (leanings or {}).items()}
     every = {**policies, **leaning}
+    visited = Visited(recent, next(iter(every.values())).header.spec, _STATES, seed)
     refit = [name for name in every if name in return_regression.ALGORITHMS or name in leaning]
     served = {name: visited.by(policy.act_in_parts) for name, policy in every.items()}
-    # as each half makes those in closed form
-    made: list[dict[str, Acts]] = [{}, {}]
+    made: list[dict[str, Met]] = [{}, {}]  # those in closed form, as each half makes them
     if refit:
         first = return_regression.initial_states(data, seed)
         for k, model in enumerate(models):
@@ -108,6 +107,15 @@ def estimate(
                 menu = proposed[return_regression.MENU]
                 proposed |= return_regression.sweep(model, parts[k], leanings, menu, first, regression, seed)
             made[k] = {name: visited.by(proposed[name].actor()) for name in refit}
+    # the parts' models of a half have the features of the whole's, and so the functionals
+    known = [
+        _Functionals(
+            {name: _functional(model, met) for name, met in served.items()},
+            {name: _functional(model, met) for name, met in made[1 - k].items()},
+            {name: _functional(model, met) for name, met in made[k].items()} if leanings else {},
+        )
+        for k, model in enumerate(models)
+    ]
 
     def valued(
         judges: Sequence[ReturnModel],
@@ -116,8 +124,7 @@ def estimate(
         rng: np.random.Generator,
         of_part: bool,
     ) -> SessionReturns:
-        by_name = {name: every[name] for name in names}
-        value, draws = _valued(judges, by_name, served, made, data, rng, of_part)
+        value, draws = _valued(judges, known, {name: every[name] for name in names}, data, rng, of_part)
         arms, misfit = _fit_of_arms(judges, half, data, to_go, settings)
         draws += misfit * rng.normal(size=draws.shape)
         draws -= draws.mean(axis=0)
@@ -141,47 +148,57 @@ def estimate(
     return replace(found, parts=of_parts)
 
 
+@dataclass(frozen=True)
+class _Functionals:
+    """Of a half's models, float64[p] by name: of what the policies do, and of what those in closed form do
+    that the other half makes, and (with leanings) this one."""
+
+    served: Mapping[str, Float64Array]
+    of_other: Mapping[str, Float64Array]
+    of_own: Mapping[str, Float64Array]
+
+
+def _functional(model: ReturnModel, met: Met) -> Float64Array:
+    functional = model.functional(*met)
+    functional[: model.features.d] = 0.0  # whoever serves meets the same users
+    return functional
+
+
 def _valued(
     judges: Sequence[ReturnModel],
+    known: Sequence[_Functionals],
     policies: Mapping[str, Policy],
-    served: Mapping[str, Acts],
-    made: Sequence[Mapping[str, Acts]],
     data: Transitions,
     rng: np.random.Generator,
     of_part: bool,
 ) -> tuple[Float64Array, Float64Array]:
     """What the halves' models say of policies: values float64[policies] and draws about 0 [draws, policies].
 
-    ``served`` is what they do, ``made`` what those do that each half makes again: the other values these.
-    ``of_part``: the models are of a part of the reward.
+    What is in closed form is valued as the other half makes it. ``of_part``: the models are of a part of the
+    reward.
     """
-    flattery = np.zeros(len(policies))  # what an own policy has above itself made again
-    value, draws = np.zeros(len(policies)), np.zeros((_DRAWS, len(policies)))
-    apart = np.zeros(len(policies))  # what the first half's have above the second's: no model flatters that
-    for sign, model, mine, again in zip((1.0, -1.0), judges, made, reversed(made), strict=True):
-        state = slice(0, model.features.d)  # whoever serves meets the same users
-        functionals = np.stack([model.functional(*again.get(name, served[name])) for name in policies])
-        functionals[:, state] = 0.0
+    names = list(policies)
+    again = known[0].of_other.keys()
+    flattery = np.zeros(len(names))  # what an own policy has above itself made again
+    apart = np.zeros(len(names))  # what the first half's have above the second's: no model flatters that
+    value, draws = np.zeros(len(names)), np.zeros((_DRAWS, len(names)))
+    for sign, model, own in zip((1.0, -1.0), judges, known, strict=True):
+        functionals = np.stack([own.of_other.get(name, own.served[name]) for name in names])
         mean, covariance = model.effects(functionals)
-        for place, name in enumerate(policies):
+        for place, name in enumerate(names):
             if name in again:
-                own = model.functional(*served[name])
-                own[state] = 0.0
-                flattery[place] += 0.5 * (own @ model.theta - mean[place])
+                flattery[place] += 0.5 * (own.served[name] @ model.theta - mean[place])
                 if of_part:
-                    own = model.functional(*mine[name])
-                    own[state] = 0.0
-                    apart[place] += 0.5 * sign * (own @ model.theta - mean[place])
+                    apart[place] += 0.5 * sign * (own.of_own[name] @ model.theta - mean[place])
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
         value += 0.5 * (model.level + mean)
         draws += 0.5 * rng.normal(size=draws.shape) @ root.T
     if of_part:
         draws += 0.5 * rng.normal(size=(_DRAWS, 1)) * apart
-    names = list(policies)
     for place, name in enumerate(names):
         kind = _kind(policies[name], names)
-        if name not in made[0] and kind in made[0] and kind in names:
+        if name not in again and kind in again and kind in names:
             value[place] -= _share_made_of(policies[name], data) * flattery[names.index(kind)]
     return value, draws
 
