@@ -164,7 +164,7 @@ def test_the_traffic_was_what_it_is_said_to_be(settings: Settings) -> None:
         for row in pq.read_table(settings.layout.partition(DECISIONS, day) / "part-0.parquet").to_pylist()
     }
     assert any("~" in row["session_id"] for row in rows), "no named session was cut"
-    assert any(row["step"] and row["event_ts"].hour == 16 and row["event_ts"].minute < 5 for row in rows)
+    assert any(row["step"] and row["event_ts"].hour == 0 and row["event_ts"].minute < 5 for row in rows)
     # of nine that came back four were seen, where anybody said so
     assert {row["impressions"] for row in rows} == {4, ITEMS}
     assert {type(row["user_id"]) for row in rows} == {str if settings.ids.users == "string" else int}

@@ -2,7 +2,7 @@
 
 While the service takes over the traffic, rows move from the files to its log: what must hold still is the sum
 of both. A source's own rows are held against its own recent days, and a change of them alone is shown and
-stops nothing. A day of one source says nothing about a day of another.
+stops nothing. The sum is held against recent days that share a source with it, and where none does, all.
 """
 
 import statistics
@@ -47,12 +47,9 @@ def judged(
     severity = severity_of(settings, "volume")
     if table == DECISIONS and _rolls_out(settings, [day, *recent]):
         severity = "warning"  # the service decides on a share that grows
-    if like:
-        median = statistics.median(like)
-        found.measures["recent_median_rows"] = median
-        _check(found, "rows_to_recent_median", f"{now} rows", now, like, severity)
-    else:
-        found.not_judged.append(("volume", f"no recent day came from {' and '.join(sorted(today))}"))
+    like = like or [rows for _, rows in recent.values()]
+    found.measures["recent_median_rows"] = statistics.median(like)
+    _check(found, "rows_to_recent_median", f"{now} rows", now, like, severity)
     every = sorted({name for sources in (today, *days.values()) for name in sources})
     for source in every if len(every) > 1 else ():
         past = [sources[source] for sources in days.values() if source in sources]

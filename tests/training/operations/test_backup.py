@@ -251,6 +251,7 @@ def registered(settings: Settings, day: date) -> ChampionPointer:
     """A policy of the day with its run and version in the registry."""
     made = policy(settings, day, [])
     judged = {**ESTIMATES, "chosen": "constant", "sha256": made.sha256, "version": made.version}
+    judged["policy"] = made.policy
     version = registry.register(settings, day, {"pool": {"constant": {"curves": {}}}}, judged)
     return replace(made, model_version=version)
 

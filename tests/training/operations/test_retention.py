@@ -291,6 +291,7 @@ def test_runs_of_deleted_models_leave_the_registry_and_named_versions_stay(
     estimates = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
     for pointer in (old, new):
         judged = {**estimates, "chosen": "constant", "sha256": pointer.sha256, "version": pointer.version}
+        judged["policy"] = pointer.policy
         trained = {"pool": {"constant": {"curves": {}}}}
         version = registry.register(settings, date.fromisoformat(pointer.day), trained, judged)
     registry.set_alias(settings, registry.CHAMPION, version)
