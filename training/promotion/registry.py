@@ -52,7 +52,7 @@ def register(
         files = artifacts(settings, run.info.run_id)
         write_json_atomic(files / "lineage.json", train_record.get("lineage", {}))
         policy = settings.layout.root / evaluate_record["policy"]
-        write_atomic(files / policy.name, lambda temporary: shutil.copyfile(policy, temporary))
+        write_atomic(files / "policy.safetensors", lambda temporary: shutil.copyfile(policy, temporary))
         client.set_terminated(run.info.run_id)
     version = _version(client, digest)
     if version is None:
