@@ -89,6 +89,8 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
         ),
         ("version: 2\n", 1, "version"),
         ("seed: 1\n5: 2\n", 2, "5: unknown setting"),
+        ("learner:\n  return_regression:\n    leanings: [2, 1, 2.0]\n", 3, "2 is there twice"),
+        ("learner:\n  return_regression:\n    leanings: [0]\n", 3, "greater than 0"),
     ],
 )
 def test_a_fault_is_named_by_line_and_setting(write, text: str, line: int, message: str) -> None:
