@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tests.peers.wire import Peer
 from training.contract import exploration
@@ -31,7 +30,7 @@ from training.contract.settings import HeadSettings, Settings
 from training.contract.settings.reward import SignalSettings
 from training.contract.settings.state import ProfileFeature, StateSettings
 from training.contract.state import history_columns, session_columns
-from training.trajectories import Transitions
+from training.trajectories import Transitions, sequence
 
 ROOT = Path(__file__).parents[2]
 CANDIDATES, SLATE = 5, 2  # RecSim's main.py
@@ -201,36 +200,9 @@ def collect(sessions: Sessions, numbers: np.ndarray, seed: int) -> Transitions:
         own = arm == index
         actions[own] = exploration.sample_at(means[own], std, uniforms[own])
         densities[own] = exploration.log_density(actions[own], means[own], std)
-    rows = sessions.play(numbers, lambda states, places: actions[places]).rows
-    order = np.lexsort((rows["step"], rows["session"]))
-    rows = {name: column[order] for name, column in rows.items()}
-    rows |= {
-        name: column[rows["session"]]
-        for name, column in (("mean", means), ("density", densities), ("arm", arm))
-    }
-    follows = np.append(rows["session"][1:] == rows["session"][:-1], False)
-    successor = np.where(follows, np.arange(len(follows)) + 1, 0)
-    keep = follows | rows["ended"]
-    for name in ("state", "action", "mean"):
-        rows[f"next_{name}"] = np.where(follows[:, None], rows[name][successor], 0.0)
-
-    def tensor(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows[name][keep])).to(dtype)
-
-    return Transitions(
-        states=tensor("state"),
-        actions=tensor("action"),
-        rewards=tensor("reward"),
-        next_states=tensor("next_state"),
-        next_actions=tensor("next_action"),
-        dones=tensor("ended"),
-        action_means=tensor("mean"),
-        log_densities=tensor("density", torch.float64),
-        sessions=tensor("session", torch.int64),
-        users=torch.from_numpy(numbers[rows["session"][keep]]),
-        steps=tensor("step", torch.int64),
-        by_session=torch.ones(int(keep.sum()), dtype=torch.bool),
-        arms=tensor("arm", torch.int64),
-        arm_names=ARMS,
-        next_action_means=tensor("next_mean"),
-    )
+    played = sessions.play(numbers, lambda states, places: actions[places]).rows
+    own = played["session"]
+    rows = {f"{name}s": played[name] for name in ("state", "action", "reward", "session", "step")}
+    rows |= {"action_means": means[own], "log_densities": densities[own], "users": numbers[own]}
+    rows |= {"by_session": np.ones(len(own), dtype=bool), "arms": arm[own]}
+    return sequence(rows, played["ended"], ARMS)

@@ -73,7 +73,7 @@ def measured(rows: int, unit: str) -> dict[str, float]:
     entries = returns.Features(settings.fusion, settings.state_spec.width)
     statistics = summed(entries)
     began = time.perf_counter()
-    projection = traits(returns.fit(entries, statistics), statistics, 3)
+    projection = traits(returns.fit(entries, statistics), statistics, 3, np.ones(entries.d))
     spent["fits_s"] += time.perf_counter() - began
     features = returns.Features(settings.fusion, entries.d, projection)
     statistics = summed(features)

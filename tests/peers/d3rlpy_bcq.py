@@ -13,6 +13,7 @@ import d3rlpy
 import structlog
 import torch
 import wire
+from bcq import made
 
 ABOUT = json.loads(sys.argv[1])  # seed, steps, hidden, and config: BCQConfig's that are not its defaults
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -32,21 +33,11 @@ def answer(message):
         message["terminals"],
         message["timeouts"],
     )
-    widths = d3rlpy.models.VectorEncoderFactory(ABOUT["hidden"])
-    seen, felt = (
-        message["observations"],
-        message["rewards"],
-    )  # given, for d3rlpy's own fits stop at uneven episodes
+    # given, for d3rlpy's own fits stop at uneven episodes
+    seen, felt = message["observations"], message["rewards"]
     scaler = d3rlpy.preprocessing.StandardObservationScaler(mean=seen.mean(axis=0), std=seen.std(axis=0))
     reward_scaler = d3rlpy.preprocessing.StandardRewardScaler(mean=felt.mean(), std=felt.std())
-    bcq = d3rlpy.algos.BCQConfig(
-        **ABOUT["config"],
-        actor_encoder_factory=widths,
-        critic_encoder_factory=widths,
-        imitator_encoder_factory=widths,
-        observation_scaler=scaler,
-        reward_scaler=reward_scaler,
-    ).create(device="cpu:0")
+    bcq = made(ABOUT["config"], ABOUT["hidden"], scaler, reward_scaler)
     bcq.build_with_dataset(data)
     for _ in range(ABOUT["steps"]):
         losses = bcq.update(data.sample_transition_batch(ABOUT["config"]["batch_size"]))

@@ -8,6 +8,7 @@ import numpy as np
 import pendulum_task
 import structlog
 import torch
+from bcq import made
 
 about = json.loads(sys.argv[1])
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
@@ -24,18 +25,11 @@ data = d3rlpy.dataset.MDPDataset(
     terminals=np.zeros(log["rewards"].size, dtype=np.float32),
     timeouts=timeouts.reshape(-1),
 )
-widths = d3rlpy.models.VectorEncoderFactory(about["hidden"])
 scaler = d3rlpy.preprocessing.StandardObservationScaler()
 found = []
 for seed in about["seeds"]:
     d3rlpy.seed(seed)
-    bcq = d3rlpy.algos.BCQConfig(
-        **about["config"],
-        actor_encoder_factory=widths,
-        critic_encoder_factory=widths,
-        imitator_encoder_factory=widths,
-        observation_scaler=scaler,
-    ).create(device="cpu:0")
+    bcq = made(about["config"], about["hidden"], scaler)
     bcq.build_with_dataset(data)
     if not scaler.built:
         scaler.fit_with_trajectory_slicer(data.episodes, data.trajectory_slicer)

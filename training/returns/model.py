@@ -31,6 +31,7 @@ _ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
 _TOLERANCE = 1e-2  # of the variances' relative change, where the fixed point is called reached
 _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
 _OUT = 1e-4  # τ² of a standardised feature, in σ², under which a group hardly counts
+_STILL = 0.1  # of an entry's deviation among all requests: below it a first request says nothing of it
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
 
 
@@ -140,15 +141,20 @@ def learn_parts(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> t
 def _with_traits(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> Features:
     entries = Features(fusion, data.states.shape[1])
     statistics = of_transitions(entries, data, gamma)
-    return Features(fusion, entries.d, traits(fit(entries, statistics), statistics, rank))
+    spread = data.states.double().std(dim=0).numpy()
+    return Features(fusion, entries.d, traits(fit(entries, statistics), statistics, rank, spread))
 
 
-def traits(model: ReturnModel, statistics: Statistics, rank: int) -> Float64Array:
+def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float64Array) -> Float64Array:
     """P float64[d, r], r ≤ ``rank``: the states' directions u = s P that most move what a weight brings.
 
     With B [d, k] the effects of s ⊗ x and C the states' covariance, s B is what a state changes in the effect
     of each log-share (a deviation of it). P = B V, V the first right singular vectors of C^½ B: the u are
     uncorrelated, of variance 1, the one that explains most first. Directions without any effect are left out.
+
+    So are entries that hardly vary among the rows of the model beside ``spread``, their deviation [d] among
+    all requests: those of the session itself, of which a first request has next to nothing. What little they
+    say there says nothing of the values that they take later.
     """
     features, rows = model.features, statistics.rows.sum()
     total = statistics.zz.sum(axis=0)
@@ -162,6 +168,7 @@ def traits(model: ReturnModel, statistics: Statistics, rank: int) -> Float64Arra
     per_deviation = effects * np.divide(
         1.0, model.scale[linear], out=np.zeros(features.k), where=model.scale[linear] > 0.0
     )
+    per_deviation[np.sqrt(np.maximum(np.diag(covariance), 0.0)) < _STILL * spread] = 0.0
     _, sizes, right = np.linalg.svd(root @ per_deviation, full_matrices=False)
     some = sizes[:rank] > 1e-9 * max(model.noise, 1e-300) ** 0.5
     found: Float64Array = (per_deviation @ right[:rank].T / np.maximum(sizes[:rank], 1e-300))[:, some]

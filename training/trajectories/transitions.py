@@ -1,7 +1,7 @@
 """Transitions as tensors, and the two splits of a window."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -76,6 +76,37 @@ class Transitions:
             for i, name in enumerate(self.arm_names)
             if (arms == i).any()
         }
+
+
+_DTYPES = {
+    "log_densities": torch.float64,
+    "by_session": torch.bool,
+    **dict.fromkeys(("sessions", "users", "steps", "arms"), torch.int64),
+}
+
+
+def sequence(rows: Mapping[str, np.ndarray], ended: np.ndarray, arm_names: tuple[str, ...]) -> Transitions:
+    """Transitions of requests in any order: each is followed by the next step of its session.
+
+    ``rows`` holds the fields of :class:`Transitions` of every request, but those that say what followed and
+    ``dones``, which is ``ended``, bool[N]. The last request of a session that has not ended is left out.
+    """
+    order = np.lexsort((rows["steps"], rows["sessions"]))
+    given = {name: column[order] for name, column in {**rows, "dones": ended}.items()}
+    follows = np.append(given["sessions"][1:] == given["sessions"][:-1], False)
+    successor = np.where(follows, np.arange(len(follows)) + 1, 0)
+    for name, of in (
+        ("next_states", "states"),
+        ("next_actions", "actions"),
+        ("next_action_means", "action_means"),
+    ):
+        given[name] = np.where(follows[:, None], given[of][successor], 0.0)
+    keep = follows | given["dones"]
+    columns: dict[str, Any] = {
+        name: torch.from_numpy(np.ascontiguousarray(column[keep])).to(_DTYPES.get(name, torch.float32))
+        for name, column in given.items()
+    }
+    return Transitions(**columns, arm_names=arm_names)
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,15 @@ def test_what_a_user_has_to_do_with_the_weights_is_learnt_where_there_is_somethi
 def test_traits_are_the_directions_of_the_state_that_change_what_a_weight_brings() -> None:
     sessions = Sessions(interaction=2.0)
     statistics = of_transitions(FEATURES, sessions.log(3_000))
-    found = traits(fit(FEATURES, statistics), statistics, 5)
+    found = traits(fit(FEATURES, statistics), statistics, 5, np.ones(2))
     assert 1 <= found.shape[1] <= FEATURES.k  # no more than there are weights
     first = found[:, 0] / np.abs(found[:, 0]).max()
     np.testing.assert_allclose(np.abs(first), [1.0, 0.0], atol=0.05)
     assert found[:, 0] @ found[:, 0] == pytest.approx(1.0, abs=0.1)  # the state's entries have variance 1
-    assert traits(fit(FEATURES, statistics), statistics, 0).shape == (2, 0)
+    assert traits(fit(FEATURES, statistics), statistics, 0, np.ones(2)).shape == (2, 0)
+    # an entry that first requests hardly show says nothing of what it is later
+    still = traits(fit(FEATURES, statistics), statistics, 5, np.array([20.0, 1.0]))
+    assert (still[0] == 0.0).all()
 
 
 def test_each_trait_has_a_surface_of_its_own() -> None:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from training.contract import exploration
 from training.contract.settings.exploration import Unit
-from training.trajectories import Transitions
+from training.trajectories import Transitions, sequence
 from training.world.simulator.references import Bench, Choose
 from training.world.simulator.sessions import LEFT, Outcome, Requests
 
@@ -88,56 +87,29 @@ def collect(bench: Bench, arms: Sequence[Arm], seed: int, arm_of: np.ndarray | N
                 if arm.rank is None
                 else arm.rank(part, states[mine], actions[mine])
             )
-        parts.append({"state": states, "mean": mean, "action": actions, "density": densities})
+        parts.append({"states": states, "action_means": mean, "actions": actions, "log_densities": densities})
         return actions, scores
 
     def observe(requests: Requests, places: np.ndarray, outcome: Outcome) -> None:
         factors = bench.scene.reward_factors(outcome.events, outcome.play_time_ms, outcome.duration_ms)
         weights = bench.scene.reward_weights
         parts[-1] |= {
-            "session": requests.session,
-            "step": requests.step,
-            "reward": outcome.reward,
+            "sessions": requests.session,
+            "steps": requests.step,
+            "rewards": outcome.reward,
             "left": outcome.ended == LEFT,
-            "watch": (factors[..., :2] @ weights[:2]).sum(axis=1),
-            "factors": factors.sum(axis=1),
+            "watch_rewards": (factors[..., :2] @ weights[:2]).sum(axis=1),
+            "reward_factors": factors.sum(axis=1),
             "item_rewards": factors @ weights,
             "item_scores": np.take_along_axis(requests.predictions, places[..., None], axis=1),
         }
 
     bench.play(play, observe)
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.lexsort((rows["step"], rows["session"]))
-    rows = {name: column[order] for name, column in rows.items()}
-    follows = np.append(rows["session"][1:] == rows["session"][:-1], False)
-    successor = np.where(follows, np.arange(len(follows)) + 1, 0)
-    keep = follows | rows["left"]
-    rows["next_state"] = np.where(follows[:, None], rows["state"][successor], 0.0)
-    for name in ("action", "mean"):
-        rows[f"next_{name}"] = np.where(follows[:, None], rows[name][successor], 0.0)
-    rows = {name: column[keep] for name, column in rows.items()}
-
-    def tensor(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows[name])).to(dtype)
-
-    return Transitions(
-        states=tensor("state"),
-        actions=tensor("action"),
-        rewards=tensor("reward"),
-        next_states=tensor("next_state"),
-        next_actions=tensor("next_action"),
-        dones=tensor("left"),
-        action_means=tensor("mean"),
-        log_densities=tensor("density", torch.float64),
-        sessions=tensor("session", torch.int64),
-        users=torch.from_numpy(bench.scene.population.user_id[bench.user_row[rows["session"]]]),
-        steps=tensor("step", torch.int64),
-        by_session=torch.from_numpy(drawn_once[arm_of[rows["session"]]]),
-        arms=torch.from_numpy(arm_of[rows["session"]]),
-        arm_names=tuple(arm.name for arm in arms),
-        next_action_means=tensor("next_mean"),
-        watch_rewards=tensor("watch"),
-        item_scores=tensor("item_scores"),
-        item_rewards=tensor("item_rewards"),
-        reward_factors=tensor("factors"),
-    )
+    arm = arm_of[rows["sessions"]]
+    rows |= {
+        "users": bench.scene.population.user_id[bench.user_row[rows["sessions"]]],
+        "by_session": drawn_once[arm],
+        "arms": arm,
+    }
+    return sequence(rows, rows.pop("left"), tuple(one.name for one in arms))
