@@ -29,6 +29,7 @@ from feature_repo.entities import user
 from feature_repo.feast_hooks import redis_client, redis_field
 from serving.control.gathered import Gathered, GatheredCounter
 from tests.servers import redis_server
+from training.contract.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 HOLDS_FOR = {
@@ -107,7 +108,7 @@ def written(tmp_path_factory) -> Iterator[tuple[RedisOnlineStore, RepoConfig]]:
         )
         view = FeatureView(
             name="seen",
-            entities=[user],
+            entities=[user(Settings())],
             schema=[Field(name="clicks", dtype=Float64)],
             source=FileSource(path=str(folder / "none.parquet"), timestamp_field="ts"),
         )
