@@ -7,9 +7,8 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from training.evaluation.intervals import Estimates, Interval
-from training.policies import return_regression
 
-RIVAL = "static"
+RIVAL, SIMPLEST = "static", "constant"
 _FEW = 100  # replicates, of which a quantile is luck
 
 
@@ -18,16 +17,14 @@ def choose(estimates: Estimates, pool: Collection[str]) -> dict[str, Any]:
 
     The bounds are d_i − q · sd_i, with q the quantile of max_i |d*_i − d_i| / sd_i over the replicates: with
     the stated confidence all hold together, so the best of many is not the luckiest of many. Of few
-    replicates, as fits have, q is Student's t by Bonferroni. The closed forms are judged by users whom they
-    have not seen; what learnt by gradients has seen every row that judges it, and makes way for the best of
-    them where it is not shown to be better. Returns ``chosen``, and ``pool``, each member's interval.
+    replicates, as fits have, q is Student's t by Bonferroni. One that is not shown to be better than the
+    constant, where that is in the pool, makes way for it: the gate would refuse it. Returns ``chosen``, and
+    ``pool``, each member's interval.
     """
     found = simultaneous(estimates, pool, RIVAL)
-    ranked = sorted(found, key=lambda name: -found[name]["lower"])
-    best = ranked[0]
-    unseen = next((name for name in ranked if name in return_regression.ALGORITHMS), best)
-    if best != unseen and estimates.difference(best, unseen)["lower"] <= 0.0:
-        best = unseen
+    best = max(found, key=lambda name: found[name]["lower"])
+    if SIMPLEST in found and best != SIMPLEST and estimates.difference(best, SIMPLEST)["lower"] <= 0.0:
+        best = SIMPLEST
     return {"chosen": best, "pool": found}
 
 
