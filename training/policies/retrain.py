@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from training import trajectories
 from training.contract.errors import DataError, MtfError
@@ -239,7 +240,11 @@ def _networks(settings: Settings, algorithm: str) -> dict[str, Any]:
 
 @contextmanager
 def reproducible(threads: int) -> Iterator[None]:
-    """Deterministic kernels and a fixed number of threads; both are put back.
+    """Deterministic kernels, a fixed number of PyTorch's threads, and one of BLAS's; all are put back.
+
+    One, for the matrices of the closed forms are of hundreds of rows, and BLAS's threads wait for each other
+    in a loop: where another program has one of their cores, a second thread makes them ten times slower. And
+    sums then do not depend on the number of cores.
 
     Deterministic mode also fills every new tensor before it is written, for those who read memory that
     they did not set. No learner does, and it took a tenth of a step.
@@ -252,7 +257,8 @@ def reproducible(threads: int) -> Iterator[None]:
     if threads:
         torch.set_num_threads(threads)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.use_deterministic_algorithms(strict)
         deterministic.fill_uninitialized_memory = filling

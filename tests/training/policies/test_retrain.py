@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from training.contract.errors import DataError, MtfError
 from training.contract.files import read_json
@@ -251,9 +252,16 @@ def test_a_warm_start_that_cannot_be_says_so_and_starts_fresh(toy, why):
     assert any(why in warning for warning in record["warnings"])
 
 
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
 def test_threads_and_determinism_are_put_back(toy):
-    before = torch.get_num_threads()
-    train(logged(toy), DAY)
+    inside, before = set(), torch.get_num_threads()
+    with threadpool_limits(2, user_api="blas"):
+        train(logged(toy), DAY, lambda *_: inside.update(blas_threads()))
+        assert {*blas_threads()} == {2}
+    assert inside == {1}  # BLAS's others would wait in a loop for a core
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
 
