@@ -16,9 +16,9 @@ from training.contract.settings import load_settings
 settings = load_settings()
 zone = pendulum.timezone(settings.calendar.timezone)
 
-# no start date: the first scheduled run is the next night's, and days before any other are backfilled by hand.
-# No catch-up: Airflow would know of the nights that it has missed itself, since its last run, however long that
-# is. What is missing is found in the records (`missed`), whoever ran the other days.
+# no start date: the first scheduled run is the next night's, and days before any other are backfilled by
+# hand. No catch-up: Airflow knows of the nights since its own last run alone, however many they are. What is
+# missing is found in the records (`missed`), whoever ran the other days.
 common = {
     "catchup": False,
     "max_active_runs": 1,

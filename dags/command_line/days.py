@@ -83,8 +83,8 @@ def backfill(
     if failed:
         again = f"mtf backfill --from {failed[0]} --to {days[-1]}"
         raise MtfError(
-            f"{len(failed)} of {len(days)} days failed: {', '.join(map(str, failed))}. Do what is said above; "
-            f"then `{again}` goes on at the stage that failed"
+            f"{len(failed)} of {len(days)} days failed: {', '.join(map(str, failed))}. Do what is said "
+            f"above; then `{again}` goes on at the stage that failed"
         )
 
 

@@ -18,8 +18,8 @@ class Keys:
     has, for each file, the places of its rows. The other arrays are of all R rows: ``following`` is the
     place of the next request (−1 where it is not in the window), ``current`` tells rows of this state
     specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names`` and
-    ``versions`` ``version_names``, ``users`` are codes of the users, ``steps`` their places in the session and
-    ``requests_before`` how many requests of the same user and file come before.
+    ``versions`` ``version_names``, ``users`` are codes of the users, ``steps`` the rows' places in their
+    sessions and ``requests_before`` how many requests of the same user and file come before.
     """
 
     def __init__(self, paths: Sequence[Path], version: str) -> None:

@@ -25,9 +25,10 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
     ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too;
     ``every`` asks for all usable rows of all arms beside the splits, without the replay's limit.
     Rows of another state specification are left out, and so are truncated ones (nothing is known of
-    their s') and what one user or session has beyond the settings' limits. Raises :class:`DataError` when the day has no export, when nothing usable is left, or
-    naming file and request of a row whose state or action does not fit the settings; :class:`MtfError` when
-    a file is replaced meanwhile, or the disk has no room.
+    their s') and what one user or session has beyond the settings' limits. Raises :class:`DataError` when
+    the day has no export, when nothing usable is left, or naming file and request of a row whose state or
+    action does not fit the settings; :class:`MtfError` when a file is replaced meanwhile, or the disk has no
+    room.
 
     The window is read twice: its keys, which say which rows go where, then everything in parts, which are
     checked and put in their places. Memory holds the keys, one part and the set; above
