@@ -1,8 +1,8 @@
 """Who may import whom: dags -> training, serving; serving -> training.contract; training -> nothing of ours.
 
 Two exceptions: ``training/features`` registers what ``feature_repo`` defines and takes users out of its
-store, and ``serving/state`` reads what that keeps.
-Imports are read from the source by its syntax tree (:mod:`training.contract.sources`), so that those inside functions and for type checkers count too.
+store, and ``serving/state`` reads what that keeps. Imports are read from the source by its syntax tree
+(:mod:`training.contract.sources`), so that those inside functions and for type checkers count too.
 """
 
 import ast

@@ -42,7 +42,7 @@ def forget(settings: Settings, user: Id) -> int:
     for path in sorted(lake.glob("*/*/dt=*/*.parquet")):
         kind = path.relative_to(lake).parts[0]
         if kind == "parts":
-            removed += _without(path, user, lambda rows, to: pq.write_table(rows, to, compression="zstd"))
+            removed += _without(path, user, _write_part)
         elif kind == "quarantine":
             removed += _without(path, user, pq.write_table, empty=False)
         elif kind == "corrections":  # one without pairs stays: the next one's number counts it
@@ -51,6 +51,19 @@ def forget(settings: Settings, user: Id) -> int:
         for day in settings.layout.days(table):
             removed += _forget_in_partition(settings, table, day, user)
     return removed
+
+
+def _write_part(rows: pa.Table, to: Path) -> None:
+    pq.write_table(_as_written(rows), to, compression="zstd")
+
+
+def _as_written(rows: pa.Table) -> pa.Table:
+    """Rows as landing has them, and not as Parquet gives them back, which names a list's entries itself.
+
+    By their own columns: an old day keeps those that the settings do not name any more.
+    """
+    types = [pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type for f in rows.schema]
+    return rows.cast(pa.schema(list(zip(rows.schema.names, types, strict=True))))
 
 
 def _without(path: Path, user: Id, write: Callable[[pa.Table, Path], object], *, empty: bool = True) -> int:
@@ -91,7 +104,7 @@ def _forget_in_partition(settings: Settings, table: str, day: date, user: Id) ->
     removed = rows.num_rows - kept.num_rows
     if removed or others != late:
         with replaced_folder(folder) as fresh:
-            write_atomic(fresh / PART, lambda temporary: temporary.write_bytes(encoded(kept)))
+            write_atomic(fresh / PART, lambda temporary: temporary.write_bytes(encoded(_as_written(kept))))
             digest = sha256(fresh / PART)
             write_json_atomic(fresh / NOTE, note | {"rows": kept.num_rows, "sha256": digest})
             if others:

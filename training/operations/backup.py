@@ -86,7 +86,10 @@ def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, 
 
 @contextlib.contextmanager
 def locks_held(layout: Layout, *more: Path) -> Iterator[None]:
-    """Hold every lock of the folder, and ``more`` that may not be there yet; :class:`MtfError` when one is held elsewhere."""
+    """Hold every lock of the folder, and ``more`` that may not be there yet.
+
+    Raises :class:`MtfError` when one is held elsewhere.
+    """
     with contextlib.ExitStack() as stack:
         for lock in sorted({layout.stages_lock, *more, *layout.root.rglob("*.lock")}):
             try:

@@ -19,6 +19,7 @@ from training.ingest import forgotten
 from training.ingest.landing import landing_lock_file
 from training.operations.backup import locks_held
 from training.warehouse import forgetting as tables
+from training.warehouse.days import transformed
 
 # folders of what is said of days, in which a message may name a user
 _TOLD = ("runs", "reports", "validation", "logs", "lineage", "metrics", "airflow", "warehouse/dbt_target")
@@ -53,11 +54,8 @@ def made_anew(settings: Settings) -> bool:
     """Make the tables of the lake as it is without the user, where some were made; whether it was needed."""
     from training.warehouse import transform
 
-    days = [
-        day
-        for day in settings.layout.days(IMPRESSIONS)
-        if day.isoformat() in transform.transformed(settings)["days"]
-    ]
+    done = transformed(settings)["days"]
+    days = [day for day in settings.layout.days(IMPRESSIONS) if day.isoformat() in done]
     if not days or not transform.pending(settings, days[-1]):
         return False
     transform.run(settings, days[-1])
