@@ -36,9 +36,9 @@ with DAG(
 ### Land and validate the day's logs
 Lands the service's decisions and feedback (or the files that `logs.folder` names) as the day's
 partitions of the lake, then runs the Great Expectations suites over them. Invalid data fails the run
-at once: nothing after it starts, and the champion serves on. It begins with the earlier days that no night
-has run, oldest first, and ends with those that wait to be run again: late rows have changed them, or they
-failed and their files have been mended since.
+at once: nothing after it starts, and the champion serves on. It begins with the earlier days that no
+night has run, or not to their end, oldest first, and ends with those that wait to be run again: late rows
+have changed them, or they failed and their files have been mended since.
 """,
     **common,
 ):

@@ -114,9 +114,9 @@ def _name_lineage_parent(task_instance: Any) -> None:
 
 
 def missed_task(settings: Settings) -> XComArg:
-    """Earlier days that no night has run, the scheduler being down: landed, validated, handed to the
-    consumers in their order, before the day itself."""
-    return _earlier_task(settings, "missed", run_missed, "no earlier day is missing")
+    """Earlier days that no night has run, the scheduler being down, or not to their end, the consumers being
+    paused: landed, validated, handed to the consumers in their order, before the day itself."""
+    return _earlier_task(settings, "missed", run_missed, "no earlier day is missing or unfinished")
 
 
 def reopen_task(settings: Settings) -> XComArg:

@@ -13,7 +13,7 @@ from dags.command_line.console import console
 from training.contract.errors import MtfError, SettingsError
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
-from training.operations.missed import missing_days, spans
+from training.operations.missed import missing_days, spans, unfinished_days
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
@@ -55,7 +55,8 @@ def backfill(
 ) -> None:
     """Run the daily loop over days in order, oldest first; without `--from` and `--to`, the missing ones.
 
-    Missing are days that nobody has run, from the first that ran up to yesterday: the scheduler was down.
+    Missing are days that nobody has run, from the first that ran up to yesterday, because the scheduler was
+    down, and those that were landed and taken no further.
     Days, and stages of a day, whose rows, settings and code have not changed are left alone. It stops at
     the first day that fails and says what to do; given again, it goes on at the stage that failed. An older
     day's policy never takes the place of a newer champion.
@@ -90,7 +91,8 @@ def backfill(
 
 def _chosen_days(settings: Settings, first: datetime | None, last: datetime | None) -> list[date]:
     if first is None and last is None:
-        return missing_days(settings, datetime.now(settings.calendar.zone).date())
+        today = datetime.now(settings.calendar.zone).date()
+        return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
     if first is None or last is None:
         raise SettingsError("--from and --to go together; without both, the missing days are run")
     span = (last - first).days + 1

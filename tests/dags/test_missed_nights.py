@@ -13,7 +13,7 @@ from tests.end_to_end import small_days
 from tests.end_to_end.same_tables import deliver
 from training.contract.records import read_record, write_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
-from training.operations.missed import missed, missing_days, spans
+from training.operations.missed import missed, missing_days, spans, unfinished_days
 from training.operations.report import standing
 
 DAYS = small_days.days(6)
@@ -66,12 +66,29 @@ def test_a_missed_night_is_named_and_one_that_is_only_due_is_not(settings: Setti
     assert missed(settings, night_after(DAYS[3])) == DAYS[1:4]
     [answer] = [a for a in standing(settings, night_after(DAYS[3])) if "missing" in a.question]
     assert answer.state == "held" and answer.text == (
-        f"3 did not run: {DAYS[1]} to {DAYS[3]}. `mtf backfill` runs them, oldest first."
+        f"3 did not run to their end: {DAYS[1]} to {DAYS[3]}. `mtf backfill` runs them, oldest first."
     )
     said = CliRunner().invoke(app, ["status"]).output
-    assert "Which days are missing?" in said and f"did not run: {DAYS[1]} to " in said
+    assert "Which days are missing?" in said and f"to their end: {DAYS[1]} to " in said
     write_record(settings.layout, FIRST, "traffic", {"requests": 1})  # simulated: of another calendar
     assert missed(settings, night_after(DAYS[3])) == []
+
+
+def test_days_that_were_landed_and_taken_no_further_are_unfinished(settings: Settings):
+    ends = {
+        DAYS[0]: {"transform": {"success": True}, "promote": {"skipped": "the gate refused"}},
+        DAYS[1]: {},  # every consumer was paused
+        DAYS[2]: {"transform": {"success": True}},  # the second one was
+        DAYS[3]: {"transform": {"success": False, "error": "dbt"}},  # stopped: it has its alert
+        DAYS[4]: {"validate_training_set": {"skipped": "no decisions"}},  # there is nothing after it
+        DAYS[5]: {},  # at work
+    }
+    for day, more in ends.items():
+        for stage, record in {"land": {}, "validate_landed": {"success": True}, **more}.items():
+            write_record(settings.layout, day, stage, record)
+    assert unfinished_days(settings, LAST) == missed(settings, night_after(LAST)) == DAYS[1:3]
+    write_record(settings.layout, DAYS[1], "traffic", {"past": True})  # of a world: learnt from, and no more
+    assert unfinished_days(settings, LAST) == [DAYS[2]]
 
 
 def test_days_are_told_by_the_ends_of_their_runs():
@@ -83,20 +100,23 @@ def test_the_next_night_lands_the_missed_days_in_order_each_once(settings: Setti
     small_days.land_world(settings, DAYS[:4])
     for stage in ("land", "validate_landed"):
         stages.run_stage(settings, FIRST, stage)
-    near = settings.orchestration.model_copy(update={"reopen_days": 2})
-    limited = settings.model_copy(update={"orchestration": near})
-    assert run_missed(limited, DAYS[3]) == (DAYS[1:3], {})
+    write_record(settings.layout, FIRST, "promote", {"skipped": "the gate refused"})
+    assert run_missed(settings, DAYS[3]) == (DAYS[1:3], {})
     assert all(read_record(settings.layout, day, "validate_landed")["success"] for day in DAYS[1:3])
-    assert run_missed(limited, DAYS[3]) == ([], {})  # they have run
     # a night of which there is no log is tried once, and is then a day that stopped
-    good, failed = run_missed(limited, DAYS[5])
-    assert good == [DAYS[3]] and set(failed) == {DAYS[4]} and "there is no log of" in str(failed[DAYS[4]])
-    assert run_missed(limited, DAYS[5]) == ([], {})
-    far = settings.orchestration.model_copy(update={"reopen_days": 0})
-    assert run_missed(settings.model_copy(update={"orchestration": far}), LAST + timedelta(days=3)) == (
-        [],
-        {},
-    )
+    good, failed = run_missed(settings, DAYS[5])
+    assert good == DAYS[1:4] and set(failed) == {DAYS[4]} and "there is no log of" in str(failed[DAYS[4]])
+    for day in DAYS[1:3]:  # handed on once more, for nobody had taken them up, and not landed again
+        assert "kept" in read_record(settings.layout, day, "land")
+        write_record(settings.layout, day, "promote", {"promoted": True})
+    assert run_missed(settings, DAYS[5]) == ([DAYS[3]], {})
+    write_record(settings.layout, DAYS[3], "promote", {"promoted": True})
+    assert run_missed(settings, DAYS[5]) == ([], {})
+    far = settings.orchestration.model_copy(update={"reopen_days": 2})
+    limited = settings.model_copy(update={"orchestration": far})
+    assert set(run_missed(limited, LAST + timedelta(days=5))[1]) == {
+        DAYS[5] + timedelta(days=n) for n in (3, 4)
+    }
 
 
 def test_the_ingest_dag_takes_missed_days_up_before_its_own(
@@ -118,6 +138,7 @@ def test_the_ingest_dag_takes_missed_days_up_before_its_own(
     deliver(source, [DAYS[0], DAYS[1], DAYS[3], DAYS[4]], settings.logs.folder)  # nothing of the third
     for stage in ("land", "validate_landed"):
         stages.run_stage(settings, FIRST, stage)
+    write_record(settings.layout, FIRST, "promote", {"skipped": "the gate refused"})
     dag = DagBag().dags["mtf_ingest"]
     dag.deadline = None  # dag.test() looks for deadlines in the database, where it has not put them
     run = dag.test(run_conf={"day": DAYS[4].isoformat()})
@@ -135,6 +156,8 @@ def test_the_ingest_dag_takes_missed_days_up_before_its_own(
     assert landed == sorted(landed)
 
     before = [read_record(settings.layout, day, "land")["seconds"] for day in (DAYS[1], DAYS[3])]
+    for day in (DAYS[1], DAYS[3]):
+        write_record(settings.layout, day, "promote", {"promoted": True})
     run = dag.test(run_conf={"day": DAYS[4].isoformat()})
     states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
     assert states["missed"] == "skipped" and states["land"] == "success"  # skipped is no reason to stop

@@ -1,9 +1,9 @@
-"""Which days are missing? Days between those that ran, and since, that nobody has run."""
+"""Which days are missing? Those between the days that ran, and since, that nobody ran, or not to their end."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from training.contract.records import read_record, recorded_days
+from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings
 
 ONE_DAY = timedelta(days=1)
@@ -24,16 +24,36 @@ def missing_days(settings: Settings, before: date) -> list[date]:
     return [day for day in days if day not in ran]
 
 
+def unfinished_days(settings: Settings, before: date) -> list[date]:
+    """Days before ``before`` that were landed and found good, and that no later stage has taken up to their
+    end, though none failed: the consumers were paused. Airflow hands them nothing that is landed meanwhile.
+    """
+    found = []
+    for day in recorded_days(settings.layout):
+        records = read_records(settings.layout, day)
+        if (
+            day < before
+            and {"land", "validate_landed"} <= records.keys()
+            and "promote" not in records
+            and not records.get("traffic", {}).get("past")
+            and all(record.get("success", True) and "skipped" not in record for record in records.values())
+        ):
+            found.append(day)
+    return found
+
+
 def missed(settings: Settings, now: datetime | None = None) -> list[date]:
-    """Days that are missing by now. The newest of them can be yesterday's, which is due, but it alone is
-    no missed night; and days that are simulated are of another calendar, which ends with the newest."""
+    """Days that are missing or unfinished by now. The newest may be at work, and yesterday's, which is due,
+    alone is no missed night; days that are simulated are of another calendar, which ends with the newest.
+    """
     days = recorded_days(settings.layout)
     if not days:
         return []
+    unfinished = unfinished_days(settings, days[-1])
     if read_record(settings.layout, days[-1], "traffic") is not None:
-        return missing_days(settings, days[-1])
+        return sorted({*missing_days(settings, days[-1]), *unfinished})
     today = (now or datetime.now(UTC)).astimezone(settings.calendar.zone).date()
-    found = missing_days(settings, today)
+    found = sorted({*missing_days(settings, today), *unfinished})
     return [] if found == [today - ONE_DAY] else found
 
 
