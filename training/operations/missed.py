@@ -1,4 +1,4 @@
-"""Which days are missing? Those between the days that ran, and since, that nobody ran, or not to their end."""
+"""Which days are missing? Those that nobody ran, or not to their end, since the first that ran."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
