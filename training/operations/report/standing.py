@@ -218,7 +218,7 @@ def _capped(settings: Settings) -> list[Answer]:
         told = " and ".join(f"{count:,} beyond learner.{name}" for name, count in over.items() if count)
         if not told:
             return []
-        text = f"Requests of a single user or session: {told}. They are kept, and count in the arms' returns."
+        text = f"Requests of a single user or session: {told}. They are kept, and count in the tables."
         return [Answer("What is not learnt from?", "held", text, day)]
     return []
 
