@@ -48,12 +48,15 @@ def backfill(
     last: Annotated[
         datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")
     ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="the days up to yesterday that did not run, or not to their end")
+    ] = False,
     force: Force = False,
     go_on: Annotated[
         bool, typer.Option("--continue", help="go on with the next day after one that failed")
     ] = False,
 ) -> None:
-    """Run the daily loop over days in order, oldest first; without `--from` and `--to`, the missing ones.
+    """Run the daily loop over days in order, oldest first: a span, or with `--missing` the missing ones.
 
     Missing are days that nobody has run, from the first that ran up to yesterday, because the scheduler was
     down, and those that were landed and taken no further.
@@ -62,7 +65,7 @@ def backfill(
     day's policy never takes the place of a newer champion.
     """
     settings = load_settings()
-    days = _chosen_days(settings, first, last)
+    days = _chosen_days(settings, first, last, missing)
     if not days:
         console.print("no day is missing: --from and --to run days again")
         return
@@ -89,12 +92,14 @@ def backfill(
         )
 
 
-def _chosen_days(settings: Settings, first: datetime | None, last: datetime | None) -> list[date]:
-    if first is None and last is None:
+def _chosen_days(
+    settings: Settings, first: datetime | None, last: datetime | None, missing: bool
+) -> list[date]:
+    if missing and first is None and last is None:
         today = datetime.now(settings.calendar.zone).date()
         return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
-    if first is None or last is None:
-        raise SettingsError("--from and --to go together; without both, the missing days are run")
+    if missing or first is None or last is None:
+        raise SettingsError("give --from and --to, or --missing")
     span = (last - first).days + 1
     if span < 1:
         raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
@@ -105,8 +110,8 @@ def _tell_missing(settings: Settings, chosen: date) -> None:
     missing = missing_days(settings, chosen)
     if missing:
         console.print(
-            f"before it, {len(missing)} days did not run: {spans(missing)}. `mtf backfill` runs them, oldest "
-            "first, and this day's tables are then made again",
+            f"before it, {len(missing)} days did not run: {spans(missing)}. `mtf backfill --missing` runs "
+            "them, oldest first, and this day's tables are then made again",
             soft_wrap=True,
         )
 

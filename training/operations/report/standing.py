@@ -68,7 +68,8 @@ def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
     days = missed(settings, now)
     if not days:
         return []
-    text = f"{len(days)} did not run to their end: {spans(days)}. `mtf backfill` runs them, oldest first."
+    told = f"{len(days)} did not run to their end: {spans(days)}"
+    text = f"{told}. `mtf backfill --missing` runs them, oldest first."
     return [Answer("Which days are missing?", "held", text)]
 
 
