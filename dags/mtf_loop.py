@@ -10,13 +10,15 @@ from airflow.sdk import DAG, CronPartitionTimetable, PartitionedAssetTimetable, 
 
 from dags import assets, stages
 from dags.pools import WAREHOUSE_POOL
-from dags.tasks import KEY_FORMAT, day_of, deadline, reopen_task, stage_task
+from dags.tasks import KEY_FORMAT, day_of, deadline, missed_task, reopen_task, stage_task
 from training.contract.settings import load_settings
 
 settings = load_settings()
 zone = pendulum.timezone(settings.calendar.timezone)
 
-# no start date: the first scheduled run is the next night's, and earlier days are backfilled by hand
+# no start date: the first scheduled run is the next night's, and days before any other are backfilled by
+# hand. No catch-up: Airflow knows of the nights since its own last run alone, however many they are. What is
+# missing is found in the records (`missed`), whoever ran the other days.
 common = {
     "catchup": False,
     "max_active_runs": 1,
@@ -34,13 +36,15 @@ with DAG(
 ### Land and validate the day's logs
 Lands the service's decisions and feedback (or the files that `logs.folder` names) as the day's
 partitions of the lake, then runs the Great Expectations suites over them. Invalid data fails the run
-at once: nothing after it starts, and the champion serves on. It ends with the earlier days that wait to
-be run again: late rows have changed them, or they failed and their files have been mended since.
+at once: nothing after it starts, and the champion serves on. It begins with the earlier days that no
+night has run, or not to their end, oldest first, and ends with those that wait to be run again: late rows
+have changed them, or they failed and their files have been mended since.
 """,
     **common,
 ):
     (
-        stage_task("land", settings)
+        missed_task(settings)
+        >> stage_task("land", settings, trigger_rule="all_done")  # whatever came of other days
         >> stage_task("validate_landed", settings, outlets=[assets.landed])
         >> reopen_task(settings).as_teardown()
     )

@@ -299,9 +299,14 @@ def open_days(settings: Settings, before: date) -> list[date]:
 
 
 def reopen(settings: Settings, before: date) -> tuple[list[date], dict[date, Exception]]:
-    """Land and validate the open days; those that are good again, and why the others are not."""
+    """:func:`land_again` of the open days."""
+    return land_again(settings, open_days(settings, before))
+
+
+def land_again(settings: Settings, days: list[date]) -> tuple[list[date], dict[date, Exception]]:
+    """Land and validate days, oldest first; those that are good, and why the others are not."""
     good, failed = [], {}
-    for day in open_days(settings, before):
+    for day in days:
         try:
             for stage in ("land", "validate_landed"):
                 run_stage(settings, day, stage)

@@ -1,6 +1,7 @@
 """What the DAGs share: the day of a run, how a stage becomes a task, retries and deadlines."""
 
 import os
+from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Any
 
@@ -19,10 +20,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import alerts, assets, stages
 from dags.deadlines import RunCreated
+from dags.missed_nights import run_missed
 from training.contract.settings import Settings, load_settings
 from training.operations import lineage
 
 KEY_FORMAT = "%Y-%m-%d"
+# lands days before one: which are good, and why the others are not
+Landing = Callable[[Settings, date], tuple[list[date], dict[date, Exception]]]
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -60,7 +64,12 @@ def day_of(context: Any) -> date:
 
 
 def stage_task(
-    stage: str, settings: Settings, *, outlets: list[Asset] | None = None, pool: str | None = None
+    stage: str,
+    settings: Settings,
+    *,
+    outlets: list[Asset] | None = None,
+    pool: str | None = None,
+    trigger_rule: str = "all_success",
 ) -> XComArg:
     """One stage as a task: retried with back-off, except where another try cannot help."""
 
@@ -68,6 +77,7 @@ def stage_task(
         task_id=stage,
         outlets=outlets or [],
         pool=pool or "default_pool",
+        trigger_rule=trigger_rule,
         retries=settings.orchestration.retries,
         retry_delay=timedelta(seconds=settings.orchestration.retry_seconds),
         retry_exponential_backoff=True,
@@ -103,25 +113,34 @@ def _name_lineage_parent(task_instance: Any) -> None:
         os.environ[lineage.PARENT] = lineage_parent_id(task_instance)
 
 
+def missed_task(settings: Settings) -> XComArg:
+    """Earlier days that no night has run, the scheduler being down, or not to their end, the consumers being
+    paused: landed, validated, handed to the consumers in their order, before the day itself."""
+    return _earlier_task(settings, "missed", run_missed, "no earlier day is missing or unfinished")
+
+
 def reopen_task(settings: Settings) -> XComArg:
     """Earlier days whose rows came late or were mended: landed, validated, handed to the consumers.
 
     A teardown, so that it also runs after a day that failed, and its own failure fails no day.
     """
+    return _earlier_task(settings, "reopen", stages.reopen, "no earlier day waits to be run again")
 
+
+def _earlier_task(settings: Settings, name: str, land: Landing, nothing: str) -> XComArg:
     @task(
-        task_id="reopen",
+        task_id=name,
         outlets=[assets.landed],
         retries=settings.orchestration.retries,
         retry_delay=timedelta(seconds=settings.orchestration.retry_seconds),
     )
     def run() -> list[str]:
         context, settings = get_current_context(), load_settings()
-        good, failed = stages.reopen(settings, day_of(context))
+        good, failed = land(settings, day_of(context))
         for day, error in failed.items():
             alerts.send(settings, alerts.failed_stage(day, "land", error))
         if not good:
-            raise AirflowSkipException("no earlier day waits to be run again")
+            raise AirflowSkipException(nothing)
         keys = [day.strftime(KEY_FORMAT) for day in good]
         context["outlet_events"][assets.landed].add_partitions(keys)
         return keys

@@ -179,7 +179,7 @@ class WideSqliteOnlineStore(OnlineStore):
         The views have one join key, the user's id.
         """
         entity = views[0][0].entity_columns[0]
-        key = _key_of(config, entity.name, entity.dtype.to_value_type())
+        key = key_of(config, entity.name, entity.dtype.to_value_type())
         columns = [f"v{at}.{_quoted(name)}" for at, (_, names) in enumerate(views) for name in names]
         joins = [
             f"LEFT JOIN {_table(config, view)} v{at} ON v{at}.entity_key = asked.key"
@@ -213,6 +213,22 @@ class WideSqliteOnlineStore(OnlineStore):
                 f"DELETE FROM {_table(config, view)} WHERE event_ts < ?",  # noqa: S608
                 [_seconds(before)],
             ).rowcount
+
+    def forget(self, config: RepoConfig, key: bytes) -> int:
+        """Remove a user by their key from every table, and every byte of them from the file; how many rows
+        they had. Nobody else may have the file open."""
+        connection = self._connected(config)
+        connection.execute("PRAGMA secure_delete=ON")
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        with connection:
+            removed = sum(
+                connection.execute(f"DELETE FROM {_quoted(name)} WHERE entity_key = ?", [key]).rowcount  # noqa: S608
+                for (name,) in tables
+                if "entity_key" in _columns(connection, _quoted(name))
+            )
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return removed
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Remove the file."""
@@ -254,7 +270,7 @@ def entity_keys(config: RepoConfig, view: FeatureView, rows: pa.Table) -> list[b
     ]
 
 
-def _key_of(config: RepoConfig, name: str, kind: ValueType) -> Callable[[Any], bytes]:
+def key_of(config: RepoConfig, name: str, kind: ValueType) -> Callable[[Any], bytes]:
     """The key of a user, as Feast serialises it."""
     if kind == ValueType.INT64:
         before = _before_number(config, name)

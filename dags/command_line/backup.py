@@ -19,7 +19,7 @@ def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> 
     Stop the stack first (`mtf down`). The file holds the service's token and Airflow's keys, and only its
     owner may read it.
     """
-    settings = _stopped()
+    settings = stopped()
     with busy(f"backing up {settings.data}"):
         manifest = state.backup(settings, to)
     files = manifest["files"].values()
@@ -34,14 +34,14 @@ def restore(
 
     The folder may be another than the one backed up. Stop the stack first (`mtf down`).
     """
-    settings = _stopped()
+    settings = stopped()
     with busy(f"restoring {settings.data}"):
         manifest = state.restore(settings, source, force)
     console.print(f"{settings.data} is as {manifest['root']} was at {manifest['created']}")
     console.print("`mtf status` says what is served; `mtf up` starts it")
 
 
-def _stopped() -> Settings:
+def stopped() -> Settings:
     """The settings; :class:`MtfError` while the stack runs over their data folder."""
     settings = load_settings()
     running = stack.running(settings)

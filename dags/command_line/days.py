@@ -13,6 +13,7 @@ from dags.command_line.console import console
 from training.contract.errors import MtfError, SettingsError
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
+from training.operations.missed import missing_days, spans, unfinished_days
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
@@ -30,6 +31,7 @@ def day(date_: Day, force: Force = False) -> None:
     at the first stage that fails; the champion then serves on, and the day's page says why.
     """
     settings, chosen = load_settings(), date_.date()
+    _tell_missing(settings, chosen)
     with progress_bar(console) as progress:
         bar = progress.add_task(str(chosen), total=len(stages.DAY_STAGES))
         ran = _run_day(settings, chosen, force, progress, lambda: progress.advance(bar))
@@ -40,28 +42,37 @@ def day(date_: Day, force: Force = False) -> None:
 
 
 def backfill(
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="first local day")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")],
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="first local day")
+    ] = None,
+    last: Annotated[
+        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")
+    ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="the days up to yesterday that did not run, or not to their end")
+    ] = False,
     force: Force = False,
     go_on: Annotated[
         bool, typer.Option("--continue", help="go on with the next day after one that failed")
     ] = False,
 ) -> None:
-    """Run the daily loop over days in order, oldest first.
+    """Run the daily loop over days in order, oldest first: a span, or with `--missing` the missing ones.
 
+    Missing are days that nobody has run, from the first that ran up to yesterday, because the scheduler was
+    down, and those that were landed and taken no further.
     Days, and stages of a day, whose rows, settings and code have not changed are left alone. It stops at
     the first day that fails and says what to do; given again, it goes on at the stage that failed. An older
     day's policy never takes the place of a newer champion.
     """
     settings = load_settings()
-    span = (last - first).days + 1
-    if span < 1:
-        raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
+    days = _chosen_days(settings, first, last, missing)
+    if not days:
+        console.print("no day is missing: --from and --to run days again")
+        return
     failed: list[date] = []
     with progress_bar(console) as progress:
-        bar = progress.add_task("", total=span * len(stages.DAY_STAGES))
-        for number in range(span):
-            chosen = first.date() + timedelta(days=number)
+        bar = progress.add_task("", total=len(days) * len(stages.DAY_STAGES))
+        for number, chosen in enumerate(days, start=1):
             progress.update(bar, description=str(chosen))
             try:
                 ran = _run_day(settings, chosen, force, progress, lambda: progress.advance(bar))
@@ -70,14 +81,38 @@ def backfill(
                 if not go_on:
                     break
                 ran = ["?"]
-            progress.update(bar, completed=(number + 1) * len(stages.DAY_STAGES))
+            progress.update(bar, completed=number * len(stages.DAY_STAGES))
             if not ran:
                 progress.console.print(f"{chosen} unchanged")
     if failed:
-        again = f"mtf backfill --from {failed[0]} --to {last.date()}"
+        again = f"mtf backfill --from {failed[0]} --to {days[-1]}"
         raise MtfError(
-            f"{len(failed)} of {span} days failed: {', '.join(map(str, failed))}. Do what is said above; "
-            f"then `{again}` goes on at the stage that failed"
+            f"{len(failed)} of {len(days)} days failed: {', '.join(map(str, failed))}. Do what is said "
+            f"above; then `{again}` goes on at the stage that failed"
+        )
+
+
+def _chosen_days(
+    settings: Settings, first: datetime | None, last: datetime | None, missing: bool
+) -> list[date]:
+    if missing and first is None and last is None:
+        today = datetime.now(settings.calendar.zone).date()
+        return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
+    if missing or first is None or last is None:
+        raise SettingsError("give --from and --to, or --missing")
+    span = (last - first).days + 1
+    if span < 1:
+        raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
+    return [first.date() + timedelta(days=number) for number in range(span)]
+
+
+def _tell_missing(settings: Settings, chosen: date) -> None:
+    missing = missing_days(settings, chosen)
+    if missing:
+        console.print(
+            f"before it, {len(missing)} days did not run: {spans(missing)}. `mtf backfill --missing` runs "
+            "them, oldest first, and this day's tables are then made again",
+            soft_wrap=True,
         )
 
 

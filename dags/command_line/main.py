@@ -18,6 +18,7 @@ from dags.command_line import (
     backup,
     days,
     experiment,
+    forget,
     pareto,
     policy,
     quarantine,
@@ -48,6 +49,7 @@ app.add_typer(quarantine.app)
 app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
+app.command()(forget.forget)
 
 
 def _show_version(asked: bool) -> None:

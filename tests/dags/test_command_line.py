@@ -22,7 +22,7 @@ from training.contract.settings import Settings, load_settings
 COMMANDS = (
     *("init", "ingest", "day", "backfill", "train", "evaluate", "promote", "rollback", "serve"),
     *("simulate", "status", "report", "reward", "experiment", "up", "down", "demo"),
-    *("quarantine", "keep", "backup", "restore"),
+    *("quarantine", "keep", "backup", "restore", "forget"),
 )
 
 

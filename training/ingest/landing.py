@@ -33,7 +33,7 @@ from training.contract.layout import DECISIONS, TABLES, USERS, Layout
 from training.contract.log import LAKE_VERSION
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings
-from training.ingest import corrections, merging
+from training.ingest import corrections, forgotten, merging
 from training.ingest.aside import read_parquet, set_aside, without_bad_rows
 from training.ingest.schema import TableSpec, check_day, conform, table_spec
 
@@ -85,7 +85,7 @@ def write_partition(
     spec = table_spec(settings, table)
     where = f"{table} of {day} from {source}"
     columns = dict(columns) if columns is not None else {f.name: str(f.type) for f in rows.schema}
-    rows = conform(spec, rows, where)
+    rows = forgotten.without(settings.layout, conform(spec, rows, where), spec.time)
     partition = settings.layout.partition(table, day)
     recover_folder(partition)
     before = read_note(partition)
@@ -99,7 +99,7 @@ def write_partition(
     ordered, duplicates = _canonical(spec, rows)
     duplicates += twice
     ordered = without_bad_rows(settings, table, day, ordered)
-    content = _parquet(ordered)
+    content = encoded(ordered)
     digest = hashlib.sha256(content).hexdigest()
     changed = before is not None and before["sha256"] != digest
     note = {
@@ -340,8 +340,12 @@ def fetch_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, .
 @contextmanager
 def landing_lock(layout: Layout) -> Iterator[None]:
     """One landing at a time: late rows make a day's landing read and replace other days too."""
-    with locked(layout.root / "lake" / ".landing.lock"):
+    with locked(landing_lock_file(layout)):
         yield
+
+
+def landing_lock_file(layout: Layout) -> Path:
+    return layout.root / "lake" / ".landing.lock"
 
 
 def _canonical(spec: TableSpec, rows: pa.Table) -> tuple[pa.Table, int]:
@@ -371,7 +375,8 @@ def _has_ties(ordered: pa.Table, columns: Sequence[str]) -> bool:
     return pc.any(tied).as_py()
 
 
-def _parquet(rows: pa.Table) -> pa.Buffer:
+def encoded(rows: pa.Table) -> pa.Buffer:
+    """A partition's file: equal rows in their order give equal bytes."""
     # a dictionary of values that hardly repeat costs more time than the rest of the writing
     repeating = [
         field.name

@@ -85,6 +85,24 @@ def restore(settings: Settings, source: Path, force: bool = False) -> dict[str, 
 
 
 @contextlib.contextmanager
+def locks_held(layout: Layout, *more: Path) -> Iterator[None]:
+    """Hold every lock of the folder, and ``more`` that may not be there yet.
+
+    Raises :class:`MtfError` when one is held elsewhere.
+    """
+    with contextlib.ExitStack() as stack:
+        for lock in sorted({layout.stages_lock, *more, *layout.root.rglob("*.lock")}):
+            try:
+                stack.enter_context(locked(lock, wait=False))
+            except BlockingIOError as error:
+                raise MtfError(
+                    f"{lock} is held: a stage, a landing, a promotion or a service is at work; run this "
+                    f"again when it has ended"
+                ) from error
+        yield
+
+
+@contextlib.contextmanager
 def _still(layout: Layout) -> Iterator[None]:
     """Hold the warehouse and every lock of the folder; :class:`MtfError` when one is held elsewhere."""
     with contextlib.ExitStack() as stack:
@@ -95,14 +113,7 @@ def _still(layout: Layout) -> Iterator[None]:
                 raise MtfError(
                     f"the warehouse is being written: run this again after dbt ({error})"
                 ) from error
-        for lock in sorted({layout.stages_lock, *layout.root.rglob("*.lock")}):
-            try:
-                stack.enter_context(locked(lock, wait=False))
-            except BlockingIOError as error:
-                raise MtfError(
-                    f"{lock} is held: a stage, a landing, a promotion or a service is at work; run this "
-                    f"again when it has ended"
-                ) from error
+        stack.enter_context(locks_held(layout))
         yield
 
 

@@ -18,7 +18,8 @@ class Keys:
     has, for each file, the places of its rows. The other arrays are of all R rows: ``following`` is the
     place of the next request (−1 where it is not in the window), ``current`` tells rows of this state
     specification, ``sessions`` are keys for :meth:`session_name`, ``arms`` index ``arm_names`` and
-    ``versions`` ``version_names``.
+    ``versions`` ``version_names``, ``users`` are codes of the users, ``steps`` the rows' places in their
+    sessions and ``requests_before`` how many requests of the same user and file come before.
     """
 
     def __init__(self, paths: Sequence[Path], version: str) -> None:
@@ -45,6 +46,9 @@ class Keys:
         users, self._users = self._categories("user_id", pa.int64() if numbers else pa.string())
         sessions, self._session_ids = self._categories("session_id", pa.string())
         self.sessions = users * len(self._session_ids) + sessions
+        self.users = users.astype(np.int32)
+        self.steps = self._in_order(self._column("step", pa.int32()))
+        self.requests_before = self._requests_before(users)
         self.arms, self.arm_names = self._sorted_categories("arm")
         self.versions, self.version_names = self._sorted_categories("policy_version")
         specs, versions = self._categories("state_spec", pa.string())
@@ -57,6 +61,19 @@ class Keys:
     def session_name(self, key: int) -> str:
         user, session = divmod(int(key), len(self._session_ids))
         return f"{self._users[user]}/{self._session_ids[session]}"
+
+    def _requests_before(self, users: np.ndarray) -> np.ndarray:
+        """int32[R]; a file holds a day."""
+        found = np.empty(len(users), dtype=np.int32)
+        for places in self.places:
+            places = np.sort(places)
+            by_user = np.argsort(users[places], kind="stable")
+            ordered = users[places][by_user]
+            first = np.append(True, ordered[1:] != ordered[:-1]) if len(ordered) else np.zeros(0, bool)
+            begins = np.flatnonzero(first)
+            lengths = np.diff(np.append(begins, len(ordered)))
+            found[places[by_user]] = np.arange(len(ordered)) - np.repeat(begins, lengths)
+        return found
 
     def _column(self, name: str, kind: pa.DataType, nullable: bool = False) -> pa.ChunkedArray:
         """One column of all files, as they lie."""

@@ -25,9 +25,10 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
     ``needs`` names the optional tensors of :class:`Transitions` (keys of :data:`OPTIONAL`) to read, too;
     ``every`` asks for all usable rows of all arms beside the splits, without the replay's limit.
     Rows of another state specification are left out, and so are truncated ones (nothing is known of
-    their s'). Raises :class:`DataError` when the day has no export, when nothing usable is left, or
-    naming file and request of a row whose state or action does not fit the settings; :class:`MtfError` when
-    a file is replaced meanwhile, or the disk has no room.
+    their s') and what one user or session has beyond the settings' limits. Raises :class:`DataError` when
+    the day has no export, when nothing usable is left, or naming file and request of a row whose state or
+    action does not fit the settings; :class:`MtfError` when a file is replaced meanwhile, or the disk has no
+    room.
 
     The window is read twice: its keys, which say which rows go where, then everything in parts, which are
     checked and put in their places. Memory holds the keys, one part and the set; above
@@ -55,6 +56,8 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
         "next_of_other_state_spec": int((keys.current & ~ended & followed_by_other).sum()),
     }
     usable = np.flatnonzero(keys.current & ~ended & ~followed_by_other)
+    usable, capped, warnings = _capped(settings, keys, usable)
+    left_out |= capped
     if not len(usable):
         raise DataError(
             f"no usable transition of state specification {version} from {window[0]} to {day} below "
@@ -67,9 +70,8 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
 
     in_test = last_sessions(sessions, settings.evaluation.test_share)
     train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
-    warnings: list[str] = []
     if settings.learner.mixed_exploration:
-        mixed, warnings = mixed_exploration(
+        mixed, more = mixed_exploration(
             sessions[train],
             arms[train],
             keys.arm_names,
@@ -77,6 +79,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
             settings.seed,
         )
         train = train[mixed]
+        warnings += more
     left_out["not_mixed_exploration"] = int((~in_test).sum()) - len(train)
     capacity = settings.learner.replay_capacity
     left_out["over_replay_capacity"] = max(0, len(train) - capacity)
@@ -111,6 +114,30 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
         left_out=left_out,
         warnings=tuple(warnings),
     )
+
+
+def _capped(
+    settings: Settings, keys: Keys, usable: np.ndarray
+) -> tuple[np.ndarray, dict[str, int], list[str]]:
+    """The rows that are within ``learner.max_session_requests`` and ``max_user_requests``; counts of the
+    others, and what a person should know of them. Which they are does not depend on the window's other rows.
+    """
+    learner = settings.learner
+    of_session = keys.steps[usable] >= learner.max_session_requests
+    of_user = ~of_session & (keys.requests_before[usable] >= learner.max_user_requests)
+    counts, warnings = {}, []
+    for name, of_whom, over, groups in (
+        ("max_session_requests", "sessions", of_session, keys.sessions),
+        ("max_user_requests", "users", of_user, keys.users),
+    ):
+        rows = usable[over]
+        counts[f"over_{name}"] = len(rows)
+        if len(rows):
+            warnings.append(
+                f"{len(np.unique(groups[rows])):,} {of_whom} with more than learner.{name}, "
+                f"{getattr(learner, name):,}: {len(rows):,} of their requests are not learnt from"
+            )
+    return usable[~(of_session | of_user)], counts, warnings
 
 
 class _Digest:

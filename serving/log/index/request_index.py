@@ -62,6 +62,48 @@ _FIELDS = ", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(_COLUM
 _ADD = f"INSERT INTO served SELECT {_FIELDS}, ?2 FROM json_each(?1)"  # noqa: S608 -- numbers of our own
 
 
+_OF_USERS = ("requests", "sessions", "returns", "tallies", "past")
+# of a user, and of a JSON array of their requests
+_FORGET = (
+    "DELETE FROM fed WHERE request_id IN (SELECT value FROM json_each(:requests))",
+    "DELETE FROM shown WHERE request_id IN (SELECT value FROM json_each(:requests))",
+    *(f"DELETE FROM {t} WHERE user_id = :user" for t in _OF_USERS),  # noqa: S608 -- names of our own
+)
+
+
+def requests_of(path: Path, user: Id) -> list[str]:
+    """The requests of a user that the index at ``path`` knows."""
+    if not path.exists():
+        return []
+    connection = connect(path)
+    try:
+        rows = connection.execute("SELECT request_id FROM requests WHERE user_id = ?", (user,)).fetchall()
+    finally:
+        connection.close()
+    return [request_id for (request_id,) in rows]
+
+
+def forget(path: Path, user: Id, request_ids: Sequence[str]) -> None:
+    """Take a user out of the index at ``path``, all or nothing, and every byte of them out of its file.
+
+    A canary's evidence is then of the other users. To be called while no service runs.
+    """
+    if not path.exists():
+        return
+    values = {"user": user, "requests": orjson.dumps(request_ids).decode()}
+    connection = connect(path)
+    try:
+        connection.execute("PRAGMA secure_delete = ON")
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _FORGET:
+                connection.execute(statement, values)
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+
+
 class RequestIndex:
     """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
 

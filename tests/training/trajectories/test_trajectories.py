@@ -2,6 +2,7 @@
 
 import resource
 import tracemalloc
+from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -177,6 +178,55 @@ def test_the_replay_keeps_the_newest(toy):
     assert len(data.train) == 50
     assert torch.equal(data.train.states, whole.states[-50:])
     assert data.left_out["over_replay_capacity"] == len(whole) - 50
+
+
+def of_one_user(rows):
+    """The first twelve sessions are of one user, and the longest of the others never ends."""
+    for row in rows:
+        row["user_id"] = 0 if int(row["session_id"][-5:]) < 12 else row["user_id"]
+
+
+def test_a_user_and_a_session_are_learnt_from_up_to_their_limits_and_the_rest_is_counted(toy):
+    world = toy(learner=NO_MIX)
+    world.log(40)
+    for day in world.days:
+        rewrite(part(world, day), of_one_user)
+    tables = {day: pq.read_table(part(world, day), partitioning=None) for day in world.days}
+    rows = [row | {"dt": day} for day, table in tables.items() for row in table.to_pylist()]
+    rows.sort(key=lambda row: (row["event_ts"], row["request_id"]))
+    seen, kept, over = Counter(), [], Counter()
+    for row in rows:
+        whose = row["user_id"], row["dt"]
+        if row["step"] >= 4:
+            over["max_session_requests"] += 1
+        elif seen[whose] >= 7:
+            over["max_user_requests"] += 1
+        else:
+            kept.append(row)
+        seen[whose] += 1
+    assert min(over["max_session_requests"], over["max_user_requests"]) > 5 and seen[0, DAY] > 30
+
+    whole = trajectories.load(world.settings, DAY, every=True).every
+    assert len(whole) == len(rows)
+    limits = {"max_user_requests": 7, "max_session_requests": 4}
+    limited = toy(learner=NO_MIX | limits).settings
+    data = trajectories.load(limited, DAY, every=True)
+    order = {row["request_id"]: place for place, row in enumerate(rows)}
+    same = whole.take(torch.tensor([order[row["request_id"]] for row in kept]))
+    for name in ("states", "rewards", "next_states", "next_actions", "dones", "steps", "users"):
+        assert torch.equal(getattr(data.every, name), getattr(same, name)), (
+            name
+        )  # s' too, where it is cut off
+    assert {name: data.left_out[f"over_{name}"] for name in over} == over
+    assert len(data.train) + len(data.test) == len(kept)
+    told = " ".join(data.warnings)
+    assert "users with more than learner.max_user_requests, 7:" in told
+    assert f"{over['max_session_requests']} of their requests are not learnt from" in told
+
+    alone = trajectories.load(toy(learner=NO_MIX | limits | {"window_days": 1}).settings, DAY, every=True)
+    assert len(alone.every) == sum(row["dt"] == DAY for row in kept)  # whatever else is in the window
+    rewrite(part(world), lambda rows: rows.reverse())
+    assert torch.equal(trajectories.load(limited, DAY, every=True).every.rewards, data.every.rewards)
 
 
 def test_truncated_rows_and_other_specifications_are_left_out_and_counted(toy):

@@ -43,6 +43,15 @@ class LearnerSettings(Section):
     replay_capacity: int = Field(
         100_000, ge=1, description="FIFO replay: only the newest transitions are kept (paper)"
     )
+    max_user_requests: int = Field(
+        2_000,
+        ge=1,
+        description="of one user and local day that are learnt from, the first ones: one that asks more, a "
+        "crawler as a rule, would speak for all; the data are kept (ours)",
+    )
+    max_session_requests: int = Field(
+        500, ge=1, description="of one session that are learnt from, likewise: one that never ends (ours)"
+    )
     map_above_bytes: int = Field(
         1024**3,
         ge=0,

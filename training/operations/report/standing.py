@@ -13,6 +13,7 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings
 from training.contract.shares import read_shares
+from training.operations.missed import missed, spans
 from training.operations.report import trying
 from training.operations.report.outcome import outcome
 from training.validation import quarantine
@@ -33,14 +34,17 @@ class Answer:
 
 
 def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
-    """The answers of now: did today run, what is served, is it better, what is held, what drifts."""
+    """The answers of now: did today run, what is served, is it better, what is held, what drifts; and which
+    days are missing, where some are."""
     champion = read_champion(settings.layout.champion)
     return [
         _ran(settings, now or datetime.now(UTC)),
+        *_missing(settings, now),
         _served(settings, champion),
         _better(settings, champion),
         _held(settings),
         _drifting(settings),
+        *_capped(settings),
     ]
 
 
@@ -58,6 +62,15 @@ def _ran(settings: Settings, now: datetime) -> Answer:
     if newest < due and "traffic" not in records:  # a simulated day is of another calendar
         return Answer(question, "stopped", f"No: {due} is due, and the newest run is of {text}", newest)
     return Answer(question, "open" if ended["state"] == "past" else ended["state"], text, newest)
+
+
+def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
+    days = missed(settings, now)
+    if not days:
+        return []
+    told = f"{len(days)} did not run to their end: {spans(days)}"
+    text = f"{told}. `mtf backfill --missing` runs them, oldest first."
+    return [Answer("Which days are missing?", "held", text)]
 
 
 def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
@@ -192,6 +205,23 @@ def _drifting(settings: Settings) -> Answer:
     if moved:
         told.append("the state under an unchanged policy")
     return Answer(question, state, f"{'; '.join(told)} on {day}.", day)
+
+
+def _capped(settings: Settings) -> list[Answer]:
+    """Requests of the newest training's window that one user or session has beyond the settings' limits."""
+    for day in reversed(recorded_days(settings.layout)):
+        lineage = (read_record(settings.layout, day, "train") or {}).get("lineage")
+        if lineage is None:
+            continue
+        over = {
+            n: lineage["left_out"].get(f"over_{n}", 0) for n in ("max_user_requests", "max_session_requests")
+        }
+        told = " and ".join(f"{count:,} beyond learner.{name}" for name, count in over.items() if count)
+        if not told:
+            return []
+        text = f"Requests of a single user or session: {told}. They are kept, and count in the tables."
+        return [Answer("What is not learnt from?", "held", text, day)]
+    return []
 
 
 def drifting(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -171,3 +171,14 @@ def test_a_state_that_moved_under_an_unchanged_policy_is_drift(settings: Setting
         write_record(settings.layout, DAY, "evaluate", record)
         assert answer(settings, "drifting").state == state
     assert answer(settings, "drifting").text == f"the state under an unchanged policy on {DAY}."
+
+
+def test_what_one_user_has_beyond_the_limits_is_named(settings: Settings) -> None:
+    left_out = {"over_max_user_requests": 198_000, "over_max_session_requests": 0, "truncated": 3}
+    write_record(settings.layout, DAY, "train", {"lineage": {"left_out": left_out}})
+    told = answer(settings, "not learnt from")
+    assert told.state == "held" and "198,000 beyond learner.max_user_requests." in told.text
+    assert "session_requests" not in told.text and told.day == DAY
+    left_out["over_max_user_requests"] = 0
+    write_record(settings.layout, DAY, "train", {"lineage": {"left_out": left_out}})
+    assert not [one for one in standing(settings, NOW) if "not learnt from" in one.question]

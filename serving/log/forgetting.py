@@ -1,0 +1,85 @@
+"""Taking a user out of the service's log and its index, while no service runs.
+
+A line of theirs becomes a blank one of the same length, so that the index's places of all others hold; who
+reads a log passes over blank lines.
+"""
+
+import fcntl
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from serving.log.index.request_index import forget as forget_in_index
+from serving.log.index.request_index import requests_of
+from training.contract.errors import MtfError
+from training.contract.files import write_atomic
+from training.contract.layout import Layout
+from training.contract.log import Id
+
+
+def forget(layout: Layout, user: Id) -> int:
+    """Take a user out of every file of the log and out of the index; how many lines they had.
+
+    Their decisions go last: these tell which requests are theirs, where nothing else does. Killed, run it
+    again. Raises :class:`MtfError`, and changes nothing, while a service writes.
+    """
+    files = sorted(layout.serving_log.glob("*/*.jsonl"), key=lambda path: path.parent.name == "decisions")
+    for path in files:
+        _refuse_written(path)
+    requests = {request for path in files for request in _requests_of(path, user)}
+    index = layout.serving / "requests.sqlite"
+    requests |= set(requests_of(index, user))
+    forget_in_index(index, user, sorted(requests))
+    return sum(_blank(path, user, requests) for path in files)
+
+
+def _refuse_written(path: Path) -> None:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MtfError(
+                f"a service writes {path}: stop it first, it would write this user again"
+            ) from error
+
+
+def _requests_of(path: Path, user: Id) -> Iterator[str]:
+    text = orjson.dumps(user)
+    with path.open("rb") as file:
+        for raw in file:
+            line = _parsed(raw) if text in raw else {}
+            if line.get("user_id") == user and isinstance(line.get("request_id"), str):
+                yield line["request_id"]
+
+
+def _blank(path: Path, user: Id, requests: Collection[str]) -> int:
+    named = re.compile(rb'"user_id":\s*' + re.escape(orjson.dumps(user)) + rb"(?![0-9])")
+
+    def is_theirs(raw: bytes) -> bool:
+        """An unfinished line is told by its text."""
+        line = _parsed(raw)
+        return line.get("user_id") == user or line.get("request_id") in requests or bool(named.search(raw))
+
+    with path.open("rb") as file:
+        theirs = {number for number, raw in enumerate(file) if is_theirs(raw)}
+    if theirs:
+        write_atomic(path, lambda temporary: _copy(path, temporary, theirs))
+    return len(theirs)
+
+
+def _copy(path: Path, to: Path, blank: Collection[int]) -> None:
+    with path.open("rb") as file, to.open("wb") as target:
+        for number, raw in enumerate(file):
+            ending = b"\n" if raw.endswith(b"\n") else b""
+            target.write(b" " * (len(raw) - len(ending)) + ending if number in blank else raw)
+
+
+def _parsed(raw: bytes) -> dict[str, Any]:
+    try:
+        line = orjson.loads(raw)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
