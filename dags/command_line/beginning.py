@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -76,7 +76,7 @@ def _defaults(path: Path, heads: tuple[HeadSettings, ...], timezone: str) -> Non
     console.print("edit the heads, then land logs with `mtf ingest --help`")
 
 
-def _checked(values: dict[str, object]) -> Settings:
+def _checked(values: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:

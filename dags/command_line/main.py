@@ -17,6 +17,7 @@ from dags import stages
 from dags.command_line import (
     backup,
     beginning,
+    check,
     days,
     experiment,
     pareto,
@@ -94,6 +95,7 @@ def run() -> None:
 
 
 app.command()(beginning.init)
+app.command()(check.check)
 
 
 @app.command()

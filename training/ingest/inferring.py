@@ -1,9 +1,9 @@
 """Settings and a mapping of columns that hold for someone's logs, inferred from a sample of them.
 
-A column is what its name says (:mod:`training.ingest.naming`) where its values can be that: feedback is 0 or 1
-and differs within requests, for the same item and for the same user, a prediction is a number that does; else
-it is a trait of one of them. What cannot be known is a :class:`Question`, and is never guessed: which of several
-columns is meant, and the zone in which days are cut. Landing reads everything and has the last word.
+A column is what its name says (:mod:`training.ingest.naming`) where its values can be that: feedback is 0 or
+1 and differs within requests, for the same item and for the same user, a prediction is a number that does;
+else it is a trait of one of them. What cannot be known is a :class:`Question`, and is never guessed: which of
+several columns is meant, and the zone in which days are cut. Landing reads everything and has the last word.
 """
 
 import json
@@ -19,11 +19,11 @@ import pandas as pd
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError, MtfError, SettingsError
 from training.contract.layout import IMPRESSIONS, USERS
-from training.contract.settings import HeadSettings, IdKind, ProfileFeature, Settings, SignalSettings
-from training.ingest import naming, zones
+from training.contract.settings import HeadSettings, ProfileFeature, Settings, SignalSettings
+from training.ingest import kinds, naming, zones
 from training.ingest.columns_file import COLUMNS_FILE
-from training.ingest.samples import Sample, read_samples
 from training.ingest.sampled_times import SampledTime, look_at
+from training.ingest.samples import Sample, read_samples
 
 REQUIRED = {
     IMPRESSIONS: (
@@ -50,7 +50,6 @@ WHAT = {
 }
 _TIMES = ("event_ts", "feedback_ts", "updated_ts")
 _WHOLE = ("position", "play_time_ms", "duration_ms")
-_MOST_CATEGORIES = 50
 _GROUPS = 5  # of several rows, by which a column can be told from a trait
 
 
@@ -81,7 +80,7 @@ class Unknown(MtfError):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a person said beside the sample; ``columns`` by the contract's name, ``users.`` before a profile's."""
+    """What a person said; ``columns`` by the contract's names, with ``users.`` before those of a profile."""
 
     timezone: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +102,7 @@ class Inferred:
 
 
 def infer(place: Path, answers: Answers) -> Inferred:
-    """Settings for the logs at ``place``. Raises :class:`Unknown`, and :class:`DataError` as the readers do."""
+    """Settings for the logs at ``place``. Raises :class:`Unknown`; :class:`DataError` as the readers do."""
     folder, samples = read_samples(place)
     said = _said(folder)
     tables = {name: _Table(sample, said.get(name, {}), answers) for name, sample in samples.items()}
@@ -136,8 +135,8 @@ def infer(place: Path, answers: Answers) -> Inferred:
         signals=signals,
         state={"profile": profile},
         ids={
-            "users": _kind([one.ids("user_id") for one in tables.values()]),
-            "items": _kind([shown.ids("item_id")]),
+            "users": kinds.ids([one.ids("user_id") for one in tables.values()]),
+            "items": kinds.ids([shown.ids("item_id")]),
         },
         calendar={"timezone": zone.name},
         logs=logs,
@@ -312,8 +311,8 @@ def _heads(table: _Table, asked: tuple[HeadSettings, ...]) -> tuple[HeadSettings
             table.take(f"p_{name}", column, f"{low:.3g} to {high:.3g}", f"prediction {name}")
     if missing := sorted(wanted - found.keys()):
         raise SettingsError(
-            f"--heads: no predictions of {', '.join(missing)}: give --column p_{missing[0]}=COLUMN; there are "
-            + ", ".join(table.sample.names)
+            f"--heads: no predictions of {', '.join(missing)}: give --column p_{missing[0]}=COLUMN; "
+            "there are " + ", ".join(table.sample.names)
         )
     return tuple(found.values())
 
@@ -350,7 +349,7 @@ def _profile(table: _Table) -> tuple[ProfileFeature, ...]:
         if not naming.legal(ours) or texts.empty:
             table.drop(column, "without a value" if texts.empty else f"{ours!r} is no name: map it")
             continue
-        feature = _numeric(ours, values) if values is not None else _categories(ours, texts)
+        feature = kinds.numeric(ours, values) if values is not None else kinds.categories(ours, texts)
         if isinstance(feature, str):
             table.drop(column, feature)
             continue
@@ -361,35 +360,6 @@ def _profile(table: _Table) -> tuple[ProfileFeature, ...]:
         found.append(feature)
         table.take(ours, column, seen, f"profile, {feature.kind}")
     return tuple(found)
-
-
-def _numeric(name: str, values: Float64Array) -> ProfileFeature:
-    there = values[np.isfinite(values)]
-    if np.isin(there, (0.0, 1.0)).all():
-        return ProfileFeature(column=name, kind="flag")
-    if there.min() >= 0.0 and there.max() > 1.0:
-        half = float(np.median(there[there > 0.0]))
-        return ProfileFeature(column=name, kind="saturating", half=float(f"{half:.3g}"))
-    return ProfileFeature(column=name, kind="numeric")
-
-
-def _categories(name: str, texts: pd.Series) -> ProfileFeature | str:
-    counts = texts.value_counts()
-    if len(counts) > _MOST_CATEGORIES or (len(counts) > 10 and counts.iloc[0] == 1):
-        return f"{len(counts)} different texts in {len(texts)} rows: too many for categories"
-    return ProfileFeature(column=name, kind="categorical", categories=tuple(map(str, counts.index)))
-
-
-def _kind(columns: list[list[pd.Series]]) -> IdKind:
-    texts = [series.dropna() for found in columns for series in found]
-    every = pd.concat(texts) if texts else pd.Series([], dtype="string")
-    every = every.str.strip().str.replace(r"\.0+$", "", regex=True)
-    if every.empty or every.str.fullmatch(r"-?(0|[1-9][0-9]{0,17})").all():
-        return "int64"
-    if every.str.fullmatch(r"0|[1-9][0-9]{0,19}").all():
-        largest = max(map(int, every))
-        return "int64" if largest < 1 << 63 else "uint64" if largest < 1 << 64 else "string"
-    return "string"
 
 
 def _zone(table: _Table, answers: Answers) -> zones.Zone:

@@ -34,7 +34,7 @@ PATTERNS: Mapping[str, str] = {
     r"(ts|time|timestamp|at|datetime)(_?(utc|s|ms|us|ns))?",
     "updated_ts": r"((updated?|changed?|modified|created|valid|profile|snapshot)_?)?"
     r"(ts|time|timestamp|at|from|since|datetime|as_of|asof)(_?(utc|s|ms|us|ns))?",
-    "play_time_ms": r"(play|played|watch|watched|view|viewed|read|dwell|listen|listened|stay|consumed|engaged)"
+    "play_time_ms": r"(play|played|watch|watched|view|viewed|read|dwell|listen|listened|stay|consumed)"
     r"_?(time|duration)?_?(ms|millis|milliseconds)",
     "duration_ms": rf"({_ITEM}_?)?(duration|length|len)?_?(ms|millis|milliseconds)",
 }

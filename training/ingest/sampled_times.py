@@ -73,10 +73,9 @@ def _read(column: pa.ChunkedArray) -> tuple[str | None, bool, np.ndarray] | None
     if not (is_text(column.type) or pa.types.is_timestamp(column.type) or _is_number(column.type)):
         return None
     digits = is_text(column.type) and pc.all(pc.match_substring_regex(column, r"^\s*\d+(\.\d+)?\s*$")).as_py()
+    tried: list[tuple[str | None, str | None]] = [(None, None), (None, "UTC")]
     if digits or _is_number(column.type):
         tried = [(unit, None) for unit in UNITS]
-    else:
-        tried = [(None, None), (None, "UTC")]
     for unit, zone in tried:
         source = Source("", unit=unit or "ms", ambiguous="earliest")
         instants, bad = times.read(column, source, zone, _SPAN)

@@ -1,7 +1,7 @@
 """A sample of someone's logs, as it lies there: some rows of some files of each table.
 
-For guessing at settings (:mod:`training.ingest.inferring`), before anything is known of names and kinds. Files
-are read by the readers that landing uses; of a long file the first and the last rows.
+For guessing at settings (:mod:`training.ingest.inferring`), before anything is known of names and kinds.
+Files are read by the readers that landing uses; of a long file the first and the last rows.
 """
 
 import re

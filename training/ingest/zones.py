@@ -1,4 +1,4 @@
-"""In which zone are someone's days cut? What a sample of times, and the days of their deliveries, say of it."""
+"""In which zone are someone's days cut? What a sample of times and the days of its deliveries say of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
