@@ -206,7 +206,8 @@ def _show_exploration(settings: Settings, found: "Checked") -> None:
     fewer = facts.days_for(need, sessions.a_day, serving.model_copy(update={"shares": most}))
     _say(
         f"In {_SOON} days, one worth {effect * math.sqrt(days / _SOON):.1%} shows; with "
-        f"serving.shares.random {serving.max_exploration:g} and no other arm, one worth {effect * math.sqrt(fewer / _SOON):.1%}."
+        f"serving.shares.random {serving.max_exploration:g} and no other arm, one worth "
+        f"{effect * math.sqrt(fewer / _SOON):.1%}."
     )
     if days > window:
         _say(f"A retrain reads {window} days (learner.window_days): make them as many as you wait for.")

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dags import alerts, stages
 from dags.command_line.console import console
 from training.contract.errors import MtfError, SettingsError
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from dags.stages import Record
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
@@ -29,6 +31,8 @@ def day(date_: Day, force: Force = False) -> None:
     that failed or was killed goes on at the stage where it ended, and a good day costs nothing. It stops
     at the first stage that fails; the champion then serves on, and the day's page says why.
     """
+    from dags import stages
+
     settings, chosen = load_settings(), date_.date()
     with progress_bar(console) as progress:
         bar = progress.add_task(str(chosen), total=len(stages.DAY_STAGES))
@@ -53,6 +57,8 @@ def backfill(
     the first day that fails and says what to do; given again, it goes on at the stage that failed. An older
     day's policy never takes the place of a newer champion.
     """
+    from dags import stages
+
     settings = load_settings()
     span = (last - first).days + 1
     if span < 1:
@@ -105,13 +111,15 @@ def _run_day(
     settings: Settings, chosen: date, force: bool, progress: Progress, advance: Callable[[], None]
 ) -> list[str]:
     """The day's stages with a line each; a failure is also an alert. Returns the stages that ran."""
+    from dags import alerts, stages
+
     stage = ""
 
     def begin(name: str) -> None:
         nonlocal stage
         stage = name
 
-    def done(name: str, record: stages.Record) -> None:
+    def done(name: str, record: "Record") -> None:
         advance()
         if "kept" in record:
             return

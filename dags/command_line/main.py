@@ -13,7 +13,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dags import stages
 from dags.command_line import (
     backup,
     beginning,
@@ -114,6 +113,8 @@ def ingest(
     For KuaiRand all days of the folder are landed and a multi-task model (PLE), trained on past days
     only, fills in the predictions that the log does not carry. Landing twice changes nothing.
     """
+
+    from dags import stages
     from training import ingest as landing
 
     settings = load_settings()
@@ -221,6 +222,9 @@ app.command()(status.status)
 @app.command()
 def report(day: OptionalDay = None) -> None:
     """Make a day's page again, and the index over all days; prints where they are."""
+
+    from dags import stages
+
     settings = load_settings()
     console.print(str(stages.make_report(settings, chosen_day(day, settings))))
 

@@ -77,7 +77,8 @@ def shown(settings: Settings, days: Sequence[date]) -> Shown:
         ).fetchall()
     missing = zip(columns, counts[6:], strict=True)
     some = tuple((name, n) for name, n in missing if n)
-    return Shown(*counts[:6], some, tuple((user, requests, rows) for user, requests, rows in heaviest))
+    rows, requests, users, items, first, last = counts[:6]
+    return Shown(rows, requests, users, items, first, last, some, tuple(map(tuple, heaviest)))
 
 
 def sessions(settings: Settings, days: Sequence[date]) -> Sessions | None:
