@@ -51,8 +51,8 @@ def check(
         bad = len(found.days) - len(set(found.landed) - found.stopped)
         raise DataError(f"{bad} of {len(found.days)} days would be refused or stopped: see above")
     console.print(
-        f"All {len(found.days)} days land and pass. Next: mtf backfill --from {found.days[0]} "
-        f"--to {found.days[-1]}",
+        f"All {len(found.days)} days land and pass. Next: mtf backfill"
+        + ("" if settings.logs.folder else f" --from {found.days[0]} --to {found.days[-1]}"),
         soft_wrap=True,
     )
 

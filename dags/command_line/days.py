@@ -44,8 +44,18 @@ def day(date_: Day, force: Force = False) -> None:
 
 
 def backfill(
-    first: Annotated[datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="first local day")],
-    last: Annotated[datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")],
+    from_: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", formats=["%Y-%m-%d"], help="first local day; by default the first in logs.folder"
+        ),
+    ] = None,
+    to: Annotated[
+        datetime | None,
+        typer.Option(
+            "--to", formats=["%Y-%m-%d"], help="last local day, included; by default the last there"
+        ),
+    ] = None,
     force: Force = False,
     go_on: Annotated[
         bool, typer.Option("--continue", help="go on with the next day after one that failed")
@@ -60,14 +70,15 @@ def backfill(
     from dags import stages
 
     settings = load_settings()
+    first, last = _span(settings, from_, to)
     span = (last - first).days + 1
     if span < 1:
-        raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
+        raise SettingsError(f"--from {first} is after --to {last}")
     failed: list[date] = []
     with progress_bar(console) as progress:
         bar = progress.add_task("", total=span * len(stages.DAY_STAGES))
         for number in range(span):
-            chosen = first.date() + timedelta(days=number)
+            chosen = first + timedelta(days=number)
             progress.update(bar, description=str(chosen))
             try:
                 ran = _run_day(settings, chosen, force, progress, lambda: progress.advance(bar))
@@ -80,11 +91,23 @@ def backfill(
             if not ran:
                 progress.console.print(f"{chosen} unchanged")
     if failed:
-        again = f"mtf backfill --from {failed[0]} --to {last.date()}"
+        again = f"mtf backfill --from {failed[0]} --to {last}"
         raise MtfError(
             f"{len(failed)} of {span} days failed: {', '.join(map(str, failed))}. Do what is said above; "
             f"then `{again}` goes on at the stage that failed"
         )
+
+
+def _span(settings: Settings, first: datetime | None, last: datetime | None) -> tuple[date, date]:
+    """The days that are named, else those that ``logs.folder`` has deliveries of."""
+    if first is not None and last is not None:
+        return first.date(), last.date()
+    if settings.logs.folder is None:
+        raise SettingsError("name the days: --from DAY --to DAY; without logs.folder none are known")
+    from training.ingest import dry
+
+    known = dry.days(settings.logs.folder)
+    return (known[0] if first is None else first.date()), (known[-1] if last is None else last.date())
 
 
 def chosen_day(chosen: datetime | None, settings: Settings) -> date:

@@ -24,6 +24,7 @@ from dags.command_line import (
     quarantine,
     retention,
     reward,
+    sample,
     stack,
     status,
 )
@@ -94,6 +95,7 @@ def run() -> None:
 
 
 app.command()(beginning.init)
+app.command()(sample.sample)
 app.command()(check.check)
 
 
