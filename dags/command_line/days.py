@@ -136,16 +136,18 @@ def _run_day(
     """The day's stages with a line each; a failure is also an alert. Returns the stages that ran."""
     from dags import alerts, stages
 
-    stage = ""
+    stage, skipped = "", ""
 
     def begin(name: str) -> None:
         nonlocal stage
         stage = name
 
     def done(name: str, record: "Record") -> None:
+        nonlocal skipped
         advance()
-        if "kept" in record:
-            return
+        if "kept" in record or record.get("skipped", "-") == skipped:
+            return  # why one stage is skipped holds for those after it
+        skipped = record.get("skipped", "")
         note = f"skipped: {record['skipped']}" if "skipped" in record else record["why"]
         progress.console.print(f"{chosen} {name:22s} {record['seconds']:7.1f} s  {note}", soft_wrap=True)
 
