@@ -87,7 +87,8 @@ def sessions(settings: Settings, days: Sequence[date]) -> Sessions | None:
     signals = " + ".join(f'{s.weight!r} * coalesce("{s.column}", 0)' for s in settings.signals)
     cap = reward.play_time_cap_s
     played = f"{reward.play_time_weight!r} * least(coalesce(play_time_ms, 0) / 1000.0, {cap!r})"
-    whole = f"{reward.integrity_weight!r} * coalesce(least(play_time_ms / nullif(duration_ms, 0), 1.0), 0)"
+    share = "case when duration_ms > 0 then least(coalesce(play_time_ms, 0) / duration_ms, 1.0) else 0 end"
+    whole = f"{reward.integrity_weight!r} * {share}"
     gap = f"interval {settings.session.gap.total_seconds():.0f} second"
     with connect() as connection:
         _view(settings, connection, IMPRESSIONS, days)

@@ -280,7 +280,9 @@ class _Table:
 
 def _heads(table: _Table, asked: tuple[HeadSettings, ...]) -> tuple[HeadSettings, ...]:
     found: dict[str, HeadSettings] = {}
-    given = {column: name[2:] for name, column in table.given.items() if name.startswith("p_")}
+    # the contract's own names are beyond doubt
+    given = {name: name[2:] for name in table.free() if re.fullmatch(r"p_[a-z][a-z0-9_]*", name)}
+    given |= {column: name[2:] for name, column in table.given.items() if name.startswith("p_")}
     wanted = {head.name for head in asked}
     for column in table.free():
         values = table.sample.numbers(column)
@@ -328,7 +330,7 @@ def _signals(table: _Table) -> tuple[SignalSettings, ...]:
             continue
         ours = given.get(column) or (column if naming.legal(column) else f"is_{naming.signal_of(column)}")
         name, rate = naming.signal_of(ours), float(np.nan_to_num(np.nanmean(values)))
-        if column not in given and (trait := table.trait_of(values)):
+        if column not in given and name not in naming.WORDS and (trait := table.trait_of(values)):
             table.drop(column, f"never differs within the same {trait}, as feedback would")
         elif column not in given and rate in (0.0, 1.0) and name not in naming.WORDS:
             table.drop(column, f"{rate:.0f} in every row")

@@ -34,7 +34,7 @@ def test_sessions_and_their_returns(tmp_path: Path) -> None:
     land(settings, IMPRESSIONS, DAY, impressions(rows, settings), "test")
     found = facts.sessions(settings, [DAY])
     assert found is not None
-    returns = [0.5 + 10 * 0.02, 0.1, 120 * 0.02]
+    returns = [0.5 + 10 * 0.02, 0.1, 120 * 0.02 + 0.3]
     assert (found.count, found.a_day, found.requests) == (3, 3.0, pytest.approx(4 / 3))
     assert found.mean == pytest.approx(np.mean(returns))
     assert found.deviation == pytest.approx(np.std(returns, ddof=1))
