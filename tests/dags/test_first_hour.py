@@ -61,7 +61,7 @@ def test_init_from_logs_then_check_then_nothing_is_landed(tmp_path: Path) -> Non
     checked = mtf("check", folder=tmp_path)
     assert "impressions: 480 rows in 3 files" in checked.stdout and "3 by comma" in checked.stdout
     assert f"{days[0]} to {days[-1]}, cut in UTC" in checked.stdout
-    assert "the logs hold no decisions" in checked.stdout and "sessions a day" in checked.stdout
+    assert "the logs hold no decisions" in checked.stdout and "have no reward that varies" in checked.stdout
     assert not (tmp_path / "data").exists()
 
 
