@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from dags.command_line.main import app
+from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +161,15 @@ def is_setting(dotted: str) -> bool:
 
 def model(annotation: object) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def test_the_logs_contract_is_in_the_docs() -> None:
+    """Every column of the three tables but those that settings name."""
+    text = (ROOT / "docs/own-logs.md").read_text(encoding="utf-8")
+    settings = Settings(state={"profile": ()})
+    ours = {f"p_{name}" for name in settings.head_names} | {signal.column for signal in settings.signals}
+    for columns in (impression_columns(settings), user_columns(settings), decision_columns()):
+        assert [c.name for c in columns if c.name not in ours and f"`{c.name}`" not in text] == []
 
 
 def test_commands_that_are_named_exist() -> None:

@@ -10,7 +10,6 @@ from dags.command_line import stack
 from dags.command_line.console import busy, console
 from training.contract.errors import MtfError
 from training.contract.settings import Settings, load_settings
-from training.operations import backup as state
 
 
 def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> None:
@@ -19,6 +18,8 @@ def backup(to: Annotated[Path, typer.Option(help="file to write, .tar.gz")]) -> 
     Stop the stack first (`mtf down`). The file holds the service's token and Airflow's keys, and only its
     owner may read it.
     """
+    from training.operations import backup as state
+
     settings = stopped()
     with busy(f"backing up {settings.data}"):
         manifest = state.backup(settings, to)
@@ -34,6 +35,8 @@ def restore(
 
     The folder may be another than the one backed up. Stop the stack first (`mtf down`).
     """
+    from training.operations import backup as state
+
     settings = stopped()
     with busy(f"restoring {settings.data}"):
         manifest = state.restore(settings, source, force)

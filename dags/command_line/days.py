@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from dags import alerts, stages
 from dags.command_line.console import console
 from training.contract.errors import MtfError, SettingsError
 from training.contract.records import read_record, recorded_days
 from training.contract.settings import Settings, load_settings
-from training.operations.missed import missing_days, spans, unfinished_days
+
+if TYPE_CHECKING:
+    from dags.stages import Record
 
 Day = Annotated[datetime, typer.Option("--date", "-d", formats=["%Y-%m-%d"], help="the local day")]
 Force = Annotated[bool, typer.Option(help="run every stage, also those whose inputs have not changed")]
@@ -30,6 +31,8 @@ def day(date_: Day, force: Force = False) -> None:
     that failed or was killed goes on at the stage where it ended, and a good day costs nothing. It stops
     at the first stage that fails; the champion then serves on, and the day's page says why.
     """
+    from dags import stages
+
     settings, chosen = load_settings(), date_.date()
     _tell_missing(settings, chosen)
     with progress_bar(console) as progress:
@@ -42,11 +45,17 @@ def day(date_: Day, force: Force = False) -> None:
 
 
 def backfill(
-    first: Annotated[
-        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="first local day")
+    from_: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", formats=["%Y-%m-%d"], help="first local day; by default the first in logs.folder"
+        ),
     ] = None,
-    last: Annotated[
-        datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="last local day, included")
+    to: Annotated[
+        datetime | None,
+        typer.Option(
+            "--to", formats=["%Y-%m-%d"], help="last local day, included; by default the last there"
+        ),
     ] = None,
     missing: Annotated[
         bool, typer.Option("--missing", help="the days up to yesterday that did not run, or not to their end")
@@ -64,8 +73,10 @@ def backfill(
     the first day that fails and says what to do; given again, it goes on at the stage that failed. An older
     day's policy never takes the place of a newer champion.
     """
+    from dags import stages
+
     settings = load_settings()
-    days = _chosen_days(settings, first, last, missing)
+    days = _missing(settings, from_, to) if missing else _span(settings, from_, to)
     if not days:
         console.print("no day is missing: --from and --to run days again")
         return
@@ -92,21 +103,18 @@ def backfill(
         )
 
 
-def _chosen_days(
-    settings: Settings, first: datetime | None, last: datetime | None, missing: bool
-) -> list[date]:
-    if missing and first is None and last is None:
-        today = datetime.now(settings.calendar.zone).date()
-        return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
-    if missing or first is None or last is None:
-        raise SettingsError("give --from and --to, or --missing")
-    span = (last - first).days + 1
-    if span < 1:
-        raise SettingsError(f"--from {first.date()} is after --to {last.date()}")
-    return [first.date() + timedelta(days=number) for number in range(span)]
+def _missing(settings: Settings, first: datetime | None, last: datetime | None) -> list[date]:
+    if first is not None or last is not None:
+        raise SettingsError("give --from and --to, or --missing, not both")
+    from training.operations.missed import missing_days, unfinished_days
+
+    today = datetime.now(settings.calendar.zone).date()
+    return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
 
 
 def _tell_missing(settings: Settings, chosen: date) -> None:
+    from training.operations.missed import missing_days, spans
+
     missing = missing_days(settings, chosen)
     if missing:
         console.print(
@@ -114,6 +122,20 @@ def _tell_missing(settings: Settings, chosen: date) -> None:
             "them, oldest first, and this day's tables are then made again",
             soft_wrap=True,
         )
+
+
+def _span(settings: Settings, first: datetime | None, last: datetime | None) -> list[date]:
+    """The days from ``first`` to ``last``; what is not named is what ``logs.folder`` has deliveries of."""
+    if first is None or last is None:
+        if settings.logs.folder is None:
+            raise SettingsError("name the days: --from DAY --to DAY; without logs.folder none are known")
+        from training.ingest import dry
+
+        known = dry.days(settings.logs.folder)
+    begin, end = (known[0] if first is None else first.date()), (known[-1] if last is None else last.date())
+    if begin > end:
+        raise SettingsError(f"--from {begin} is after --to {end}")
+    return [begin + timedelta(days=number) for number in range((end - begin).days + 1)]
 
 
 def chosen_day(chosen: datetime | None, settings: Settings) -> date:
@@ -140,16 +162,20 @@ def _run_day(
     settings: Settings, chosen: date, force: bool, progress: Progress, advance: Callable[[], None]
 ) -> list[str]:
     """The day's stages with a line each; a failure is also an alert. Returns the stages that ran."""
-    stage = ""
+    from dags import alerts, stages
+
+    stage, skipped = "", ""
 
     def begin(name: str) -> None:
         nonlocal stage
         stage = name
 
-    def done(name: str, record: stages.Record) -> None:
+    def done(name: str, record: "Record") -> None:
+        nonlocal skipped
         advance()
-        if "kept" in record:
-            return
+        if "kept" in record or record.get("skipped", "-") == skipped:
+            return  # why one stage is skipped holds for those after it
+        skipped = record.get("skipped", "")
         note = f"skipped: {record['skipped']}" if "skipped" in record else record["why"]
         progress.console.print(f"{chosen} {name:22s} {record['seconds']:7.1f} s  {note}", soft_wrap=True)
 

@@ -13,9 +13,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dags import stages
 from dags.command_line import (
     backup,
+    beginning,
+    check,
     days,
     experiment,
     forget,
@@ -24,6 +25,7 @@ from dags.command_line import (
     quarantine,
     retention,
     reward,
+    sample,
     stack,
     status,
 )
@@ -31,8 +33,7 @@ from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
 from dags.command_line.quiet import quiet
 from training.contract.errors import MtfError, SettingsError
-from training.contract.files import write_text_atomic
-from training.contract.settings import Settings, load_settings, settings_path
+from training.contract.settings import load_settings, settings_path
 
 app = typer.Typer(
     name="mtf",
@@ -95,37 +96,9 @@ def run() -> None:
     os._exit(0 if code is None else code if isinstance(code, int) else 1)
 
 
-@app.command()
-def init(
-    path: Annotated[Path, typer.Argument(help="file to write")] = Path("mtf.yaml"),
-    heads: Annotated[
-        str, typer.Option(help="your model's heads, comma-separated; the log names them p_<head>")
-    ] = "",
-    timezone: Annotated[
-        str, typer.Option(help="IANA name of the zone in which your days are cut; this machine's by default")
-    ] = "",
-    force: Annotated[bool, typer.Option(help="replace an existing file")] = False,
-) -> None:
-    """Write a commented settings file with every setting and where its default comes from.
-
-    Example: `mtf init --heads click,like,share,watch_time`, then edit bounds and static weights.
-    """
-    from pendulum.tz.local_timezone import get_local_timezone
-
-    from dags.command_line.settings_file import render
-    from training.contract.settings import DEFAULT_HEADS, HeadSettings
-
-    if path.exists() and not force:
-        raise SettingsError(f"{path} exists; pass --force to replace it")
-    known = {head.name: head for head in DEFAULT_HEADS}
-    names = [name.strip() for name in heads.split(",") if name.strip()]
-    chosen = tuple(known.get(name) or HeadSettings(name=name, static=0.5) for name in names)
-    calendar = {"timezone": timezone or get_local_timezone().name}
-    settings = Settings(heads=chosen, calendar=calendar) if chosen else Settings(calendar=calendar)
-    write_text_atomic(path, render(settings))
-    whose = "" if timezone else ", the zone of this machine (--timezone names another)"
-    console.print(f"wrote {path}: days are cut in {settings.calendar.timezone}{whose}", soft_wrap=True)
-    console.print("edit the heads, then land logs with `mtf ingest --help`")
+app.command()(beginning.init)
+app.command()(sample.sample)
+app.command()(check.check)
 
 
 @app.command()
@@ -144,6 +117,8 @@ def ingest(
     For KuaiRand all days of the folder are landed and a multi-task model (PLE), trained on past days
     only, fills in the predictions that the log does not carry. Landing twice changes nothing.
     """
+
+    from dags import stages
     from training import ingest as landing
 
     settings = load_settings()
@@ -251,6 +226,9 @@ app.command()(status.status)
 @app.command()
 def report(day: OptionalDay = None) -> None:
     """Make a day's page again, and the index over all days; prints where they are."""
+
+    from dags import stages
+
     settings = load_settings()
     console.print(str(stages.make_report(settings, chosen_day(day, settings))))
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dags import choosing
 from dags.command_line.console import busy, console
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.log import STATIC_VERSION
@@ -26,6 +25,8 @@ def pareto(
     asks for a gain in one part at least, and promotes it as any other; then it prints the settings that make
     later nights aim for the same.
     """
+
+    from dags import choosing
     from training import promotion
     from training.warehouse import reward_weights
 

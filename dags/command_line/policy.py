@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from dags import stages
 from dags.command_line.console import busy, console
 from dags.command_line.days import OptionalDay, chosen_day
 from training.contract.errors import SettingsError
@@ -14,6 +13,8 @@ from training.contract.settings import load_settings
 
 
 def _run(stage: str, chosen: datetime | None) -> dict[str, Any]:
+    from dags import stages
+
     settings = load_settings()
     target = chosen_day(chosen, settings)
     with busy(f"{stage} {target}"):

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from dags.command_line.console import console
 from training.contract.settings import load_settings
-from training.validation import quarantine
 
 app = typer.Typer(
     name="quarantine",
@@ -33,6 +32,9 @@ CELL = 24  # characters of a value that are shown
 @app.command("list")
 def list_(day: OptionalDay = None) -> None:
     """What is in quarantine by day, table and reason, and which rows were mended, by whom and when."""
+
+    from training.validation import quarantine
+
     settings = load_settings()
     one = None if day is None else day.date()
     table = Table("day", "table", "rows", "reason")
@@ -57,6 +59,9 @@ def show(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="most rows shown")] = 20,
 ) -> None:
     """Rows in quarantine, with the columns that their reasons name first, and what they break."""
+
+    from training.validation import quarantine
+
     held = quarantine.rows(load_settings(), table, day.date(), reason)
     shown = held.slice(0, limit).to_pylist()
     reasons = " ".join(row[quarantine.REASON] for row in shown)
@@ -85,6 +90,9 @@ def export(
 
     Lists (actions, states) need Parquet. The column `reason` is for you; it is not read back.
     """
+
+    from training.validation import quarantine
+
     count = quarantine.export(load_settings(), table, day.date(), to)
     console.print(f"{to}: {count} rows of {table} of {day.date()}")
 
@@ -105,6 +113,9 @@ def land(
     The change is kept beside the lake: landing the day's source again keeps it. The same file twice
     changes nothing. Rows whose time is of another landed day go there.
     """
+
+    from training.validation import quarantine
+
     record = quarantine.land(
         load_settings(),
         table,

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from dags.command_line.console import console
 from training.contract.settings import load_settings
-from training.operations import retention
 
 SHOWN = 40  # rows of a kind that are listed
 
@@ -22,6 +21,9 @@ def keep(
     rollback can go back to, was made of, nor a day that a later run still reads. The DAG `mtf_retention` does
     the same by cron. Killed half-way, run it again.
     """
+
+    from training.operations import retention
+
     settings = load_settings()
     planned = retention.plan(settings)
     table = Table("kind", "day", "what", "size")

@@ -14,15 +14,20 @@ HEADER = """\
 """
 
 
-def render(settings: Settings) -> str:
-    """YAML of all settings with their descriptions as comments; loading it gives them back."""
-    return HEADER + "\n".join(_mapping(settings, 0)) + "\n"
+def render(settings: Settings, leave_out: tuple[str, ...] = ()) -> str:
+    """YAML of all settings with their descriptions as comments; loading it gives them back.
+
+    Sections to be left out are those whose defaults hold.
+    """
+    return HEADER + "\n".join(_mapping(settings, 0, leave_out)) + "\n"
 
 
-def _mapping(model: BaseModel, indent: int) -> list[str]:
+def _mapping(model: BaseModel, indent: int, leave_out: tuple[str, ...] = ()) -> list[str]:
     lines: list[str] = []
     pad = " " * indent
     for name, field in type(model).model_fields.items():
+        if name in leave_out:
+            continue
         value = getattr(model, name)
         comment = f"  # {field.description}" if field.description else ""
         if isinstance(value, BaseModel):

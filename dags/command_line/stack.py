@@ -13,9 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from dags.pools import WAREHOUSE_POOL
 from serving.state import missing
@@ -23,7 +21,9 @@ from training.contract import databases
 from training.contract.errors import MtfError
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.settings import SETTINGS_VARIABLE, Settings
-from training.operations import lineage
+
+if TYPE_CHECKING:
+    import httpx
 
 # Airflow imports this in each of its processes. The scheduler's tasks are forks of it.
 LOCAL_SETTINGS = """import sys
@@ -79,6 +79,9 @@ def token(settings: Settings) -> str:
 
 def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, str]:
     """Airflow with its home under the data folder and the DAGs of this repository."""
+
+    from training.operations import lineage
+
     home = settings.layout.airflow
     return {
         **os.environ,
@@ -209,6 +212,9 @@ def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> 
     Before the first day there are no features to be ready with: the ranking service is up then, and serves
     static weights.
     """
+
+    import httpx
+
     started = time.monotonic()
     reason = "it did not answer"
     while time.monotonic() - started < timeout:
@@ -230,7 +236,7 @@ def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> 
     )
 
 
-def _told(answer: httpx.Response) -> str:
+def _told(answer: "httpx.Response") -> str:
     """Why an address is not ready, by its own words."""
     try:
         return str(answer.json()["error"])
@@ -316,6 +322,8 @@ class Airflow:
     """A small client of Airflow's REST API: trigger a DAG for a day, wait, create the pool."""
 
     def __init__(self, settings: Settings):
+        import httpx
+
         self.address = f"http://127.0.0.1:{settings.orchestration.airflow_port}"
         passwords = settings.layout.airflow / "passwords.json"
         password = json.loads(passwords.read_text(encoding="utf-8"))["admin"]

@@ -4,7 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dags.command_line import stack
-from dags.command_line.console import console
+from dags.command_line.console import busy, console
 from training.contract.files import read_json
 from training.contract.pointer import read_champion
 from training.contract.records import read_records, recorded_days
@@ -17,15 +17,17 @@ def status() -> None:
     """Whether today ran, what is served and since when, whether it is better than static weights and by how
     much, what is in quarantine, what drifts; what runs, the guardrail, and how the last days ended.
     """
-    from training.operations import report
-
     settings = load_settings()
+    with busy("reading what the days left"):
+        from training.operations import report
+
+        answers = report.standing(settings)
     for service in stack.services(settings, settings_path()):
         pid = stack.pid_of(settings, service.name)
         state = f"running, {service.address}" if pid else "stopped"
         console.print(f"{service.name:8s} {state}")
     colours = {"good": "green", "held": "yellow", "stopped": "red", "open": "cyan"}
-    for answer in report.standing(settings):
+    for answer in answers:
         console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
         console.print(f"  {answer.text}")
     _show_guardrail(settings)
@@ -36,6 +38,9 @@ def status() -> None:
         ended = "ok" if records[last].get("success", True) else "failed"
         table.add_row(str(one), last, ended, records.get("gate", {}).get("decision", "-"))
     console.print(table)
+    index = settings.layout.reports / "index.html"
+    if index.exists():
+        console.print(f"index page: {index}", soft_wrap=True)
 
 
 def _show_guardrail(settings: Settings) -> None:

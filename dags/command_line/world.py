@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from dags import stages
 from dags.command_line import stack
 from training.contract.errors import SettingsError
 from training.contract.layout import DECISIONS, USERS
@@ -67,6 +66,8 @@ def prepare_past(settings: Settings, real: list[date], console: Console) -> None
 
     The record `traffic` says of each that it is the past: it is learnt from, and has no policy of its own.
     """
+
+    from dags import stages
     from training.world.simulator.past import land_past
 
     first = date.fromisoformat(settings.world.start_day)

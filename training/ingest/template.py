@@ -90,7 +90,7 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     notes, told = [], {}
     with landing_lock(settings.layout):
         for table in TABLES:
-            if not _all_files(folder, table, day):
+            if not table_files(folder, table, day):
                 if table == IMPRESSIONS:
                     raise DataError(_nothing(folder, day), breaks="delivered")
                 continue
@@ -101,13 +101,19 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
 
 def has_delivery(folder: Path, day: date) -> bool:
     """Whether a folder has impressions of the day."""
-    return bool(_all_files(folder, IMPRESSIONS, day))
+    return bool(table_files(folder, IMPRESSIONS, day))
 
 
 def delivery_files(folder: Path, day: date) -> list[Path]:
     """All files of the delivery of ``day``, and ``columns.json`` where there is one."""
     names = [folder / COLUMNS_FILE] if (folder / COLUMNS_FILE).exists() else []
-    return names + [path for table in TABLES for path in _all_files(folder, table, day)]
+    return names + [path for table in TABLES for path in table_files(folder, table, day)]
+
+
+def delivered_days(folder: Path) -> list[date]:
+    """Days whose impressions have a folder, oldest first."""
+    names = [path.name for path in _entries(folder / IMPRESSIONS)]
+    return sorted(date.fromisoformat(name[3:]) for name in names if _is_delivery(name))
 
 
 def _land_table(
@@ -245,7 +251,7 @@ def _source_columns(kinds: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {name: " or ".join(sorted({kind.get(name, "absent") for kind in kinds})) for name in found}
 
 
-def _all_files(folder: Path, table: str, day: date) -> list[Path]:
+def table_files(folder: Path, table: str, day: date) -> list[Path]:
     """Every file below a delivery's folder that is not to be left out."""
     place = folder / table / f"dt={day.isoformat()}"
     return sorted(path for path in place.rglob("*") if path.is_file() and not _hidden(path, place))
@@ -254,7 +260,7 @@ def _all_files(folder: Path, table: str, day: date) -> list[Path]:
 def _delivered(folder: Path, table: str, day: date) -> tuple[list[Path], list[str]]:
     """The files to be read, and the names of those that would be if they were not hidden."""
     place = folder / table / f"dt={day.isoformat()}"
-    paths = _all_files(folder, table, day)
+    paths = table_files(folder, table, day)
     for path in paths:
         if not is_data(path):
             raise DataError(

@@ -277,7 +277,7 @@ def _refuse_gone(spec: TableSpec, table: str, day: date, lying: pa.Table, pairs:
 
 
 def _refuse_broken(settings: Settings, table: str, day: date, after: pa.Table, fixed: Sequence[Row]) -> None:
-    from training.validation import broken_rows
+    from training.validation.mended import broken_rows
 
     spec = table_spec(settings, table)
     reasons = {

@@ -15,7 +15,8 @@ from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.ingest import changed_days, land, landed
-from training.validation import broken_rows, quarantine
+from training.validation import quarantine
+from training.validation.mended import broken_rows
 
 NEXT = DAY + timedelta(days=1)
 

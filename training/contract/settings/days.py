@@ -14,8 +14,7 @@ _FIRST_LISTED, _LAST_LISTED = date(2010, 1, 1), date(2050, 1, 1)
 class CalendarSettings(Section):
     timezone: str = Field(
         "UTC",
-        description="IANA name, like Europe/Berlin, of the zone in which a day and an hour of day are cut "
-        "(KuaiRand: Asia/Shanghai)",
+        description="IANA name, like Europe/Berlin, of the zone in which a day and an hour of day are cut",
     )
 
     @field_validator("timezone")

@@ -43,5 +43,5 @@ class StateSettings(Section):
             ProfileFeature(column="friend_user_num", kind="saturating", half=15),
             ProfileFeature(column="register_days", kind="saturating", half=1000),
         ),
-        description="columns of the users table that are part of the state (half: near KuaiRand's median)",
+        description="columns of the users table that are part of the state",
     )
