@@ -25,9 +25,13 @@ def status() -> None:
         state = f"running, {service.address}" if pid else "stopped"
         console.print(f"{service.name:8s} {state}")
     colours = {"good": "green", "held": "yellow", "stopped": "red", "open": "cyan"}
-    for answer in report.standing(settings):
+    answers = report.standing(settings)
+    for answer in answers:
         console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
         console.print(f"  {answer.text}")
+    console.print(Text("What is to be done?", "bold"))
+    for todo in report.todos(answers):
+        console.print(Text(f"  {todo.line}"))
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:
