@@ -5,6 +5,7 @@ from typing import Any
 
 from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
+from training.contract.log import NO_POLICY
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
@@ -177,7 +178,9 @@ def _fallbacks(settings: Settings, decided: ValidatedTable) -> None:
     if decided.partition is None or "fallback" not in decided.partition.columns or not decided.rows:
         return
     most = settings.validation.max_fallback_share
-    share = decided.partition.measures({"share": "count(fallback) / count(*)"})["share"]
+    # that no policy has been promoted yet is no failure
+    failed = f"count(*) FILTER (WHERE fallback <> '{NO_POLICY}') / count(*)"
+    share = decided.partition.measures({"share": failed})["share"]
     decided.measures["fallback_share"] = share
     text = f"at most {most:.0%} of the decisions fell back to static weights"
     decided.day_checks.append(measure("fallback_share", text, 0, most, "warning", "fallback"))

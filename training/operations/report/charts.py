@@ -75,10 +75,13 @@ def lines(
             # bars of one x beside each other
             aside = 0.12 * (n - (len(series) - 1) / 2.0) if bars else 0.0
             at = [places[value] + aside for value in xs]
-            for place, y_, ends in zip(at, ys, (bars or {}).get(name, ()), strict=False):
-                if ends is not None:
-                    colour = COLOURS.get(name, OTHERS[n % len(OTHERS)])
-                    axes.errorbar(place, y_, [[y_ - ends[0]], [ends[1] - y_]], color=colour, lw=0.9, capsize=2)
+            known = [
+                (place, *ends)
+                for place, ends in zip(at, (bars or {}).get(name, ()), strict=False)
+                if ends is not None
+            ]
+            if known:
+                axes.vlines(*zip(*known, strict=True), color=COLOURS.get(name, OTHERS[n % len(OTHERS)]), lw=0.9)
             axes.plot(
                 at,
                 ys,
@@ -113,8 +116,10 @@ def multiples(
     about: str,
     levels: Mapping[str, float] | None = None,
     level: str = "",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
-    """Small multiples over days, one panel a name: means with their intervals, and a level line named ``level``."""
+    """Small multiples over days, one panel a name: means with their intervals, a level line named ``level``,
+    and the range of the panel."""
     names = list(panels)
     days = sorted({day for xs, _ in panels.values() for day in xs})
     with plt.rc_context(STYLE):
@@ -135,6 +140,9 @@ def multiples(
             )
             if levels and name in levels:
                 panel.axhline(levels[name], color=COLOURS["static"], lw=0.9, ls="--")
+            if ranges and name in ranges:
+                low, high = ranges[name]
+                panel.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
             panel.set_title(name.replace("_", " "), fontsize=9)
             step = max(1, -(-len(days) // 4))
             panel.set_xticks(range(0, len(days), step), [f"{day:%m-%d}" for day in days[::step]], fontsize=7)
@@ -143,7 +151,7 @@ def multiples(
             panel.set_visible(False)
         if levels:
             figure.text(0.99, 0.0, f"dashed: {level}", ha="right", va="top", fontsize=8, color=COLOURS["static"])
-        figure.tight_layout()
+        figure.subplots_adjust(hspace=0.45, wspace=0.35)
         return _svg(figure, about)
 
 

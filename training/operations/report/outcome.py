@@ -13,9 +13,9 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             stops = [group for group in groups({stage: record}) if group.stops]
             faults = sum(len(group.faults) for group in stops)
             count = f"{faults} {'fault' if faults == 1 else 'faults'}, " if faults else ""
-            told = "; ".join(group.text for group in stops[:2])
-            more = f"; and {len(stops) - 2} kinds more" if len(stops) > 2 else ""
-            return {"state": "stopped", "text": f"Stopped at {stage}: {count}{told}{more}"}
+            kinds = [group.cause.name for group in stops]
+            more = f" and {len(kinds) - 3} kinds more" if len(kinds) > 3 else ""
+            return {"state": "stopped", "text": f"Stopped at {stage}: {count}{'; '.join(kinds[:3])}{more}"}
     gate = records.get("gate")
     if gate is None:
         if records.get("traffic", {}).get("past"):

@@ -80,7 +80,8 @@ def weights(settings: Settings, days: Days) -> str | None:
         return None
     static = {head.name: head.static for head in settings.heads}
     about = "Mean fusion weight of each head that the champion's users were served, by day"
-    return charts.multiples(panels, about=about, levels=static, level="static weights")
+    ranges = {head.name: (head.low, head.high) for head in settings.heads}
+    return charts.multiples(panels, about=about, levels=static, level="static weights", ranges=ranges)
 
 
 def signals(days: Days) -> str | None:

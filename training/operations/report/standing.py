@@ -23,8 +23,10 @@ from training.operations.report.todo import Todo, of_groups, stopping
 from training.validation import quarantine
 
 MEASURED_DAYS = 7  # newest days on which the champion served whose sessions are compared
+WAITING_DAYS = 30  # newest days that are looked through for one that stopped
 CONFIDENCE = 0.95
 RAN, SERVED, BETTER = "Did today run?", "What is served, since when?", "Is it better than static weights?"
+HELD = "What is in quarantine?"
 CARDS = (BETTER, RAN, SERVED)  # questions that the index answers at its head, in this order
 DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source", "_sample_ratio")
 
@@ -52,6 +54,7 @@ def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
         _held(settings),
         _drifting(settings),
         *_unusual(settings),
+        *_waiting(settings),
     ]
 
 
@@ -60,7 +63,7 @@ def todos(answers: Sequence[Answer]) -> list[Todo]:
     to do is one itself."""
     found = []
     for answer in answers:
-        asks = answer.state in ("held", "stopped") and answer.question not in CARDS
+        asks = answer.state in ("held", "stopped") and answer.question not in (*CARDS, HELD)
         bare = (Todo(answer.state, answer.text.rstrip("."), day=answer.day),) if asks else ()
         found += answer.todos or bare
     return sorted(dict.fromkeys(found), key=lambda one: one.state != "stopped")
@@ -215,16 +218,18 @@ def _interval(lower: float, value: float, upper: float, confidence: float, about
 
 
 def _held(settings: Settings) -> Answer:
-    question = "What is in quarantine?"
+    question = HELD
     held = quarantine.held(settings)
     if not held:
         return Answer(question, "good", "Nothing.")
     told = "; ".join(f"{one.rows} rows of {one.table} of {one.day}" for one in held[-5:])
     more = f"; and {len(held) - 5} older tables" if len(held) > 5 else ""
-    days = list(dict.fromkeys(str(one.day) for one in held))
+    stopped = {day for day in {one.day for one in held} if _stopped(settings, day)}
+    apart = [one for one in held if one.day not in stopped]  # those of a day that stopped are said with it
+    days = list(dict.fromkeys(str(one.day) for one in apart))
     todo = Todo(
         "held",
-        f"{sum(one.rows for one in held):,} rows are in quarantine, of {', '.join(days[-3:])}"
+        f"{sum(one.rows for one in apart):,} rows are in quarantine, of {', '.join(days[-3:])}"
         + (f" and {len(days) - 3} more days" if len(days) > 3 else ""),
         "See why, mend what matters.",
         "mtf quarantine list",
@@ -232,9 +237,12 @@ def _held(settings: Settings) -> Answer:
         "validation.max_bad_share",
         held[-1].day,
     )
-    return Answer(
-        question, "held", f"{told}{more}. `mtf quarantine list` says why.", held[-1].day, (todo,)
-    )
+    text = f"{told}{more}. `mtf quarantine list` says why."
+    return Answer(question, "held", text, held[-1].day, (todo,) if apart else ())
+
+
+def _stopped(settings: Settings, day: date) -> bool:
+    return not (read_record(settings.layout, day, "validate_landed") or {}).get("success", True)
 
 
 def _drifting(settings: Settings) -> Answer:
@@ -270,8 +278,38 @@ def _unusual(settings: Settings) -> list[Answer]:
     todo = _of_warnings(*newest, drift=False) if newest else ()
     if newest is None or not todo:
         return []
-    text = "; ".join(one.text.partition(": ")[2] for one in todo)
-    return [Answer("What else is unusual?", "held", f"{text}, on {newest[0]}.", newest[0], todo)]
+    day, _ = newest
+    kinds = "; ".join(one.text.partition(": ")[2] for one in todo)
+    one = Todo("held", f"{day} warns of {kinds}", "Its page has each with its remedy.", "", "", "", day)
+    if len(todo) == 1:
+        [one] = todo
+    return [Answer("What else is unusual?", "held", f"{kinds}, on {day}.", day, (one,))]
+
+
+def _waiting(settings: Settings) -> list[Answer]:
+    """Days before the newest that stopped: their rows are in no table until they pass."""
+    found = []
+    for day in recorded_days(settings.layout)[-WAITING_DAYS:-1]:
+        ended = outcome(read_records(settings.layout, day))
+        if ended["state"] == "stopped":
+            found.append((day, ended["text"]))
+    if not found:
+        return []
+    todo = tuple(
+        Todo(
+            "stopped",
+            f"{day} waits. {text}",
+            "Its page says what to mend; then run it again.",
+            f"mtf day --date {day}",
+            "a-day-stopped",
+            "orchestration.reopen_days",
+            day,
+        )
+        for day, text in reversed(found[-3:])
+    )
+    older = f" and {len(found) - 3} before them" if len(found) > 3 else ""
+    told = ", ".join(str(day) for day, _ in found[-3:])
+    return [Answer("Which days wait?", "stopped", f"{told}{older}.", found[-1][0], todo)]
 
 
 def _validated(settings: Settings) -> tuple[date, Mapping[str, Any]] | None:
