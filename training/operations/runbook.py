@@ -1,4 +1,4 @@
-"""Which section of ``docs/operating.md`` says what to do? By the stage that failed, where nothing says more."""
+"""Which section of ``docs/operating.md`` says what to do? By the stage that failed."""
 
 RUNBOOK = "docs/operating.md"
 # stage: heading of the section on its failures, where bad data is the usual cause

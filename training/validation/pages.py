@@ -68,8 +68,8 @@ body:has(#all):not(:has(#all:checked)) .failed tr:has(.text-success) { display: 
 <h1>{{ names[1] ~ " of " ~ names[2] if result and names|length > 2 else page_title }}</h1>
 {% if result %}
 {% if found.failed %}
-<p class="stop">{{ found.failed|length }} of {{ found.failed|length + found.holds|length }} columns or measures
-failed.</p>
+{% set all = found.failed|length + found.holds|length %}
+<p class="stop">{{ found.failed|length }} of {{ all }} columns or measures failed.</p>
 <p><label><input type="checkbox" id="all"> also what holds</label></p>
 {% else %}<p class="pass">All of it holds.</p>{% endif %}
 {% endif %}
@@ -108,7 +108,8 @@ _INDEX = (
 <h1>Data Docs</h1>
 <p>Every day, newest first, with what failed. A <span class="stop">stop</span> keeps the day from training;
 a <span class="warning">warning</span> is for a person to look at.</p>
-<table><thead><tr><th scope="col">Day</th><th scope="col">Result</th><th scope="col">What failed</th></tr></thead>
+<table><thead>
+<tr><th scope="col">Day</th><th scope="col">Result</th><th scope="col">What failed</th></tr></thead>
 <tbody>
 <!-- rows -->
 </tbody></table></body></html>
@@ -158,9 +159,7 @@ def _day_row(day: str, results: Sequence[tuple[ValidationResultIdentifier, dict[
     )
     holding = [(key, result) for found, key, result in judged if found == "pass"]
     checks = sum(len(result["results"]) for _, result in holding)
-    links = ", ".join(
-        f'<a href="{html.escape(page_path(key))}">{_suite(key)}</a>' for key, _ in holding
-    )
+    links = ", ".join(f'<a href="{html.escape(page_path(key))}">{_suite(key)}</a>' for key, _ in holding)
     folded = f"<details><summary>{len(holding)} suites of {checks} checks hold</summary>{links}</details>"
     return (
         f'<tr><td>{html.escape(day)}</td><td class="{state}">{state}</td>'

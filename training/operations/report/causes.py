@@ -58,7 +58,7 @@ CAUSES = (
     Cause(
         "scores have moved",
         r"_psi(_warn)?$",
-        "Was the upstream model changed on purpose? If so let it warn for some days, if not it is to be mended.",
+        "Was the upstream model changed on purpose? Then let it warn for some days; else it is to be mended.",
         "validation.verdicts.score_drift",
         _DRIFT,
     ),
@@ -78,9 +78,9 @@ CAUSES = (
     ),
     Cause(
         "profiles have moved",
-        r"_(profile_psi|missing_share)$",
-        "A state is made of the profile: see that its source still says the same of the same users.",
-        "validation.warn_psi",
+        r"_day \S+ profile_",
+        "A state is made of the profile: does its source still say the same of the same users?",
+        "validation.verdicts.bands",
         _DRIFT,
     ),
     Cause(
@@ -173,7 +173,7 @@ class Group:
 
     @property
     def columns(self) -> list[str]:
-        return list(dict.fromkeys(str(fault["column"]) for fault in self.faults))
+        return list(dict.fromkeys(_where(fault) for fault in self.faults))
 
     @property
     def rows(self) -> int:
@@ -188,6 +188,12 @@ class Group:
         more = f" and {len(self.columns) - NAMED} more" if len(self.columns) > NAMED else ""
         rows = f", up to {self.rows:,} rows each" if self.rows else ""
         return f"{self.cause.name}: {named}{more}{rows}"
+
+
+def _where(fault: Mapping[str, Any]) -> str:
+    """The column, or which rows: those of a source have a volume of their own."""
+    source = re.fullmatch(r"rows_of_(\w+)_to_recent_median", str(fault.get("field")))
+    return f"rows of the {source[1]}" if source else str(fault["column"])
 
 
 def groups(records: Mapping[str, Mapping[str, Any]]) -> list[Group]:

@@ -81,7 +81,9 @@ def lines(
                 if ends is not None
             ]
             if known:
-                axes.vlines(*zip(*known, strict=True), color=COLOURS.get(name, OTHERS[n % len(OTHERS)]), lw=0.9)
+                axes.vlines(
+                    *zip(*known, strict=True), color=COLOURS.get(name, OTHERS[n % len(OTHERS)]), lw=0.9
+                )
             axes.plot(
                 at,
                 ys,
@@ -118,14 +120,16 @@ def multiples(
     level: str = "",
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
-    """Small multiples over days, one panel a name: means with their intervals, a level line named ``level``,
-    and the range of the panel."""
+    """Small multiples over days, one panel a name: means with intervals, a level line named ``level``, and
+    the range of the panel."""
     names = list(panels)
     days = sorted({day for xs, _ in panels.values() for day in xs})
     with plt.rc_context(STYLE):
         across = min(len(names), 4)
         down = -(-len(names) // across)
-        figure, grid = plt.subplots(down, across, figsize=(2.4 * across, 1.6 * down), squeeze=False, sharex=True)
+        figure, grid = plt.subplots(
+            down, across, figsize=(2.4 * across, 1.6 * down), squeeze=False, sharex=True
+        )
         for panel, name in zip(grid.flat, names, strict=False):
             xs, means = panels[name]
             at = [days.index(day) for day in xs]
@@ -150,7 +154,9 @@ def multiples(
         for panel in list(grid.flat)[len(names) :]:
             panel.set_visible(False)
         if levels:
-            figure.text(0.99, 0.0, f"dashed: {level}", ha="right", va="top", fontsize=8, color=COLOURS["static"])
+            figure.text(
+                0.99, 0.0, f"dashed: {level}", ha="right", va="top", fontsize=8, color=COLOURS["static"]
+            )
         figure.subplots_adjust(hspace=0.45, wspace=0.35)
         return _svg(figure, about)
 
@@ -243,7 +249,7 @@ def heat(
     values: Sequence[Sequence[float]],
     told: Sequence[Sequence[float]],
 ) -> str:
-    """Weights by segment, ``told``: each cell is coloured by its place within its head's interval, [-1, 1]."""
+    """Weights by segment, ``told``: a cell is coloured by its place within its head's interval, [-1, 1]."""
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(0.85 * len(columns) + 2.0, 0.38 * len(rows) + 1.1))
         image = axes.imshow(values, cmap="RdYlBu_r", vmin=-1.0, vmax=1.0, aspect="auto")

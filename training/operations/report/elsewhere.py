@@ -25,13 +25,27 @@ def places(settings: Settings, start: Path) -> list[Place]:
     layout, ports = settings.layout, settings.orchestration
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.serving.host, settings.serving.host)  # noqa: S104
     return [
-        Place("Airflow", "which runs ran, wait or failed; their logs", f"http://127.0.0.1:{ports.airflow_port}/"),
-        Place("MLflow", "every training, and the registry of policies", f"http://127.0.0.1:{ports.mlflow_port}/"),
+        Place(
+            "Airflow", "which runs ran, wait or failed; their logs", f"http://127.0.0.1:{ports.airflow_port}/"
+        ),
+        Place(
+            "MLflow", "every training, and the registry of policies", f"http://127.0.0.1:{ports.mlflow_port}/"
+        ),
         Place("Service", "what serves, and its API with examples", f"http://{host}:{settings.serving.port}/"),
-        Place("Data Docs", "every check of every day", _file(layout.validation / "data_docs/index.html", start)),
-        Place("dbt docs", "tables, columns and their tests", _file(layout.dbt_target / "static_index.html", start)),
+        Place(
+            "Data Docs", "every check of every day", _file(layout.validation / "data_docs/index.html", start)
+        ),
+        Place(
+            "dbt docs",
+            "tables, columns and their tests",
+            _file(layout.dbt_target / "static_index.html", start),
+        ),
         Place("Metrics", "of the pipeline, for Prometheus", _file(layout.metrics / "mtf.prom", start)),
-        Place("Grafana", "a dashboard to import, of the service's /metrics", _file(REPOSITORY / DASHBOARD, start)),
+        Place(
+            "Grafana",
+            "a dashboard to import, of the service's /metrics",
+            _file(REPOSITORY / DASHBOARD, start),
+        ),
         Place("Runbook", "what each failure means", runbook(start)),
     ]
 

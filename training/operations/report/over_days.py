@@ -93,7 +93,9 @@ def signals(days: Days) -> str | None:
                 xs, means = panels.setdefault(name, ([], []))
                 xs.append(day)
                 means.append(one)
-    return charts.multiples(panels, about="Rate of each signal by day, with 95 % intervals") if panels else None
+    return (
+        charts.multiples(panels, about="Rate of each signal by day, with 95 % intervals") if panels else None
+    )
 
 
 def _ends(one: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from training.contract.columns import impression_columns
 from training.contract.files import write_text_atomic
 from training.contract.log import MIXED_ARMS, STATIC
 from training.contract.records import STAGES, read_records, recorded_days
@@ -18,8 +19,10 @@ from training.operations.report import elsewhere, facts, judged, over_days
 from training.operations.report.causes import groups
 from training.operations.report.drawing import templates
 from training.operations.report.outcome import outcome
+from training.validation.rules import PROFILE
 
 RECENT_DAYS = 14
+UNKNOWN_ROWS = "_unknown_rows"  # of a profile's column
 VALIDATIONS = ("land", "validate_landed", "validate_transitions", "validate_training_set")
 
 
@@ -85,6 +88,8 @@ def _write(settings: Settings, day: date, days: list[date]) -> Path:
         gate=records.get("gate"),
         traffic=records.get("traffic"),
         drift=records.get("drift", {}),
+        read=_read(records),
+        unread=_unread(settings, records),
         links=_links(settings, path.parent, records),
     )
     write_text_atomic(path, page)
@@ -146,14 +151,20 @@ def _exploration(
     total, least = window.get("current_transitions"), limits.min_transitions
     since = day - timedelta(days=settings.learner.window_days - 1)
     if total is not None:
-        rows.append((f"transitions since {since}", f"{total:,}", f"{least:,} (min_transitions)", total >= least))
+        rows.append(
+            (f"transitions since {since}", f"{total:,}", f"{least:,} (min_transitions)", total >= least)
+        )
     for arm in MIXED_ARMS:
         count, needed = window.get(f"{arm}_transitions"), limits.min_exploring_share
         if count is not None and window.get("rows"):
             share = count / window["rows"]
             rows.append(
-                (f"of the {arm} group", f"{count:,} ({share:.1%})", f"{needed:.1%} (min_exploring_share)",
-                 share >= needed)
+                (
+                    f"of the {arm} group",
+                    f"{count:,} ({share:.1%})",
+                    f"{needed:.1%} (min_exploring_share)",
+                    share >= needed,
+                )
             )
     covered = {head.name: window.get(f"{head.name}_coverage") for head in settings.heads}
     reached = {name: share for name, share in covered.items() if share is not None}
@@ -161,10 +172,46 @@ def _exploration(
         name, share = min(reached.items(), key=lambda entry: entry[1])
         needed = limits.min_action_coverage
         rows.append(
-            (f"tenths of a weight's interval that were tried, least: {name}", f"{share:.0%}",
-             f"{needed:.0%} (min_action_coverage)", share >= needed)
+            (
+                f"tenths of a weight's interval that were tried, least: {name}",
+                f"{share:.0%}",
+                f"{needed:.0%} (min_action_coverage)",
+                share >= needed,
+            )
         )
     return rows
+
+
+def _read(records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Measures of the landed rows that are held against bands, and rows of categories that nobody named."""
+    landed = records.get("validate_landed", {})
+    rows = [
+        {
+            "table": table,
+            "name": name.removeprefix(PROFILE),
+            "value": band["value"],
+            "low": band["low"],
+            "high": band["high"],
+            "outside": not band["low"] <= band["value"] <= band["high"],
+        }
+        for table, bands in landed.get("bands", {}).items()
+        for name, band in bands.items()
+    ]
+    return rows + [
+        {"table": "users", "name": name, "value": count, "low": None, "high": None, "outside": count > 0}
+        for name, count in landed.get("measures", {}).get("users", {}).items()
+        if name.endswith(UNKNOWN_ROWS)
+    ]
+
+
+def _unread(settings: Settings, records: Mapping[str, Any]) -> list[Any]:
+    """Changes of the source's columns that are of none that the contract reads."""
+    read = {column.name for column in impression_columns(settings)}
+    return [
+        change
+        for change in records.get("drift", {}).get("schema", [])
+        if change["change"] != "new" and change["column"] not in read
+    ]
 
 
 def _links(settings: Settings, folder: Path, records: Mapping[str, Any]) -> list[tuple[str, str]]:

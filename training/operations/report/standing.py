@@ -26,7 +26,7 @@ MEASURED_DAYS = 7  # newest days on which the champion served whose sessions are
 WAITING_DAYS = 30  # newest days that are looked through for one that stopped
 CONFIDENCE = 0.95
 RAN, SERVED, BETTER = "Did today run?", "What is served, since when?", "Is it better than static weights?"
-HELD = "What is in quarantine?"
+HELD, DRIFT = "What is in quarantine?", "What is drifting?"
 CARDS = (BETTER, RAN, SERVED)  # questions that the index answers at its head, in this order
 DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source", "_sample_ratio")
 
@@ -63,7 +63,7 @@ def todos(answers: Sequence[Answer]) -> list[Todo]:
     to do is one itself."""
     found = []
     for answer in answers:
-        asks = answer.state in ("held", "stopped") and answer.question not in (*CARDS, HELD)
+        asks = answer.state in ("held", "stopped") and answer.question not in (*CARDS, HELD, DRIFT)
         bare = (Todo(answer.state, answer.text.rstrip("."), day=answer.day),) if asks else ()
         found += answer.todos or bare
     return sorted(dict.fromkeys(found), key=lambda one: one.state != "stopped")
@@ -155,9 +155,7 @@ def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
         "a-bad-champion-and-a-refusal",
         "serving.guardrail",
     )
-    return Answer(
-        question, state, " ".join(parts), None, (worse,) if state == "stopped" else (), numbers
-    )
+    return Answer(question, state, " ".join(parts), None, (worse,) if state == "stopped" else (), numbers)
 
 
 def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
@@ -246,7 +244,7 @@ def _stopped(settings: Settings, day: date) -> bool:
 
 
 def _drifting(settings: Settings) -> Answer:
-    question = "What is drifting?"
+    question = DRIFT
     newest = _validated(settings)
     if newest is None:
         return Answer(question, "open", "No day has been validated yet.")
@@ -268,7 +266,9 @@ def _drifting(settings: Settings) -> Answer:
     todo = _of_warnings(day, record, drift=True)
     if moved:
         text = f"{day}: {len(moved)} champions weigh otherwise on today's states"
-        todo += (Todo("held", text, "What the state is made of has moved.", "", "predictions-drift", "", day),)
+        todo += (
+            Todo("held", text, "What the state is made of has moved.", "", "predictions-drift", "", day),
+        )
     return Answer(question, state, f"{'; '.join(told)} on {day}.", day, todo)
 
 

@@ -39,7 +39,8 @@ def held(settings: Settings) -> str | None:
     paused = canary.get("paused")
     if not paused:
         return None
-    return f"The canary of {challenger.version} is held since {paused['ts']} by {paused['rule']}: {paused['reason']}"
+    why = f"{paused['rule']}: {paused['reason']}"
+    return f"The canary of {challenger.version} is held since {paused['ts']} by {why}"
 
 
 def _read(path: Any) -> dict[str, Any] | None:
