@@ -29,5 +29,5 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if gate["decision"] == "unchanged":
         return {"state": "good", "text": "Unchanged: this day's model is already the champion."}
     failed = [rule["rule"] for rule in gate.get("rules", ()) if not rule["passed"]]
-    rules = f" by the gate's {', '.join(failed)}" if failed else ""
+    rules = f" by the gate's {'rule' if len(failed) == 1 else 'rules'} {', '.join(failed)}" if failed else ""
     return {"state": "held", "text": f"Refused{rules}: what was served before serves on."}
