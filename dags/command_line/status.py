@@ -30,8 +30,8 @@ def status() -> None:
         console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
         console.print(f"  {answer.text}")
     console.print(Text("What is to be done?", "bold"))
-    for todo in report.todos(answers):
-        console.print(Text(f"  {todo.line}"))
+    for line in [todo.line for todo in report.todos(answers)] or ["Nothing."]:
+        console.print(Text(f"  {line}"))
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:
