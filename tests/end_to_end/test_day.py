@@ -89,7 +89,7 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
 
 def test_the_page_of_the_day_shows_everything(loop: Loop):
     page = BeautifulSoup(stages.make_report(loop.settings, loop.day).read_text(), "html.parser")
-    # arms, the night, weights by day and by segment, signals, estimates, time against interaction (2), volumes,
+    # arms, the night, weights by day and segment, signals, estimates, time against interaction (2), volumes,
     # curves
     assert len(page.find_all("svg")) == 10
     for link in page.select("nav a"):
