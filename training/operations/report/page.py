@@ -129,7 +129,7 @@ def _feedback(records: Mapping[str, Any], found: Mapping[str, Any] | None) -> li
             count = landed[name]
             share = f" ({100.0 * count / (rows + count):.2f} % of the items)" if rows and count else ""
             told.append((what, f"{count:,}{share}", means))
-    missing = found and found["without_feedback"]
+    missing: float | None = found["without_feedback"] if found is not None else None
     if missing is not None:
         told.append(("missing", f"{100.0 * missing:.2f} % of the requests", "nothing came back for them"))
     return told

@@ -61,7 +61,7 @@ def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
 def todos(answers: Sequence[Answer]) -> list[Todo]:
     """What the answers ask for, what stops something first. An answer that is worth a look and names nothing
     to do is one itself."""
-    found = []
+    found: list[Todo] = []
     for answer in answers:
         asks = answer.state in ("held", "stopped") and answer.question not in (*CARDS, HELD, DRIFT)
         bare = (Todo(answer.state, answer.text.rstrip("."), day=answer.day),) if asks else ()
@@ -102,17 +102,17 @@ def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
     split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
     canary = "".join(f" {told}" for told in trying.told(settings))
     paused = trying.held(settings)
-    waits = (
-        Todo(
+    todo: tuple[Todo, ...] = ()
+    if paused:
+        held = Todo(
             "stopped",
             paused,
             "Let it go on, or take the policy out: `mtf rollback`.",
             "mtf canary --go-on",
             "a-bad-champion-and-a-refusal",
             "serving.guardrail",
-        ),
-    )
-    todo = waits if paused else ()
+        )
+        todo = (held,)
     changes = [event for event in history.read(settings.layout) if event["action"] in ("rollback", "promote")]
     # a promotion since then has answered it
     rolled_back = bool(changes) and changes[-1]["action"] == "rollback"
