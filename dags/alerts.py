@@ -15,23 +15,9 @@ import structlog
 from training.contract import history
 from training.contract.errors import DataError, MtfError, PolicyError, SettingsError
 from training.contract.settings import Settings
+from training.operations.runbook import RUNBOOK, SECTIONS
 
-RUNBOOK = "docs/operating.md"
 LONGEST = 2_000  # characters of what happened: a webhook's receiver cuts longer ones or refuses them
-# stage: heading of the runbook's section for its failures, where bad data is the usual cause
-_SECTIONS = {
-    "land": "landing-failed",
-    "validate_landed": "the-landed-log-is-invalid",
-    "transform": "the-transform-failed",
-    "validate_transitions": "the-transitions-are-invalid",
-    "features": "features-were-not-brought-up-to-date",
-    "parity": "features-were-not-brought-up-to-date",
-    "validate_training_set": "the-training-set-is-invalid",
-    "train": "training-failed",
-    "evaluate": "training-failed",
-    "gate": "gate-or-promotion-failed",
-    "promote": "gate-or-promotion-failed",
-}
 _LEFT = "The champion serves on; later days run without this one."
 
 
@@ -49,7 +35,7 @@ class Alert:
 
 def failed_stage(day: date, stage: str, error: BaseException | str) -> Alert:
     """The alert of a stage that failed for good: by its kind of error, what to do."""
-    section = _SECTIONS[stage]
+    section = SECTIONS[stage]
     again = f"mtf day --date {day}"
     if isinstance(error, SettingsError):
         name, section = "settings_refused", "settings-refused"

@@ -83,6 +83,8 @@ def canary(
             console.print(f"{rollout.lift_pause(settings, reason)} holds the canary no longer")
     for sentence in trying.told(settings) or ["Nothing is tried."]:
         console.print(sentence)
+    if paused := trying.held(settings):
+        console.print(f"{paused}. `mtf canary --go-on` lifts it, `mtf rollback` takes the policy out.")
 
 
 ArmShare = Annotated[float | None, typer.Option(min=0.0, max=1.0)]

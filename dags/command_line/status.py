@@ -30,6 +30,9 @@ def status() -> None:
     for answer in answers:
         console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
         console.print(f"  {answer.text}")
+    console.print(Text("What is to be done?", "bold"))
+    for line in [todo.line for todo in report.todos(answers)] or ["Nothing."]:
+        console.print(Text(f"  {line}"))
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")
     for one in recorded_days(settings.layout)[-10:]:

@@ -141,10 +141,15 @@ def document(settings: Settings) -> dict[str, Any]:
             },
         },
         "components": {
-            "schemas": schemas | {"Error": _object(["error"], error={"type": "string"})},
+            "schemas": schemas | {"Error": _object(["error"], error=_error(settings))},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _error(settings: Settings) -> dict[str, Any]:
+    about = f"candidates.scores.{settings.heads[0].name}[0]: expected `float` >= 0.0"
+    return {"type": "string", "description": "what is wrong, and where", "examples": [about]}
 
 
 def _reference(name: str) -> dict[str, str]:

@@ -15,6 +15,9 @@ h2 { margin: 2.5rem 0 0; font-size: 1.3rem; } h2 code { font-size: inherit; }
 pre { background: #f4f4f4; padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1.2rem 0; width: 100%; overflow-wrap: anywhere; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1.2rem .25rem 0; }
+td:first-child { min-width: 12rem; } .errors td:first-child { min-width: 3rem; }
+@media (max-width: 480px) { body { margin: 1rem auto; } td:first-child { min-width: 8rem; }
+  th, td { padding-right: .5rem; font-size: .9rem; } }
 td { border-bottom: 1px solid #ddd; }
 .not { background: #fff3e0; padding: .6rem 1rem; }
 """
@@ -44,7 +47,7 @@ def page(document: Mapping[str, Any], status: Mapping[str, Any], unready: str | 
                 reads.append((f"GET {path}", operation["summary"]))
             else:
                 parts += _operation(document, path, method, operation, address)
-    parts += ["<h2>What is read</h2>", *_table(("", ""), reads)]
+    parts += ["<h2>What is read</h2>", *_table(("path", "what it answers"), reads)]
     return "".join([*parts, "</body></html>"]).encode()
 
 
@@ -75,12 +78,17 @@ def _operation(
         f"  -d '{json.dumps(body['example'])}'"
     )
     yield f"<pre>{escape(call)}</pre>"
+    if token:
+        yield "<p><code>$MTF_TOKEN</code> is the service's token: that of its environment, else the file "
+        yield "<code>serving/token</code> of its data folder.</p>"
     yield from _table(("field", "type", ""), _rows(document, body["schema"], "", "needed"))
     answers = operation["responses"]
     answer = answers["200"]["content"]["application/json"]["schema"]
     yield from _table(("answer", "type", ""), _rows(document, answer, "", ""))
     rows = [(status, answer["description"]) for status, answer in answers.items() if status != "200"]
-    yield from _table(("error", "when"), rows)
+    yield from _table(("error", "when"), rows, "errors")
+    error = document["components"]["schemas"]["Error"]["properties"]["error"]["examples"][0]
+    yield f"<p>An error is JSON, such as <code>{escape(json.dumps({'error': error}))}</code>.</p>"
 
 
 def _rows(
@@ -123,8 +131,8 @@ def _type(document: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     return kind
 
 
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    yield "<table><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]], kind: str = "") -> Iterable[str]:
+    yield f"<table class='{kind}'><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
     for first, *rest in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         yield f"<tr><td><code>{escape(first)}</code></td>{cells}</tr>"

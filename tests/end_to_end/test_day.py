@@ -89,8 +89,9 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
 
 def test_the_page_of_the_day_shows_everything(loop: Loop):
     page = BeautifulSoup(stages.make_report(loop.settings, loop.day).read_text(), "html.parser")
-    # volumes, reward, estimates, time against interaction, weights, curves
-    assert len(page.find_all("svg")) == 7
+    # arms, the night, weights by day and segment, signals, estimates, time against interaction (2), volumes,
+    # curves
+    assert len(page.find_all("svg")) == 10
     for link in page.select("nav a"):
         target = loop.settings.layout.reports / f"dt={loop.day}" / link["href"]
         assert target.exists(), link["href"]

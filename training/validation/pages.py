@@ -7,6 +7,8 @@ on the internet. These show the same content in one file each, and tell nobody t
 import html
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from great_expectations.data_context.types.resource_identifiers import ValidationResultIdentifier
@@ -23,7 +25,10 @@ td, th { padding: .3rem .8rem .3rem 0; border-top: 1px solid #dee2e6; text-align
 a { color: #0b5cad; }
 .pass, .text-success { color: #1e7e34; }
 .warning { color: #8a5300; }
+td { overflow-wrap: anywhere; }
 td:first-child { white-space: nowrap; }
+summary { cursor: pointer; }
+@media (max-width: 480px) { body { margin: 0 .8rem 2rem; } td, th { padding-right: .5rem; } }
 a:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
 .stop, .text-danger { color: #bd2130; font-weight: 600; }
 """
@@ -42,29 +47,49 @@ nav a { display: block; }
 .ge-section { margin-top: 1.5rem; }
 .ge-section table { width: 100%; table-layout: auto; }
 .ge-section td:first-child { white-space: normal; }
-.ge-section td:first-child, .ge-section th:first-child { width: 5rem; }
+.ge-section td:first-child, .ge-section th:first-child { width: 4rem; }
 .ge-section td:last-child, .ge-section th:last-child { width: 30%; }
 h5, h4 { font-size: 1.05rem; margin: .5rem 0 .2rem; }
+h6 { font-size: .9rem; margin: .8rem 0 .2rem; }
 i { font-style: normal; }
 .fa-check-circle::before { content: "\\2714"; }
 .fa-times::before { content: "\\2718"; }
 .fa-exclamation-triangle::before { content: "\\26A0"; }
-body:has(#failed:checked) .ge-section:not(#section-1):not(:has(.text-danger)),
-body:has(#failed:checked) tr:has(.text-success) { display: none; }
+body:has(#all):not(:has(#all:checked)) .holds,
+body:has(#all):not(:has(#all:checked)) .failed tr:has(.text-success) { display: none; }
 </style></head><body>
-{% set up = "../../../../" if renderer_type == "ValidationResultsPageRenderer" else "../" %}
-<p><a href="{{ up }}index.html">Data Docs</a></p>
-<h1>{{ page_title }}</h1>
-{% if renderer_type == "ValidationResultsPageRenderer" %}
-<p><label><input type="checkbox" id="failed"> only what failed</label></p>
+{% set result = renderer_type == "ValidationResultsPageRenderer" %}
+{% set names = page_title.split(" / ") %}
+{% set found = namespace(failed=[], holds=[]) %}
+{% for section in sections %}{% if not (result and loop.first) %}
+{% set _ = (found.failed if "text-danger" in section|string else found.holds).append((loop.index, section)) %}
+{% endif %}{% endfor %}
+<p><a href="{{ "../../../../" if result else "../" }}index.html">Data Docs</a></p>
+<h1>{{ names[1] ~ " of " ~ names[2] if result and names|length > 2 else page_title }}</h1>
+{% if result %}
+{% if found.failed %}
+{% set all = found.failed|length + found.holds|length %}
+<p class="stop">{{ found.failed|length }} of {{ all }} columns or measures failed.</p>
+<p><label><input type="checkbox" id="all"> also what holds</label></p>
+{% else %}<p class="pass">All of it holds.</p>{% endif %}
 {% endif %}
-<nav>
-{% for section in sections %}<a href="#section-{{ loop.index }}">{{ section["section_name"] }}</a>
-{% endfor %}</nav>
-{% for section in sections %}
-{% set section_loop = loop -%}
+<nav aria-label="Columns and measures">
+{% for index, section in found.failed %}<a href="#section-{{ index }}">{{ section["section_name"] }}</a>
+{% endfor %}{% if not found.failed %}{% for index, section in found.holds %}
+<a href="#section-{{ index }}">{{ section["section_name"] }}</a>{% endfor %}{% endif %}</nav>
+{% for kind, some in (("failed", found.failed), ("holds", found.holds)) %}
+<div class="{{ kind }}">
+{% for index, section in some %}
+{% set section_loop = {"index": index} -%}
 {% include "section.j2" %}
+{% endfor %}</div>
 {% endfor %}
+{% if result %}
+<details><summary>About this run</summary>
+{% set section_loop = {"index": 1} %}
+{% for section in sections[:1] %}{% include "section.j2" %}{% endfor %}
+</details>
+{% endif %}
 </body></html>
 """
 )
@@ -81,10 +106,10 @@ _INDEX = (
 </style></head><body>
 <p><a href="../../reports/index.html">Daily loop</a></p>
 <h1>Data Docs</h1>
-<p>Every suite of every day, newest first. A <span class="stop">stop</span> keeps the day from training;
+<p>Every day, newest first, with what failed. A <span class="stop">stop</span> keeps the day from training;
 a <span class="warning">warning</span> is for a person to look at.</p>
-<table><thead><tr><th scope="col">Day</th><th scope="col">Suite</th><th scope="col">Result</th>
-<th scope="col">Checks</th><th scope="col">What failed</th></tr></thead>
+<table><thead>
+<tr><th scope="col">Day</th><th scope="col">Result</th><th scope="col">What failed</th></tr></thead>
 <tbody>
 <!-- rows -->
 </tbody></table></body></html>
@@ -102,7 +127,7 @@ class OfflinePageView(DefaultJinjaPageView):
 
 
 class OfflineIndexBuilder(DefaultSiteIndexBuilder):
-    """The index: one row a day and suite, newest first, with what failed.
+    """The index: one row a day, newest first, with what failed; suites that hold are folded away.
 
     As with GX's own, pages whose result or suite is gone are removed.
     """
@@ -117,22 +142,46 @@ class OfflineIndexBuilder(DefaultSiteIndexBuilder):
         keys.sort(key=lambda key: key.expectation_suite_identifier.name)
         keys.sort(key=lambda key: key.run_id.run_time, reverse=True)
         backend = self.data_context.validation_results_store.store_backend
-        rows = [_index_row(key, json.loads(backend.get(key.to_tuple()))) for key in keys[:INDEX_RESULTS]]
+        found = [(key, json.loads(backend.get(key.to_tuple()))) for key in keys[:INDEX_RESULTS]]
+        rows = [_day_row(day, list(some)) for day, some in groupby(found, lambda one: one[0].run_id.run_name)]
         return self.target_store.write_index_page(_INDEX.replace("<!-- rows -->", "\n".join(rows))), None
 
 
-def _index_row(key: ValidationResultIdentifier, result: dict[str, Any]) -> str:
+def _day_row(day: str, results: Sequence[tuple[ValidationResultIdentifier, dict[str, Any]]]) -> str:
+    """A day's suites, those that stop it first, then those that warn."""
+    judged = [(_state(result), key, result) for key, result in results]
+    failed = sorted((one for one in judged if one[0] != "pass"), key=lambda one: one[0])
+    state = failed[0][0] if failed else "pass"
+    told = "".join(
+        f'<div><a href="{html.escape(page_path(key))}">{_suite(key)}</a> '
+        f'<span class="{found}">{found}</span><br>{_texts(result)}</div>'
+        for found, key, result in failed
+    )
+    holding = [(key, result) for found, key, result in judged if found == "pass"]
+    checks = sum(len(result["results"]) for _, result in holding)
+    links = ", ".join(f'<a href="{html.escape(page_path(key))}">{_suite(key)}</a>' for key, _ in holding)
+    folded = f"<details><summary>{len(holding)} suites of {checks} checks hold</summary>{links}</details>"
+    return (
+        f'<tr><td>{html.escape(day)}</td><td class="{state}">{state}</td>'
+        f"<td>{told}{folded if holding else ''}</td></tr>"
+    )
+
+
+def _state(result: dict[str, Any]) -> str:
     failed = [one["expectation_config"] for one in result["results"] if not one["success"]]
     severities = {config.get("severity") for config in failed}
-    state = "stop" if "critical" in severities else "warning" if failed else "pass"
-    suite = key.expectation_suite_identifier.name
+    return "stop" if "critical" in severities else "warning" if failed else "pass"
+
+
+def _suite(key: ValidationResultIdentifier) -> str:
+    return html.escape(key.expectation_suite_identifier.name)
+
+
+def _texts(result: dict[str, Any]) -> str:
+    failed = [one["expectation_config"] for one in result["results"] if not one["success"]]
+    failed.sort(key=lambda config: config.get("severity") != "critical")
     texts = "<br>".join(html.escape(str(config.get("description"))) for config in failed[:5])
-    more = f"<br>and {len(failed) - 5} more" if len(failed) > 5 else ""
-    return (
-        f"<tr><td>{html.escape(key.run_id.run_name)}</td>"
-        f'<td><a href="{html.escape(page_path(key))}">{html.escape(suite)}</a></td>'
-        f'<td class="{state}">{state}</td><td>{len(result["results"])}</td><td>{texts}{more}</td></tr>'
-    )
+    return texts + (f"<br>and {len(failed) - 5} more" if len(failed) > 5 else "")
 
 
 def page_path(key: ValidationResultIdentifier) -> str:

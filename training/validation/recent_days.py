@@ -14,7 +14,7 @@ from training.validation import drift, profiles, volumes
 from training.validation.checks import Check, measure, severity_of
 from training.validation.drift import CalibrationSums
 from training.validation.profiles import ALL, CONTROL, Profile, Scope
-from training.validation.rules import Rules
+from training.validation.rules import PROFILE, Rules
 
 # A measure of this size is nothing: the least score, or a rate of no positives.
 NO_LEVEL = 1e-5
@@ -104,6 +104,8 @@ class Comparison:
             )
             if abs(expected.middle) <= NO_LEVEL:
                 continue  # a share of nothing has no relative width
+            if name.startswith(PROFILE) and not expected.learnt:
+                continue  # who comes differs by more than a guess, until it is known by how much
             if name in self.rules.signals and expected.middle * self.rows < limits.min_rate_count:
                 rare.append(name)
                 continue
@@ -130,6 +132,8 @@ class Comparison:
 
     def _measured_column(self, name: str) -> str:
         """The log's column that a measure speaks of: ``p_like`` for ``p_like_p90``."""
+        if name.startswith(PROFILE):
+            return name.removeprefix(PROFILE)
         if name in self.rules.rates:
             return self.rules.rates[name][1][0]
         return name.rpartition("_")[0]

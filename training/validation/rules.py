@@ -36,6 +36,7 @@ PLAY_TIME = "play_time"
 # No play is longer than a day; a longer one is a clock or a unit gone wrong.
 DAY_MS = 86_400_000
 
+PROFILE = "profile_"  # what measures of a profile's column begin with
 # SQL and the columns that it needs
 Measured = tuple[str, tuple[str, ...]]
 
@@ -271,8 +272,26 @@ def decisions(settings: Settings, day: date) -> Rules:
                 "count(*) / count(DISTINCT hash(session_id, user_id))",
                 ("session_id", "user_id"),
             ),
+            **_profile_rates(settings),
         },
     )
+
+
+def _profile_rates(settings: Settings) -> dict[str, Measured]:
+    """Means of the state's entries that are made of the profile: shares of categories and flags, by request.
+
+    Of the served state and not of the landed users, who are those that are new or have changed.
+    """
+    spec = settings.state_spec
+    columns = {feature.name for feature in spec.features if feature.source == "profile"}
+    return {
+        f"{PROFILE}{name}": (
+            f"avg(state[{place}]) FILTER (WHERE state_spec = '{spec.version}' AND isfinite(state[{place}]))",
+            ("state", "state_spec"),
+        )
+        for place, name in enumerate(spec.entry_names, start=1)
+        if name.partition("=")[0] in columns
+    }
 
 
 def users(settings: Settings, day: date) -> Rules:

@@ -5,6 +5,7 @@ from typing import Any
 
 from training.contract.files import read_json
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS, days_in
+from training.contract.log import NO_POLICY
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
@@ -123,19 +124,21 @@ def _landed(settings: Settings, day: date, rules: Rules, required: bool) -> Vali
 
 
 def _source_columns(table: ValidatedTable) -> None:
-    """What has become of the source's columns since the day landed before: each change has its name."""
+    """What has become of the source's columns since the day landed before: each change has its name.
+
+    One that nobody reads and that is gone or of another type is told of, and judged by nothing.
+    """
     settings, known = table.settings, table.rules.types
     changes = schema_changes(settings, table.rules.table, table.day)
     table.drift["schema"] = changes
     for change in changes:
         column, kind = change["column"], change["change"]
+        if kind != "new" and column not in known:
+            continue
         # another name than the check of a column of nulls has
         field = f"{column}_{kind}_{'from' if kind == 'gone' else 'in'}_source"
         table.measures[field] = 1.0
-        gone = kind == "gone" and column in known
-        severity = severity_of(
-            settings, "column_gone" if gone else "column_retyped" if kind == "retyped" else "column_new"
-        )
+        severity = severity_of(settings, f"column_{kind}")
         text = f"the source's columns are those of {change['since']}: {change['text']}"
         table.day_checks.append(measure(field, text, 0, 0, severity, source=column))
 
@@ -177,7 +180,9 @@ def _fallbacks(settings: Settings, decided: ValidatedTable) -> None:
     if decided.partition is None or "fallback" not in decided.partition.columns or not decided.rows:
         return
     most = settings.validation.max_fallback_share
-    share = decided.partition.measures({"share": "count(fallback) / count(*)"})["share"]
+    # that no policy has been promoted yet is no failure
+    failed = f"count(*) FILTER (WHERE fallback <> '{NO_POLICY}') / count(*)"
+    share = decided.partition.measures({"share": failed})["share"]
     decided.measures["fallback_share"] = share
     text = f"at most {most:.0%} of the decisions fell back to static weights"
     decided.day_checks.append(measure("fallback_share", text, 0, most, "warning", "fallback"))

@@ -61,6 +61,19 @@ def test_its_examples_are_bodies_that_are_taken(settings):
     assert {event["item_id"] for event in fed.events} <= set(ranked.items.tolist())
 
 
+def test_the_error_it_shows_is_one_that_is_given():
+    from serving.http.parser import Parser
+    from training.contract.errors import MtfError
+
+    found = written()
+    [told] = [code.text for code in found.find_all("code") if "expected" in code.text][:1]
+    rank = orjson.loads(re.search(r"-d '(.*)'", unescape(found.find("pre").text), re.DOTALL)[1])
+    rank["candidates"]["scores"]["click"][0] = -1.0
+    with pytest.raises(MtfError) as refused:
+        Parser(SETTINGS).rank(orjson.dumps(rank))
+    assert orjson.loads(told)["error"] == str(refused.value)
+
+
 def test_it_has_no_script_and_no_address_but_its_own():
     found = written()
     assert not found.find_all(["script", "link", "img", "iframe"])

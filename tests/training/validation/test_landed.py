@@ -482,6 +482,30 @@ def test_a_recent_day_is_measured_again_when_its_rows_changed(shown: Any) -> Non
     assert again["middle"] < first["middle"]
 
 
+def test_a_profile_that_moved_under_the_served_states_is_warned_of(lake: Any) -> None:
+    first = lake.settings.state_spec.entry_names[0]
+
+    def served(share: float) -> Any:
+        def change(rows: pa.Table) -> pa.Table:
+            states = rows["state"].to_pylist()
+            for n, state in enumerate(states):
+                state[0] = float(n < share * len(states))
+            place = rows.schema.get_field_index("state")
+            return rows.set_column(place, rows.schema.field(place), pa.array(states, rows["state"].type))
+
+        return change
+
+    for back in range(6, -1, -1):
+        lake.add_day(day := DAY - timedelta(days=back))
+        lake.damage("decisions", day, served(0.5 + 0.01 * (back % 2)))
+    field = f"profile_{first}"
+    assert field not in {f["field"] for f in failures(validate_landed(lake.settings, DAY), "warning")}
+    lake.damage("decisions", DAY, served(0.9))
+    record = validate_landed(lake.settings, DAY)
+    [warned] = [f for f in failures(record, "warning") if f["field"] == field]
+    assert warned["column"] == first and record["bands"]["decisions"][field]["value"] == pytest.approx(0.9)
+
+
 def test_a_source_whose_columns_changed_is_judged_by_what_changed(shown: Any) -> None:
     note = {
         "rows": 1800,
@@ -496,7 +520,7 @@ def test_a_source_whose_columns_changed_is_judged_by_what_changed(shown: Any) ->
     assert (failed["suite"], failed["field"]) == ("impressions_day", "p_like_gone_from_source")
     assert "p_like (float) is gone" in failed["message"] and str(PAST[1]) in failed["message"]
     warned = {f["field"] for f in failures(record, "warning")}
-    assert warned == {"p_liked_new_in_source", "request_id_retyped_in_source", "x_gone_from_source"}
+    assert warned == {"p_liked_new_in_source", "request_id_retyped_in_source"}
     changes = read_record(shown.settings.layout, DAY, "drift")["schema"]
     assert {c["column"] for c in changes} == {"p_like", "p_liked", "request_id", "x"}
 

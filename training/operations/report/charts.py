@@ -58,8 +58,10 @@ def lines(
     y: str,
     about: str,
     limits: Mapping[str, float] | None = None,
+    bars: Mapping[str, Sequence[tuple[float, float] | None]] | None = None,
 ) -> str:
-    """One line per name: (xs, ys), over all that any has, in order; ``limits`` are level lines by name.
+    """One line per name: (xs, ys), over all that any has, in order; ``limits`` are level lines by name, and
+    ``bars`` the (lower, upper) of each point where it has them.
 
     An x that is a date is written as month and day.
     """
@@ -70,8 +72,20 @@ def lines(
         figure, axes = plt.subplots(figsize=(4.8, 2.6))
         for n, (name, (xs, ys)) in enumerate(series.items()):
             few = len(xs) < 15
+            # bars of one x beside each other
+            aside = 0.12 * (n - (len(series) - 1) / 2.0) if bars else 0.0
+            at = [places[value] + aside for value in xs]
+            known = [
+                (place, *ends)
+                for place, ends in zip(at, (bars or {}).get(name, ()), strict=False)
+                if ends is not None
+            ]
+            if known:
+                axes.vlines(
+                    *zip(*known, strict=True), color=COLOURS.get(name, OTHERS[n % len(OTHERS)]), lw=0.9
+                )
             axes.plot(
-                [places[value] for value in xs],
+                at,
                 ys,
                 marker=MARKERS[n % len(MARKERS)] if few else None,
                 ms=4,
@@ -98,6 +112,55 @@ def lines(
         return _svg(figure, about)
 
 
+def multiples(
+    panels: Mapping[str, tuple[Sequence[date], Sequence[Mapping[str, Any]]]],
+    *,
+    about: str,
+    levels: Mapping[str, float] | None = None,
+    level: str = "",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Small multiples over days, one panel a name: means with intervals, a level line named ``level``, and
+    the range of the panel."""
+    names = list(panels)
+    days = sorted({day for xs, _ in panels.values() for day in xs})
+    with plt.rc_context(STYLE):
+        across = min(len(names), 4)
+        down = -(-len(names) // across)
+        figure, grid = plt.subplots(
+            down, across, figsize=(2.4 * across, 1.6 * down), squeeze=False, sharex=True
+        )
+        for panel, name in zip(grid.flat, names, strict=False):
+            xs, means = panels[name]
+            at = [days.index(day) for day in xs]
+            panel.plot(at, [one["value"] for one in means], "o-", ms=2.5, lw=1.2, color=COLOURS["champion"])
+            known = [(place, one) for place, one in zip(at, means, strict=True) if one["lower"] is not None]
+            panel.vlines(
+                [place for place, _ in known],
+                [one["lower"] for _, one in known],
+                [one["upper"] for _, one in known],
+                color=COLOURS["champion"],
+                lw=1.0,
+            )
+            if levels and name in levels:
+                panel.axhline(levels[name], color=COLOURS["static"], lw=0.9, ls="--")
+            if ranges and name in ranges:
+                low, high = ranges[name]
+                panel.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+            panel.set_title(name.replace("_", " "), fontsize=9)
+            step = max(1, -(-len(days) // 4))
+            panel.set_xticks(range(0, len(days), step), [f"{day:%m-%d}" for day in days[::step]], fontsize=7)
+            panel.tick_params(axis="y", labelsize=7)
+        for panel in list(grid.flat)[len(names) :]:
+            panel.set_visible(False)
+        if levels:
+            figure.text(
+                0.99, 0.0, f"dashed: {level}", ha="right", va="top", fontsize=8, color=COLOURS["static"]
+            )
+        figure.subplots_adjust(hspace=0.45, wspace=0.35)
+        return _svg(figure, about)
+
+
 def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
     """Small multiples, one panel a curve, over training steps."""
     names = list(columns)
@@ -114,8 +177,10 @@ def curves(columns: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
         return _svg(figure, "Curves of the training by step: " + ", ".join(names))
 
 
-def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, about: str) -> str:
-    """(lower, value, upper) by name, as points with bars."""
+def intervals(
+    estimates: Mapping[str, tuple[float, float, float]], *, x: str, about: str, zero: bool = False
+) -> str:
+    """(lower, value, upper) by name, as points with bars; with a line at ``zero``."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.5 * len(estimates) + 0.9))
         for row, (name, (lower, value, upper)) in enumerate(list(estimates.items())[::-1]):
@@ -127,6 +192,8 @@ def intervals(estimates: Mapping[str, tuple[float, float, float]], *, x: str, ab
                 capsize=4,
                 color=_colour(name),
             )
+        if zero:
+            axes.axvline(0.0, color=COLOURS["static"], lw=0.9, ls="--")
         axes.set_yticks(range(len(estimates)), list(estimates)[::-1])
         axes.set_ylim(-0.6, len(estimates) - 0.4)
         axes.set_xlabel(x)
@@ -176,8 +243,13 @@ def plane(
         return _svg(figure, about)
 
 
-def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> str:
-    """Weights by segment: each cell is coloured by its place within its head's interval [-1, 1]."""
+def heat(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    told: Sequence[Sequence[float]],
+) -> str:
+    """Weights by segment, ``told``: a cell is coloured by its place within its head's interval, [-1, 1]."""
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(0.85 * len(columns) + 2.0, 0.38 * len(rows) + 1.1))
         image = axes.imshow(values, cmap="RdYlBu_r", vmin=-1.0, vmax=1.0, aspect="auto")
@@ -186,6 +258,6 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 ink = "white" if abs(value) > 0.6 else "black"  # the ends of the scale are dark
-                axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=ink)
-        figure.colorbar(image, ax=axes, fraction=0.03, label="action")
-        return _svg(figure, "The challenger's mean action by user segment and head")
+                axes.text(j, i, f"{told[i][j]:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        figure.colorbar(image, ax=axes, fraction=0.03, label="place between its bounds", ticks=[-1, 0, 1])
+        return _svg(figure, "The challenger's mean fusion weights by user segment and head")

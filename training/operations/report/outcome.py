@@ -1,20 +1,21 @@
-"""How a day ended, in a word and a sentence."""
+"""How a day ended, in a word and a short sentence."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from training.operations.report.causes import groups
 
 
 def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """How the day ended, as a state (``good``, ``held``, ``stopped``, ``open``, ``past``) and a sentence."""
     for stage, record in records.items():
         if not record.get("success", True):
-            reason = record.get("error") or "; ".join(
-                f"{fault['column'] or suite}: {fault['message']}"
-                for suite, result in record.get("suites", {}).items()
-                for fault in result["failed"]
-                if fault["severity"] == "critical"
-            )
-            return {"state": "stopped", "text": f"Stopped at {stage}: {reason}"}
+            stops = [group for group in groups({stage: record}) if group.stops]
+            faults = sum(len(group.faults) for group in stops)
+            count = f"{faults} {'fault' if faults == 1 else 'faults'}, " if faults else ""
+            kinds = [group.cause.name for group in stops]
+            more = f" and {len(kinds) - 3} kinds more" if len(kinds) > 3 else ""
+            return {"state": "stopped", "text": f"Stopped at {stage}: {count}{'; '.join(kinds[:3])}{more}"}
     gate = records.get("gate")
     if gate is None:
         if records.get("traffic", {}).get("past"):
@@ -27,7 +28,6 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         return {"state": "good", "text": f"Promoted {gate['challenger']['version']}."}
     if gate["decision"] == "unchanged":
         return {"state": "good", "text": "Unchanged: this day's model is already the champion."}
-    return {
-        "state": "held",
-        "text": f"Refused, what was served before serves on: {'; '.join(gate['reasons'])}",
-    }
+    failed = [rule["rule"] for rule in gate.get("rules", ()) if not rule["passed"]]
+    rules = f" by the gate's {'rule' if len(failed) == 1 else 'rules'} {', '.join(failed)}" if failed else ""
+    return {"state": "held", "text": f"Refused{rules}: what was served before serves on."}

@@ -6,290 +6,212 @@ as well for a day that stopped half-way: what is missing is named, not left out.
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, select_autoescape
-
-from training.contract.errors import PolicyError
-from training.contract.files import read_json, write_text_atomic
-from training.contract.layout import DECISIONS
-from training.contract.log import STATIC_VERSION
-from training.contract.policy import load_policy
-from training.contract.records import STAGES, read_record, read_records, recorded_days
+from training.contract.columns import impression_columns
+from training.contract.files import write_text_atomic
+from training.contract.log import MIXED_ARMS, STATIC
+from training.contract.records import STAGES, read_records, recorded_days
 from training.contract.settings import Settings
-from training.operations.report import charts
+from training.operations.report import elsewhere, facts, judged, over_days
+from training.operations.report.causes import groups
+from training.operations.report.drawing import templates
 from training.operations.report.outcome import outcome
-from training.operations.report.standing import drifting, standing
-from training.validation import quarantine
+from training.validation.rules import PROFILE
 
 RECENT_DAYS = 14
-SAMPLE_STATES = 5_000
-INDEX_DAYS = 30  # of the charts on the index
+UNKNOWN_ROWS = "_unknown_rows"  # of a profile's column
 VALIDATIONS = ("land", "validate_landed", "validate_transitions", "validate_training_set")
-
-templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=select_autoescape(),
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def build(settings: Settings, day: date) -> Path:
-    """Write ``reports/dt=<day>/index.html``; returns its path."""
+    """Write ``reports/dt=<day>/index.html``; returns its path. The page of the day before, where it does not
+    lead here yet, is written again."""
+    days = recorded_days(settings.layout)
+    earlier = [one for one in days if one < day]
+    path = _write(settings, day, days)
+    before = path_of(settings, earlier[-1]) if earlier else None
+    if before is not None and before.exists() and f"dt={day}/" not in before.read_text(encoding="utf-8"):
+        _write(settings, earlier[-1], days)
+    return path
+
+
+def path_of(settings: Settings, day: date) -> Path:
+    return settings.layout.reports / f"dt={day.isoformat()}" / "index.html"
+
+
+def _write(settings: Settings, day: date, days: list[date]) -> Path:
     records = read_records(settings.layout, day)
-    folder = settings.layout.reports / f"dt={day.isoformat()}"
-    recent = [d for d in recorded_days(settings.layout) if d <= day][-RECENT_DAYS:]
+    path = path_of(settings, day)
+    recent = [d for d in days if d <= day][-RECENT_DAYS:]
+    known = over_days.known(settings, recent)
+    night = judged.night(records)
     page = templates.get_template("day.html").render(
         day=day,
+        previous=_neighbour(settings, [d for d in days if d < day][-1:]),
+        following=_neighbour(settings, [d for d in days if d > day][:1]),
         records=records,
         outcome=outcome(records),
+        broken=[(one, elsewhere.runbook(path.parent, one.cause.section)) for one in groups(records)],
+        root=os.path.relpath(settings.layout.root, path.parent),
         stages=[
             (stage, records.get(stage))
             for stage in STAGES
             if stage != "drift" and (stage not in ("traffic", "reward") or stage in records)
         ],
         tables=records.get("land", {}).get("tables", {}),
-        volume_chart=_volumes(settings, recent),
+        volume_chart=over_days.volumes(settings, recent),
         validations=[
             (name, records.get(name))
             for name in VALIDATIONS
             if name != "land" or "suites" in records.get("land", {})
         ],
-        reward_chart=_rewards(settings, recent),
-        arms=_policy_daily(settings, day),
-        curves=_curves(settings, day, records),
+        reward_chart=over_days.returns(known),
+        facts=known.get(day),
+        arms=_arms(known.get(day)),
+        curves=judged.curves(settings, day, records),
         train=records.get("train"),
-        estimate_chart=_estimates(records),
-        pareto_charts=_pareto(records),
+        night=night,
+        night_chart=judged.night_chart(night),
+        estimate_chart=judged.estimates(records),
+        pareto_charts=judged.pareto(records),
         evaluate=records.get("evaluate"),
-        segments=_segments(settings, day),
+        segments=judged.segments(settings, day),
+        weights=over_days.weights(settings, known),
+        heads=settings.heads,
+        signals=over_days.signals(known),
+        feedback=_feedback(records, known.get(day)),
+        exploration=_exploration(settings, day, records, known),
+        confidence=settings.evaluation.confidence,
         gate=records.get("gate"),
-        promote=records.get("promote"),
         traffic=records.get("traffic"),
         drift=records.get("drift", {}),
-        links=_links(settings, folder, records),
+        read=_read(records),
+        unread=_unread(settings, records),
+        links=_links(settings, path.parent, records),
     )
-    path = folder / "index.html"
     write_text_atomic(path, page)
     return path
 
 
-def index(settings: Settings, now: datetime | None = None) -> Path:
-    """Write ``reports/index.html``: what a person asks first, and every day with what is known of it."""
-    layout, days = settings.layout, recorded_days(settings.layout)
-    moment = (now or datetime.now(UTC)).isoformat(timespec="minutes").replace("+00:00", "Z")
-    rows = []
-    for day in reversed(days):
-        records = read_records(layout, day)
-        page = layout.reports / f"dt={day.isoformat()}" / "index.html"
+def _neighbour(settings: Settings, days: list[date]) -> date | None:
+    return next((day for day in days if path_of(settings, day).exists()), None)
+
+
+def _arms(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The day's arms, each with what it brought over static weights."""
+    rows = [] if found is None else found["arms"]
+    static = next((row.get("session_return") for row in rows if row["arm"] == STATIC), None)
+    return [
+        row
+        | {
+            "over_static": facts.difference(row["session_return"], static)
+            if static and row.get("session_return") and row["arm"] != STATIC
+            else None
+        }
+        for row in rows
+    ]
+
+
+def _feedback(records: Mapping[str, Any], found: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """(what, how much, what it means) of the feedback of a day that the service logged."""
+    landed = records.get("land", {}).get("tables", {}).get("impressions", {})
+    rows = landed.get("rows", 0)
+    told = []
+    for name, what, means in (
+        ("late_feedback", "late", "came after its day; the next landing of the day takes it in"),
+        ("orphan_feedback", "orphaned", "on items that were not ranked for the request: in no table"),
+        ("torn_lines", "torn lines", "of a writer that was killed; left out"),
+    ):
+        if name in landed:
+            count = landed[name]
+            share = f" ({100.0 * count / (rows + count):.2f} % of the items)" if rows and count else ""
+            told.append((what, f"{count:,}{share}", means))
+    missing: float | None = found["without_feedback"] if found is not None else None
+    if missing is not None:
+        told.append(("missing", f"{100.0 * missing:.2f} % of the requests", "nothing came back for them"))
+    return told
+
+
+def _exploration(
+    settings: Settings, day: date, records: Mapping[str, Any], known: over_days.Days
+) -> list[tuple[str, str, str, bool | None]]:
+    """(what, how much there is, how much is needed, enough) of what learning needs from exploring arms."""
+    limits = settings.validation
+    rows: list[tuple[str, str, str, bool | None]] = []
+    today = known.get(day)
+    if today is not None and today.get("requests"):
+        told = f"{today['explored']:,} of {today['requests']:,} ({today['explored'] / today['requests']:.1%})"
+        rows.append(("requests of the day with a drawn action", told, "", None))
+    window = (records.get("validate_training_set") or {}).get("measures", {}).get("training_set")
+    if not window:
+        return rows
+    total, least = window.get("current_transitions"), limits.min_transitions
+    since = day - timedelta(days=settings.learner.window_days - 1)
+    if total is not None:
         rows.append(
-            {
-                "day": day,
-                "page": os.path.relpath(page, layout.reports) if page.exists() else None,
-                "outcome": outcome(records),
-                "rows": records.get("land", {}).get("tables", {}),
-                "gate": records.get("gate", {}).get("decision"),
-                "validation": _validation(records),
-                "drift": _worst_drift(records),
-                "drifting": bool(drifting(records.get("validate_landed", {}))),
-                "docs": _data_docs(settings, records),
-                "difference": records.get("evaluate", {}).get("differences", {}).get("challenger - static"),
-                "seconds": sum(r.get("seconds", 0.0) for r in records.values()),
-            }
+            (f"transitions since {since}", f"{total:,}", f"{least:,} (min_transitions)", total >= least)
         )
-    text = templates.get_template("index.html").render(
-        moment=moment,
-        answers=standing(settings, now),
-        held=list(reversed(quarantine.held(settings))),
-        rows=rows,
-        reward_chart=_rewards(settings, days[-INDEX_DAYS:]),
-        drift_chart=_drift_chart(settings, days[-INDEX_DAYS:]),
-        confidence=settings.evaluation.confidence,
-        docs=_existing(layout.validation / "data_docs/index.html", layout.reports),
-    )
-    path = layout.reports / "index.html"
-    write_text_atomic(path, text)
-    return path
-
-
-def _validation(records: Mapping[str, Mapping[str, Any]]) -> dict[str, int] | None:
-    """Expectations of the day that were judged, and those that failed, by severity; None before any."""
-    suites = [s for name in VALIDATIONS for s in records.get(name, {}).get("suites", {}).values()]
-    if not suites:
-        return None
-    failed = [fault["severity"] for suite in suites for fault in suite["failed"]]
-    return {
-        "evaluated": sum(suite["evaluated"] for suite in suites),
-        "stops": failed.count("critical"),
-        "warnings": failed.count("warning"),
-    }
-
-
-def _worst_drift(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
-    """The head whose scores moved most, and its stability index."""
-    heads = records.get("drift", {}).get("heads", {})
-    found = {name: head["psi"] for name, head in heads.items() if "psi" in head}
-    return max(found.items(), key=lambda entry: entry[1]) if found else None
-
-
-def _data_docs(settings: Settings, records: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Link from the index page to Data Docs of a day: the first suite that failed, else its first suite."""
-    suites = [s for name in VALIDATIONS for s in records.get(name, {}).get("suites", {}).values()]
-    pages = [suite["page"] for suite in sorted(suites, key=lambda s: not s["failed"]) if "page" in suite]
-    return _existing(settings.layout.root / pages[0], settings.layout.reports) if pages else None
-
-
-def _existing(path: Path, start: Path) -> str | None:
-    """A link to a page that is still kept."""
-    return os.path.relpath(path, start) if path.exists() else None
-
-
-def _drift_chart(settings: Settings, days: list[date]) -> str | None:
-    """Stability index of each head over the days."""
-    series: dict[str, tuple[list[date], list[float]]] = {}
-    for day in days:
-        heads = (read_record(settings.layout, day, "drift") or {}).get("heads", {})
-        for name, head in heads.items():
-            if "psi" in head:
-                xs, ys = series.setdefault(name.removeprefix("p_"), ([], []))
-                xs.append(day)
-                ys.append(head["psi"])
-    if not series:
-        return None
-    limits = {"warns": settings.validation.warn_psi, "drift": settings.validation.max_psi}
-    about = "Population stability index of each head's scores by day"
-    return charts.lines(series, x="day", y="PSI", about=about, limits=limits)
-
-
-def _volumes(settings: Settings, days: list[date]) -> str | None:
-    found = {d: read_record(settings.layout, d, "land") for d in days}
-    rows = {
-        d: r["tables"]["impressions"]["rows"]
-        for d, r in found.items()
-        if r and "impressions" in r.get("tables", {})
-    }
-    if not rows:
-        return None
-    return charts.lines(
-        {"impressions": (list(rows), list(rows.values()))},
-        x="day",
-        y="impressions landed",
-        about="Impressions landed by day",
-    )
-
-
-def _policy_daily(settings: Settings, day: date) -> list[dict[str, Any]]:
-    """Rows of ``fct_policy_daily`` of the day, one an arm and policy version."""
-    path = settings.layout.mart("fct_policy_daily") / f"dt={day.isoformat()}" / "part-0.parquet"
-    return pq.read_table(path, partitioning=None).to_pylist() if path.exists() else []
-
-
-def _rewards(settings: Settings, days: list[date]) -> str | None:
-    series: dict[str, tuple[list[date], list[float]]] = {}
-    for day in days:
-        totals: dict[str, list[tuple[float, int]]] = {}
-        for row in _policy_daily(settings, day):
-            if row["arm"] and row["session_return_mean"] is not None:
-                totals.setdefault(row["arm"], []).append((row["session_return_mean"], row["sessions"]))
-        for arm, parts in totals.items():
-            weight = sum(n for _, n in parts)
-            xs, ys = series.setdefault(arm, ([], []))
-            xs.append(day)
-            ys.append(sum(mean * n for mean, n in parts) / max(weight, 1))
-    if not series:
-        return None
-    return charts.lines(series, x="day", y="session return", about="Mean session return by arm and day")
-
-
-def _curves(settings: Settings, day: date, records: Mapping[str, Any]) -> str | None:
-    pool = records.get("train", {}).get("pool", {})
-    paths = [settings.layout.model(day) / name / "curves.json" for name in pool if pool[name]["steps"]]
-    if not paths or not paths[0].exists():
-        return None
-    columns = read_json(paths[0])
-    steps = columns.pop("step")
-    return charts.curves({k: v for k, v in columns.items() if len(v) == len(steps)}, steps)
-
-
-def _estimates(records: Mapping[str, Any]) -> str | None:
-    estimates = records.get("evaluate", {}).get("estimates")
-    if not estimates:
-        return None
-    return charts.intervals(
-        {name: (e["lower"], e["value"], e["upper"]) for name, e in estimates.items()},
-        x="estimated session return, by the gate's estimator",
-        about="Estimated session return of each policy, with its interval",
-    )
-
-
-def _pareto(records: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What the points of the day's sweep bring over static weights and over the reward in force, x1."""
-    swept = records.get("evaluate", {}).get("pareto")
-    if not swept:
-        return None
-    points = {f"{point['factor']:g}": point["over"] for point in swept["points"]}
-    in_force = next(point["version"] for point in swept["points"] if point["factor"] == 1.0)
-    scales = {part: 100.0 / abs(static) if static else 1.0 for part, static in swept["static"].items()}
-    units = {
-        part: "% of what static weights bring" if static else "as the reward weighs it"
-        for part, static in swept["static"].items()
-    }
-
-    def ends(found: Mapping[str, Any], part: str) -> charts.Ends:
-        lower, value, upper = (scales[part] * found[part][end] for end in ("lower", "value", "upper"))
-        return lower, value, upper
-
-    def chart(found: Mapping[str, Mapping[str, Any]], told: list[str], origin: str) -> str:
-        return charts.plane(
-            {name: (ends(one, "time"), ends(one, "interaction")) for name, one in found.items()},
-            list(points),
-            told=told,
-            origin=origin,
-            x=f"time, {units['time']}",
-            y=f"interaction, {units['interaction']}",
-            about=f"Time and interaction of each factor of the interaction part, over {origin}",
+    for arm in MIXED_ARMS:
+        count, needed = window.get(f"{arm}_transitions"), limits.min_exploring_share
+        if count is not None and window.get("rows"):
+            share = count / window["rows"]
+            rows.append(
+                (
+                    f"of the {arm} group",
+                    f"{count:,} ({share:.1%})",
+                    f"{needed:.1%} (min_exploring_share)",
+                    share >= needed,
+                )
+            )
+    covered = {head.name: window.get(f"{head.name}_coverage") for head in settings.heads}
+    reached = {name: share for name, share in covered.items() if share is not None}
+    if reached:
+        name, share = min(reached.items(), key=lambda entry: entry[1])
+        needed = limits.min_action_coverage
+        rows.append(
+            (
+                f"tenths of a weight's interval that were tried, least: {name}",
+                f"{share:.0%}",
+                f"{needed:.0%} (min_action_coverage)",
+                share >= needed,
+            )
         )
-
-    champion = {"champion": swept["champion"]} if swept["champion"] else {}
-    over_static = {name: over[STATIC_VERSION] for name, over in points.items()}
-    over_in_force = {name: over[in_force] for name, over in points.items()}
-    return (
-        chart(over_static | champion, [next(iter(points)), next(reversed(points))], "static weights"),
-        chart(over_in_force, list(points), "x1, the reward in force"),
-    )
+    return rows
 
 
-def _segments(settings: Settings, day: date) -> str | None:
-    """The challenger's mean action by the first categorical profile column, on the day's states."""
-    path = settings.layout.partition(DECISIONS, day) / "part-0.parquet"
-    policy_file = settings.layout.model(day) / "policy.safetensors"
-    spec = settings.state_spec
-    categorical = next((f for f in spec.features if f.transform == "onehot"), None)
-    if not path.exists() or not policy_file.exists() or categorical is None:
-        return None
-    try:
-        policy = load_policy(policy_file)
-        rows = pq.read_table(path, columns=["state", "state_spec"], partitioning=None).to_pylist()
-        states = [r["state"] for r in rows if r["state"] and r["state_spec"] == policy.header.spec.version]
-        if not states:
-            return None
-        matrix = np.array(states[:SAMPLE_STATES], dtype=np.float32)
-        actions = policy.act(matrix)
-    except PolicyError:
-        return None  # the gate says what is wrong with the policy
-    names = policy.header.spec.entry_names
-    segments, means = ["all"], [actions.mean(axis=0)]
-    for category in categorical.categories:
-        chosen = matrix[:, names.index(f"{categorical.name}={category}")] > 0.5
-        if chosen.sum() >= 20:
-            segments.append(f"{category} ({int(chosen.sum())})")
-            means.append(actions[chosen].mean(axis=0))
-    return charts.heat(segments, policy.header.fusion.names, [[float(v) for v in m] for m in means])
+def _read(records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Measures of the landed rows that are held against bands, and rows of categories that nobody named."""
+    landed = records.get("validate_landed", {})
+    rows = [
+        {
+            "table": table,
+            "name": name.removeprefix(PROFILE),
+            "value": band["value"],
+            "low": band["low"],
+            "high": band["high"],
+            "outside": not band["low"] <= band["value"] <= band["high"],
+        }
+        for table, bands in landed.get("bands", {}).items()
+        for name, band in bands.items()
+    ]
+    return rows + [
+        {"table": "users", "name": name, "value": count, "low": None, "high": None, "outside": count > 0}
+        for name, count in landed.get("measures", {}).get("users", {}).items()
+        if name.endswith(UNKNOWN_ROWS)
+    ]
+
+
+def _unread(settings: Settings, records: Mapping[str, Any]) -> list[Any]:
+    """Changes of the source's columns that are of none that the contract reads."""
+    read = {column.name for column in impression_columns(settings)}
+    return [
+        change
+        for change in records.get("drift", {}).get("schema", [])
+        if change["change"] != "new" and change["column"] not in read
+    ]
 
 
 def _links(settings: Settings, folder: Path, records: Mapping[str, Any]) -> list[tuple[str, str]]:

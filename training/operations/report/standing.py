@@ -1,7 +1,10 @@
-"""What a person asks first, answered from the records: the index page and `mtf status` show the same."""
+"""What a person asks first, answered from the records: the index page and `mtf status` show the same.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+An answer is a line; what is to be done about it are its :class:`~training.operations.report.todo.Todo`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -15,11 +18,17 @@ from training.contract.settings import Settings
 from training.contract.shares import read_shares
 from training.operations.missed import missed, spans
 from training.operations.report import trying
+from training.operations.report.causes import groups
 from training.operations.report.outcome import outcome
+from training.operations.report.todo import Todo, of_groups, stopping
 from training.validation import quarantine
 
 MEASURED_DAYS = 7  # newest days on which the champion served whose sessions are compared
+WAITING_DAYS = 30  # newest days that are looked through for one that stopped
 CONFIDENCE = 0.95
+RAN, SERVED, BETTER = "Did today run?", "What is served, since when?", "Is it better than static weights?"
+HELD, DRIFT = "What is in quarantine?", "What is drifting?"
+CARDS = (BETTER, RAN, SERVED)  # questions that the index answers at its head, in this order
 DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source", "_sample_ratio")
 
 
@@ -31,11 +40,13 @@ class Answer:
     state: str
     text: str
     day: date | None = None  # whose page says more
+    todos: tuple[Todo, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)  # the numbers behind the text, where it has some
 
 
 def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
     """The answers of now: did today run, what is served, is it better, what is held, what drifts; and which
-    days are missing, where some are."""
+    days are missing, what else was unusual and what is not learnt from, where there is something."""
     champion = read_champion(settings.layout.champion)
     return [
         _ran(settings, now or datetime.now(UTC)),
@@ -45,11 +56,24 @@ def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
         _held(settings),
         _drifting(settings),
         *_capped(settings),
+        *_unusual(settings),
+        *_waiting(settings),
     ]
 
 
+def todos(answers: Sequence[Answer]) -> list[Todo]:
+    """What the answers ask for, what stops something first. An answer that is worth a look and names nothing
+    to do is one itself."""
+    found: list[Todo] = []
+    for answer in answers:
+        asks = answer.state in ("held", "stopped") and answer.question not in (*CARDS, HELD, DRIFT)
+        bare = (Todo(answer.state, answer.text.rstrip("."), day=answer.day),) if asks else ()
+        found += answer.todos or bare
+    return sorted(dict.fromkeys(found), key=lambda one: one.state != "stopped")
+
+
 def _ran(settings: Settings, now: datetime) -> Answer:
-    question = "Did today run?"
+    question = RAN
     days = recorded_days(settings.layout)
     if not days:
         return Answer(question, "open", "No day has run yet.")
@@ -60,8 +84,18 @@ def _ran(settings: Settings, now: datetime) -> Answer:
     local = now.astimezone(settings.calendar.zone).date()
     due = local - timedelta(days=1)  # the run after midnight handles the day before
     if newest < due and "traffic" not in records:  # a simulated day is of another calendar
-        return Answer(question, "stopped", f"No: {due} is due, and the newest run is of {text}", newest)
-    return Answer(question, "open" if ended["state"] == "past" else ended["state"], text, newest)
+        missed = Todo(
+            "stopped",
+            f"{due} is due and has not run",
+            "See in Airflow whether it waits or failed.",
+            f"mtf day --date {due}",
+            "a-deadline-was-missed",
+            "orchestration.schedule",
+        )
+        text = f"No: {due} is due, and the newest run is of {text}"
+        return Answer(question, "stopped", text, newest, (missed, *stopping(newest, records)))
+    state = "open" if ended["state"] == "past" else ended["state"]
+    return Answer(question, state, text, newest, stopping(newest, records))
 
 
 def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
@@ -69,33 +103,52 @@ def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
     if not days:
         return []
     told = f"{len(days)} did not run to their end: {spans(days)}"
-    text = f"{told}. `mtf backfill --missing` runs them, oldest first."
-    return [Answer("Which days are missing?", "held", text)]
+    todo = Todo(
+        "held",
+        told,
+        "This runs them, oldest first.",
+        "mtf backfill --missing",
+        "missed-nights",
+        "orchestration.reopen_days",
+    )
+    return [Answer("Which days are missing?", "held", f"{told}.", None, (todo,))]
 
 
 def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
-    question = "What is served, since when?"
+    question = SERVED
     shares = {arm: share for arm, share in read_shares(settings) if arm != "shadow" and share}
     rest = 1.0 - sum(shares.values())
     split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
     canary = "".join(f" {told}" for told in trying.told(settings))
+    paused = trying.held(settings)
+    todo: tuple[Todo, ...] = ()
+    if paused:
+        held = Todo(
+            "stopped",
+            paused,
+            "Let it go on, or take the policy out: `mtf rollback`.",
+            "mtf canary --go-on",
+            "a-bad-champion-and-a-refusal",
+            "serving.guardrail",
+        )
+        todo = (held,)
     changes = [event for event in history.read(settings.layout) if event["action"] in ("rollback", "promote")]
     # a promotion since then has answered it
     rolled_back = bool(changes) and changes[-1]["action"] == "rollback"
     back = f" Last rollback {changes[-1]['ts']}: {changes[-1]['reason']}." if rolled_back else ""
     if champion is None:
         text = f"Static weights: no policy has been promoted yet. Shares: {split}.{canary}{back}"
-        return Answer(question, "open", text)
+        return Answer(question, "open", text, None, todo)
     text = f"{champion.version}, since {champion.promoted_ts}. Shares: {split}.{canary}{back}"
-    return Answer(question, "good", text, date.fromisoformat(champion.day))
+    return Answer(question, "good", text, date.fromisoformat(champion.day), todo)
 
 
 def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
     """The sessions that were served, and the newest offline estimate; the former decide the state."""
-    question = "Is it better than static weights?"
+    question = BETTER
     if champion is None:
         return Answer(question, "open", "There is no champion to compare.")
-    parts, states = [], []
+    parts, states, numbers = [], [], {}
     for find, what in ((measured, "Served sessions"), (_estimated, "Offline estimate")):
         try:
             found = find(settings, champion)
@@ -107,11 +160,21 @@ def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
             continue
         states.append("good" if found["lower"] > 0 else "stopped" if found["upper"] < 0 else "held")
         told = {"good": "better", "stopped": "worse", "held": "not shown"}[states[-1]]
+        numbers[what] = found | {"state": states[-1]}
         parts.append(
             f"{what}: {told}, {found['value']:+.3f} a session ({found['lower']:+.3f} to "
             f"{found['upper']:+.3f}, {found['confidence']:.0%} interval), {found['about']}."
         )
-    return Answer(question, states[0] if states else "open", " ".join(parts))
+    state = states[0] if states else "open"
+    worse = Todo(
+        "stopped",
+        f"{champion.version} is worse than static weights",
+        "Put the champion before it back, or static weights in front.",
+        'mtf rollback --reason "worse than static weights"',
+        "a-bad-champion-and-a-refusal",
+        "serving.guardrail",
+    )
+    return Answer(question, state, " ".join(parts), None, (worse,) if state == "stopped" else (), numbers)
 
 
 def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
@@ -151,7 +214,7 @@ def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | 
     half = float(norm.ppf(0.5 + CONFIDENCE / 2.0)) * (variance + other) ** 0.5
     value = mine - static
     about = f"{n} against {m} sessions, {since} to {until}"
-    return _interval(value - half, value, value + half, CONFIDENCE, about)
+    return _interval(value - half, value, value + half, CONFIDENCE, about) | {"static": static}
 
 
 def _estimated(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
@@ -172,24 +235,39 @@ def _interval(lower: float, value: float, upper: float, confidence: float, about
 
 
 def _held(settings: Settings) -> Answer:
-    question = "What is in quarantine?"
+    question = HELD
     held = quarantine.held(settings)
     if not held:
         return Answer(question, "good", "Nothing.")
     told = "; ".join(f"{one.rows} rows of {one.table} of {one.day}" for one in held[-5:])
     more = f"; and {len(held) - 5} older tables" if len(held) > 5 else ""
+    stopped = {day for day in {one.day for one in held} if _stopped(settings, day)}
+    apart = [one for one in held if one.day not in stopped]  # those of a day that stopped are said with it
+    days = list(dict.fromkeys(str(one.day) for one in apart))
+    todo = Todo(
+        "held",
+        f"{sum(one.rows for one in apart):,} rows are in quarantine, of {', '.join(days[-3:])}"
+        + (f" and {len(days) - 3} more days" if len(days) > 3 else ""),
+        "See why, mend what matters.",
+        "mtf quarantine list",
+        "rows-are-in-quarantine",
+        "validation.max_bad_share",
+        held[-1].day,
+    )
     text = f"{told}{more}. `mtf quarantine list` says why."
-    return Answer(question, "held", text, held[-1].day)
+    return Answer(question, "held", text, held[-1].day, (todo,) if apart else ())
+
+
+def _stopped(settings: Settings, day: date) -> bool:
+    return not (read_record(settings.layout, day, "validate_landed") or {}).get("success", True)
 
 
 def _drifting(settings: Settings) -> Answer:
-    question = "What is drifting?"
-    for day in reversed(recorded_days(settings.layout)):
-        record = read_record(settings.layout, day, "validate_landed")
-        if record is not None and "suites" in record:
-            break
-    else:
+    question = DRIFT
+    newest = _validated(settings)
+    if newest is None:
         return Answer(question, "open", "No day has been validated yet.")
+    day, record = newest
     faults = drifting(record)
     moved = (read_record(settings.layout, day, "evaluate") or {}).get("steadiness", {}).get("warnings", [])
     if not faults and not moved:
@@ -204,7 +282,66 @@ def _drifting(settings: Settings) -> Answer:
     told = list(dict.fromkeys(fault["column"] for fault in faults))
     if moved:
         told.append("the state under an unchanged policy")
-    return Answer(question, state, f"{'; '.join(told)} on {day}.", day)
+    todo = _of_warnings(day, record, drift=True)
+    if moved:
+        text = f"{day}: {len(moved)} champions weigh otherwise on today's states"
+        todo += (
+            Todo("held", text, "What the state is made of has moved.", "", "predictions-drift", "", day),
+        )
+    return Answer(question, state, f"{'; '.join(told)} on {day}.", day, todo)
+
+
+def _unusual(settings: Settings) -> list[Answer]:
+    """Warnings of the newest validated day that are about something else than drift."""
+    newest = _validated(settings)
+    todo = _of_warnings(*newest, drift=False) if newest else ()
+    if newest is None or not todo:
+        return []
+    day, _ = newest
+    kinds = "; ".join(one.text.partition(": ")[2] for one in todo)
+    one = Todo("held", f"{day} warns of {kinds}", "Its page has each with its remedy.", "", "", "", day)
+    if len(todo) == 1:
+        [one] = todo
+    return [Answer("What else is unusual?", "held", f"{kinds}, on {day}.", day, (one,))]
+
+
+def _waiting(settings: Settings) -> list[Answer]:
+    """Days before the newest that stopped: their rows are in no table until they pass."""
+    found = []
+    for day in recorded_days(settings.layout)[-WAITING_DAYS:-1]:
+        ended = outcome(read_records(settings.layout, day))
+        if ended["state"] == "stopped":
+            found.append((day, ended["text"]))
+    if not found:
+        return []
+    todo = tuple(
+        Todo(
+            "stopped",
+            f"{day} waits. {text}",
+            "Its page says what to mend; then run it again.",
+            f"mtf day --date {day}",
+            "a-day-stopped",
+            "orchestration.reopen_days",
+            day,
+        )
+        for day, text in reversed(found[-3:])
+    )
+    older = f" and {len(found) - 3} before them" if len(found) > 3 else ""
+    told = ", ".join(str(day) for day, _ in found[-3:])
+    return [Answer("Which days wait?", "stopped", f"{told}{older}.", found[-1][0], todo)]
+
+
+def _validated(settings: Settings) -> tuple[date, Mapping[str, Any]] | None:
+    for day in reversed(recorded_days(settings.layout)):
+        record = read_record(settings.layout, day, "validate_landed")
+        if record is not None and "suites" in record:
+            return day, record
+    return None
+
+
+def _of_warnings(day: date, record: Mapping[str, Any], drift: bool) -> tuple[Todo, ...]:
+    warned = [group for group in groups({"validate_landed": record}) if not group.stops]
+    return of_groups(day, [one for one in warned if (one.cause.section == "predictions-drift") == drift])
 
 
 def _capped(settings: Settings) -> list[Answer]:
@@ -219,8 +356,12 @@ def _capped(settings: Settings) -> list[Answer]:
         told = " and ".join(f"{count:,} beyond learner.{name}" for name, count in over.items() if count)
         if not told:
             return []
-        text = f"Requests of a single user or session: {told}. They are kept, and count in the tables."
-        return [Answer("What is not learnt from?", "held", text, day)]
+        told = f"requests of a single user or session: {told}"
+        remedy = (
+            "They are kept, and count in the tables. `mtf check` names the heaviest users."
+        )
+        todo = Todo("held", f"not learnt from: {told}", remedy, "", "", "learner.max_user_requests", day)
+        return [Answer("What is not learnt from?", "held", f"{told[0].upper()}{told[1:]}.", day, (todo,))]
     return []
 
 

@@ -7,13 +7,13 @@ from training.contract.pointer import read_champion
 from training.contract.settings import Settings
 
 OFFLINE = (
-    "Policies become champion without a canary (gate.evidence: offline): one that the judge takes for better "
-    "and that is worse serves everybody until the guardrail or a person takes it out."
+    "No canary (gate.evidence: offline): a policy that only looked better serves everybody until the "
+    "guardrail or a person takes it out."
 )
 
 
 def told(settings: Settings) -> list[str]:
-    """Sentences: what is tried, how far it is, how long it takes, what it brought, what holds it."""
+    """Sentences: what is tried, how far it is, how long it takes, what it brought."""
     sentences = [OFFLINE] if settings.gate.evidence == "offline" else []
     challenger = read_champion(settings.layout.challenger)
     if challenger is None:
@@ -28,13 +28,19 @@ def told(settings: Settings) -> list[str]:
     seen = (_read(settings.layout.guardrail) or {}).get("arms", {}).get("challenger")
     if seen is not None and seen["version"] == challenger.version:
         sentences.append(f"Challenger less champion: {seen['evidence']['reason']}.")
-    if canary.get("paused"):
-        paused = canary["paused"]
-        sentences.append(
-            f"Held since {paused['ts']} by {paused['rule']}: {paused['reason']}. "
-            "`mtf canary --go-on` lifts it, `mtf rollback` takes the policy out."
-        )
     return sentences
+
+
+def held(settings: Settings) -> str | None:
+    """What holds the canary of the challenger, where something does."""
+    challenger, canary = read_champion(settings.layout.challenger), _read(settings.layout.canary)
+    if challenger is None or canary is None or canary.get("sha256") != challenger.sha256:
+        return None
+    paused = canary.get("paused")
+    if not paused:
+        return None
+    why = f"{paused['rule']}: {paused['reason']}"
+    return f"The canary of {challenger.version} is held since {paused['ts']} by {why}"
 
 
 def _read(path: Any) -> dict[str, Any] | None:

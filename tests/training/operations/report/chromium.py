@@ -1,5 +1,6 @@
 """A headless Chromium, spoken to through its DevTools: what a page is and asks for in a real browser."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -51,6 +52,13 @@ class Page:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def picture(self, width: int, height: int) -> bytes:
+        """PNG of the page from its top, no longer than it is."""
+        height = min(height, self.value("document.documentElement.scrollHeight"))
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        return base64.b64decode(found["data"])
 
     def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):

@@ -112,6 +112,8 @@ def test_every_link_leads_to_something_that_is_there(settings: Settings, page: P
     for address in addresses(settings):
         page.open(address)
         for target in page.value(TARGETS):
+            if target.startswith("http://127.0.0.1:"):
+                continue  # of the stack, which need not run; any other address is refused below
             path, _, fragment = target.removeprefix("file://").partition("#")
             assert Path(path.replace("%3D", "=")).exists(), f"{address} links to {target}"
             if fragment and target.startswith(address):
@@ -190,12 +192,13 @@ def test_the_keyboard_reaches_every_link_and_scrolls_wide_tables(settings: Setti
 def test_the_index_answers_and_leads_to_what_stopped(settings: Settings, page: Page) -> None:
     page.open(addresses(settings)[0])
     answers = page.value("[...document.querySelectorAll('.answers > div')].map(d => d.innerText)")
-    assert len(answers) == 5 and "Stopped at validate_landed" in answers[0]
-    assert "2 rows of impressions of 2026-01-07" in answers[3]
-    page.value("document.querySelector('tbody th a').click()")
+    assert len(answers) == 3 and "Stopped at validate_landed" in answers[1]
+    todo = page.value("[...document.querySelectorAll('.todo > li')].map(d => d.innerText)")
+    assert any("values out of range: p_like" in one and "mtf day --date 2026-01-07" in one for one in todo)
+    page.value("document.querySelector('[aria-label=\"All days\"] tbody th a').click()")
     while not page.value("document.querySelector('.outcome') !== null"):
         pass
-    assert "p_like" in page.value("document.querySelector('.outcome').innerText")
+    assert "p_like" in page.value("document.querySelector('#broken + ol').innerText")
     while page.value("document.readyState") != "complete":
         pass
     page.value("[...document.querySelectorAll('nav a')].find(a => a.innerText === 'Data Docs').click()")

@@ -1,6 +1,6 @@
 """The day's page tells how the day ended, also when it stopped half-way."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -92,7 +92,7 @@ def test_a_refused_day_shows_the_rules_the_estimates_and_the_curves(settings: Se
     assert "Refused" in page.select_one(".outcome").text
     assert "lower bound 0.9 is below 1.9" in page.text
     assert "1,200" in page.text
-    assert len(page.find_all("svg")) == 3  # volumes, estimates, curves
+    assert len(page.find_all("svg")) == 4  # volumes, estimates, the night's gains, curves
 
 
 def test_a_champion_that_moved_is_warned_of_on_the_page(settings: Settings):
@@ -134,9 +134,47 @@ def test_a_day_that_stopped_names_the_stage_and_the_column(settings: Settings):
         },
     )
     page = read(build(settings, DAY))
-    assert "Stopped at validate_landed: p_like" in page.select_one(".outcome").text
+    assert "Stopped at validate_landed: 1 fault, " in page.select_one(".outcome").text
+    assert "p_like" in page.select_one("#broken + ol b").text and "mtf day --date 2026-01-05" in page.text
     assert "1 rows of impressions are in quarantine" in page.text
     assert page.find("script") is None  # messages are escaped
+
+
+def test_a_day_leads_to_the_days_beside_it(settings: Settings):
+    days = [date(2026, 1, 4), DAY, date(2026, 1, 6)]
+    for day in days:
+        write_record(settings.layout, day, "land", landed(5))
+        build(settings, day)
+    page = read(settings.layout.reports / f"dt={DAY}" / "index.html")
+    found = {a["rel"][0]: a["href"] for a in page.select("nav a[rel]")}
+    assert found == {"prev": "../dt=2026-01-04/index.html", "next": "../dt=2026-01-06/index.html"}
+
+
+def test_the_index_leads_to_all_that_shows_something(settings: Settings):
+    page = read(index(settings))
+    found = {a.text: a["href"] for a in page.select("[aria-label='Elsewhere'] a")}
+    assert found["Airflow"] == f"http://127.0.0.1:{settings.orchestration.airflow_port}/"
+    assert found["MLflow"] == f"http://127.0.0.1:{settings.orchestration.mlflow_port}/"
+    assert found["Service"] == f"http://127.0.0.1:{settings.serving.port}/"
+    for name in ("Grafana", "Runbook"):
+        assert (settings.layout.reports / found[name]).exists()
+    assert "Data Docs" not in found and "nothing yet" in page.text  # none has been written
+
+
+def test_the_challengers_stand_beside_the_arms_that_are_known(settings: Settings):
+    write_record(settings.layout, DAY, "train", {"success": True, "pool": POOL})
+    gains = {"constant": {"lower": 1.0, "value": 2.0, "upper": 3.0}}
+    evaluate = {"success": True, "chosen": "constant", "pool": gains}
+    write_record(settings.layout, DAY, "evaluate", evaluate)
+    arms = {
+        "static": {"session_return_mean": 24.0, "session_return_ci": [23.0, 25.0]},
+        "champion": {"session_return_mean": 25.0, "session_return_ci": [25.0, 25.0]},
+    }
+    write_record(settings.layout, DAY, "traffic", {"requests": 1, "failures": 0, "arms": arms})
+    page = read(build(settings, DAY))
+    rows = [row.text for row in page.select('[aria-label="The night\'s policies"] tr')[1:]]
+    assert "constant the challenger" in rows[0] and "+2.00 (+1.00 to +3.00)" in rows[0]
+    assert "champion" in rows[-1] and "+1.00 (+0.00 to +2.00)" in rows[-1] and "true of" in rows[-1]
 
 
 def test_a_day_without_any_record_still_has_a_page(settings: Settings):
@@ -148,9 +186,14 @@ def test_the_index_lists_every_day_newest_first(settings: Settings):
         write_record(settings.layout, day, "land", landed(5))
     build(settings, DAY)
     page = read(index(settings))
-    assert [row.text for row in page.select("tbody th")] == ["2026-01-06", "2026-01-05"]
+    assert [row.text for row in page.select("[aria-label='All days'] tbody th")] == [
+        "2026-01-06",
+        "2026-01-05",
+    ]
     # no link to a page that is not there
-    assert [a["href"] for a in page.select("tbody th a")] == ["dt=2026-01-05/index.html"]
+    assert [a["href"] for a in page.select("[aria-label='All days'] tbody th a")] == [
+        "dt=2026-01-05/index.html"
+    ]
     assert "no policy has been promoted yet" in page.text
 
 
@@ -199,9 +242,10 @@ def test_drift_is_shown_by_head_and_on_the_index(settings: Settings):
     assert "0.3100" in page.text and "1.500 (1.200 to 1.900)" in page.text
     assert "since 2026-01-04 the source's column ctr (float) is new" in page.text
     assert page.select_one("h2#drift")
-    overview = read(index(settings))
-    row = overview.select("tbody tr")[0]
+    overview = read(index(settings, datetime(2026, 1, 6, 4, tzinfo=UTC)))
+    row = overview.select("[aria-label='All days'] tbody tr")[0]
     assert "p_like 0.310 drifting" in row.text and "7 checks, 1 stop" in row.text
     assert row.select_one("a.docs")["href"] == f"../{docs}"
     assert [a["href"] for a in row.select("td a:not(.docs)")] == [f"dt={DAY}/index.html#drift"]
-    assert "p_like on 2026-01-05" in overview.select(".answers > .stopped")[-1].text
+    assert "scores have moved: p_like" in overview.select("ol.todo > .stopped")[0].text
+    assert overview.select_one("ol.todo").text.count("p_like") == 1  # and not thrice

@@ -159,9 +159,11 @@ def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: 
         "p2 is in its canary: step 1 of 3, share 0.05.",
         "4,300 sessions an arm for 2 %: 3.0 days at this traffic.",
         "Challenger less champion: +0.1 (-0.2 to +0.4) a session.",
-        "Held since 2026-01-06T00:00:00Z by negative: +0.2 items. `mtf canary --go-on` lifts it",
     ):
         assert words in text
+    [todo] = answer(settings, question).todos
+    assert "is held since 2026-01-06T00:00:00Z by negative: +0.2 items" in todo.text
+    assert todo.state == "stopped" and todo.command == "mtf canary --go-on"
 
 
 def test_a_state_that_moved_under_an_unchanged_policy_is_drift(settings: Settings) -> None:
