@@ -359,10 +359,10 @@ def _drop_later(settings: Settings, day: date, stage: str, all_of_them: bool = T
 
 def make_report(settings: Settings, day: date) -> Path:
     """The day's page, and the index over all days."""
-    from training.operations import report
+    from training.operations.report import index_page, page
 
-    path = report.build(settings, day)
-    report.index(settings)
+    path = page.build(settings, day)
+    index_page.index(settings)
     return path
 
 

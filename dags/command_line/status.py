@@ -19,9 +19,9 @@ def status() -> None:
     """
     settings = load_settings()
     with busy("reading what the days left"):
-        from training.operations import report
+        from training.operations.report.standing import standing, todos
 
-        answers = report.standing(settings)
+        answers = standing(settings)
     for service in stack.services(settings, settings_path()):
         pid = stack.pid_of(settings, service.name)
         state = f"running, {service.address}" if pid else "stopped"
@@ -31,7 +31,7 @@ def status() -> None:
         console.print(Text(answer.question, "bold"), Text(WORDS[answer.state], colours[answer.state]))
         console.print(f"  {answer.text}")
     console.print(Text("What is to be done?", "bold"))
-    for line in [todo.line for todo in report.todos(answers)] or ["Nothing."]:
+    for line in [todo.line for todo in todos(answers)] or ["Nothing."]:
         console.print(Text(f"  {line}"))
     _show_guardrail(settings)
     table = Table("day", "last stage", "ended", "gate")

@@ -14,7 +14,7 @@ from tests.end_to_end.same_tables import deliver
 from training.contract.records import read_record, write_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
 from training.operations.missed import missed, missing_days, spans, unfinished_days
-from training.operations.report import standing
+from training.operations.report.standing import standing
 
 DAYS = small_days.days(6)
 FIRST, LAST = DAYS[0], DAYS[-1]

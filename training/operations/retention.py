@@ -149,11 +149,11 @@ def keep(settings: Settings, planned: Plan) -> None:
         for item in items:
             _remove(item)
     if by_kind.keys() & {"report", "record"}:
-        from training.operations import report
+        from training.operations.report import index_page
         from training.validation import data_docs
 
         data_docs.rebuild_index(layout.validation)
-        report.index(settings)
+        index_page.index(settings)
 
 
 # --- what is held

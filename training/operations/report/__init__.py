@@ -1,8 +1,5 @@
-"""What does a person read? The page of a day, and the index: what is asked first, and all days."""
+"""What does a person read? The page of a day, and the index: what is asked first, and all days.
 
-from training.operations.report.index_page import index
-from training.operations.report.page import build
-from training.operations.report.standing import Answer, standing, todos
-from training.operations.report.todo import Todo
-
-__all__ = ["Answer", "Todo", "build", "index", "standing", "todos"]
+:mod:`.page` builds a day's, :mod:`.index_page` the index, :mod:`.standing` has the answers of both and of
+`mtf status`, which wants no plots and so imports none.
+"""

@@ -6,10 +6,10 @@ An answer is a line; what is to be done about it are its :class:`~training.opera
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from statistics import NormalDist
 from typing import Any
 
 import duckdb
-from scipy.stats import norm
 
 from training.contract import history
 from training.contract.pointer import ChampionPointer, read_champion
@@ -211,7 +211,7 @@ def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | 
     if set(arms) != {"champion", "static"} or min(found[2] for found in arms.values()) < 2:
         return None
     (mine, n, _, variance, since, until), (static, m, _, other, *_) = arms["champion"], arms["static"]
-    half = float(norm.ppf(0.5 + CONFIDENCE / 2.0)) * (variance + other) ** 0.5
+    half = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2.0) * (variance + other) ** 0.5
     value = mine - static
     about = f"{n} against {m} sessions, {since} to {until}"
     return _interval(value - half, value, value + half, CONFIDENCE, about) | {"static": static}
@@ -357,9 +357,7 @@ def _capped(settings: Settings) -> list[Answer]:
         if not told:
             return []
         told = f"requests of a single user or session: {told}"
-        remedy = (
-            "They are kept, and count in the tables. `mtf check` names the heaviest users."
-        )
+        remedy = "They are kept, and count in the tables. `mtf check` names the heaviest users."
         todo = Todo("held", f"not learnt from: {told}", remedy, "", "", "learner.max_user_requests", day)
         return [Answer("What is not learnt from?", "held", f"{told[0].upper()}{told[1:]}.", day, (todo,))]
     return []

@@ -17,7 +17,8 @@ from training.contract.files import write_json_atomic
 from training.contract.layout import IMPRESSIONS
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.operations import report
+from training.operations.report.index_page import index
+from training.operations.report.page import build
 from training.validation import validate_landed
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         write_record(settings.layout, day, "land", {"success": True, "seconds": 1.0, "tables": tables})
         write_record(settings.layout, day, "validate_landed", validate_landed(settings, day))
         _decide(settings, day)
-        report.build(settings, day)
-    report.index(settings)
+        build(settings, day)
+    index(settings)
     return settings
 
 

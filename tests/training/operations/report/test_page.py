@@ -9,7 +9,8 @@ from bs4 import BeautifulSoup
 from training.contract.files import write_json_atomic, write_text_atomic
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.operations.report import build, index
+from training.operations.report.index_page import index
+from training.operations.report.page import build
 
 DAY = date(2026, 1, 5)
 POOL = {

@@ -14,8 +14,7 @@ from training.contract.files import write_json_atomic
 from training.contract.pointer import ChampionPointer, write_champion
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.operations.report import Answer, standing
-from training.operations.report.standing import measured
+from training.operations.report.standing import Answer, measured, standing
 
 DAY = date(2026, 1, 5)
 NOW = datetime(2026, 1, 6, 4, tzinfo=UTC)
