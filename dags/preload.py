@@ -11,4 +11,4 @@ import duckdb  # noqa: F401
 import feast  # noqa: F401
 import great_expectations  # noqa: F401
 import torch
-import torch._inductor.config  # noqa: F401  (deterministic algorithms import it: seconds)
+import torch._dynamo  # noqa: F401  (PyTorch's optimisers import it: seconds)

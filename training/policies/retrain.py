@@ -249,10 +249,10 @@ def reproducible(threads: int) -> Iterator[None]:
     Deterministic mode also fills every new tensor before it is written, for those who read memory that
     they did not set. No learner does, and it took a tenth of a step.
     """
-    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     deterministic: Any = torch.utils.deterministic  # PyTorch's types do not name its flag
     filling = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # the flag's other name: this one imports no compiler
     deterministic.fill_uninitialized_memory = False
     if threads:
         torch.set_num_threads(threads)
@@ -260,7 +260,7 @@ def reproducible(threads: int) -> Iterator[None]:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
-        torch.use_deterministic_algorithms(strict)
+        torch.set_deterministic_debug_mode(strict)
         deterministic.fill_uninitialized_memory = filling
         torch.set_num_threads(before)
 
