@@ -7,6 +7,7 @@ from training.contract.arrays import Float64Array
 from training.contract.settings import IdKind, ProfileFeature
 
 _MOST_CATEGORIES = 50
+_REPEATS = 3  # of a text, on average, for more than ten of them to be categories
 
 
 def numeric(name: str, values: Float64Array) -> ProfileFeature:
@@ -23,7 +24,7 @@ def numeric(name: str, values: Float64Array) -> ProfileFeature:
 def categories(name: str, texts: pd.Series) -> ProfileFeature | str:
     """Of texts; or why they are no categories."""
     counts = texts.value_counts()
-    if len(counts) > _MOST_CATEGORIES or (len(counts) > 10 and counts.iloc[0] == 1):
+    if len(counts) > _MOST_CATEGORIES or (len(counts) > 10 and len(texts) < _REPEATS * len(counts)):
         return f"{len(counts)} different texts in {len(texts)} rows: too many for categories"
     return ProfileFeature(column=name, kind="categorical", categories=tuple(map(str, counts.index)))
 
