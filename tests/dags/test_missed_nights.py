@@ -66,7 +66,8 @@ def test_a_missed_night_is_named_and_one_that_is_only_due_is_not(settings: Setti
     assert missed(settings, night_after(DAYS[3])) == DAYS[1:4]
     [answer] = [a for a in standing(settings, night_after(DAYS[3])) if "missing" in a.question]
     assert answer.state == "held"
-    assert answer.text.startswith(f"3 did not run to their end: {DAYS[1]} to {DAYS[3]}. `mtf backfill --miss")
+    assert answer.text == f"3 did not run to their end: {DAYS[1]} to {DAYS[3]}."
+    assert [todo.command for todo in answer.todos] == ["mtf backfill --missing"]
     said = CliRunner().invoke(app, ["status"]).output
     assert "Which days are missing?" in said and f"to their end: {DAYS[1]} to " in said
     write_record(settings.layout, FIRST, "traffic", {"requests": 1})  # simulated: of another calendar
