@@ -65,8 +65,8 @@ def check(settings: Settings, folder: Path, told: Told = lambda _: None) -> Chec
             told(f"{day} validating")
             _validate(aside, day, found, remarks)
         found.remarks = [
-            Remark(severity, told[0][1], tuple(day for day, _ in told))
-            for (severity, *_), told in remarks.items()
+            Remark(severity, said[0][1], tuple(day for day, _ in said))
+            for (severity, *_), said in remarks.items()
         ]
         told("counting")
         if found.landed:

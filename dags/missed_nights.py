@@ -4,7 +4,7 @@ from datetime import date, timedelta
 
 from dags import stages
 from training.contract.settings import Settings
-from training.operations.missed import missing_days, unfinished_days
+from training.operations.missed import days_to_run
 
 
 def run_missed(settings: Settings, before: date) -> tuple[list[date], dict[date, Exception]]:
@@ -14,5 +14,4 @@ def run_missed(settings: Settings, before: date) -> tuple[list[date], dict[date,
     Of an unfinished day these stages hold as a rule: it is only handed to the consumers once more.
     """
     oldest = before - timedelta(days=settings.orchestration.reopen_days)
-    days = sorted({*missing_days(settings, before), *unfinished_days(settings, before)})
-    return stages.land_again(settings, [day for day in days if day >= oldest])
+    return stages.land_again(settings, [day for day in days_to_run(settings, before) if day >= oldest])

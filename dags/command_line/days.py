@@ -106,10 +106,9 @@ def backfill(
 def _missing(settings: Settings, first: datetime | None, last: datetime | None) -> list[date]:
     if first is not None or last is not None:
         raise SettingsError("give --from and --to, or --missing, not both")
-    from training.operations.missed import missing_days, unfinished_days
+    from training.operations.missed import days_to_run
 
-    today = datetime.now(settings.calendar.zone).date()
-    return sorted({*missing_days(settings, today), *unfinished_days(settings, today)})
+    return days_to_run(settings, datetime.now(settings.calendar.zone).date())
 
 
 def _tell_missing(settings: Settings, chosen: date) -> None:
@@ -128,7 +127,9 @@ def _span(settings: Settings, first: datetime | None, last: datetime | None) -> 
     """The days from ``first`` to ``last``; what is not named is what ``logs.folder`` has deliveries of."""
     if first is None or last is None:
         if settings.logs.folder is None:
-            raise SettingsError("name the days: --from DAY --to DAY; without logs.folder none are known")
+            raise SettingsError(
+                "give --from and --to, or --missing: without logs.folder no other days are known"
+            )
         from training.ingest import dry
 
         known = dry.days(settings.logs.folder)

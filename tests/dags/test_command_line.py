@@ -1,6 +1,5 @@
 """`mtf` teaches, writes settings that load, and says what is wrong without a stack trace."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dags.command_line.console import console
 from dags.command_line.demo import verdict
 from dags.command_line.main import app
 from dags.command_line.settings_file import render
+from tests.dags.command import mtf
 from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings, load_settings
 
@@ -73,20 +73,10 @@ def test_rendered_settings_keep_changed_values(tmp_path: Path):
     assert load_settings(path) == changed.model_copy(update={"data": tmp_path / "data"})
 
 
-def run_mtf(*arguments: str, settings: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "mtf"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "MTF_SETTINGS": str(settings)},
-    )
-
-
 def test_a_wrong_setting_ends_with_its_line_and_no_stack_trace(tmp_path: Path):
     path = tmp_path / "mtf.yaml"
     path.write_text("seed: 1\nlearner:\n  stepz: 3\n")
-    result = run_mtf("status", settings=path)
+    result = mtf("status", settings=path)
     assert result.returncode == 2
     assert f"{path}:3: learner.stepz: unknown setting" in result.stderr
     assert "Traceback" not in result.stderr
@@ -95,7 +85,7 @@ def test_a_wrong_setting_ends_with_its_line_and_no_stack_trace(tmp_path: Path):
 def test_a_day_without_logs_says_so_and_leaves_a_page(tmp_path: Path):
     path = tmp_path / "mtf.yaml"
     path.write_text("seed: 1\n")
-    result = run_mtf("day", "--date", "2026-01-05", settings=path)
+    result = mtf("day", "--date", "2026-01-05", settings=path)
     assert result.returncode == 1
     assert "there is no log of 2026-01-05" in result.stderr
     assert "Stopped at land" in (tmp_path / "data/reports/dt=2026-01-05/index.html").read_text()
@@ -133,7 +123,7 @@ def test_serving_on_a_taken_port_says_so_and_names_the_setting(tmp_path: Path):
         port = taken.getsockname()[1]
         path = tmp_path / "mtf.yaml"
         path.write_text(f"serving: {{port: {port}}}\n")
-        result = run_mtf("serve", settings=path)
+        result = mtf("serve", settings=path)
     assert (result.returncode, result.stdout) == (1, "")
     said = f"error: port {port} of service is taken by another program: stop it, or change serving.port\n"
     assert result.stderr == said
@@ -168,13 +158,13 @@ def test_while_the_stack_runs_its_folder_is_neither_copied_nor_replaced(
     )
     entry = {"pid": stands_in.pid, "started": stack._started(stands_in.pid)}
     write_json_atomic(tmp_path / "data/processes/airflow.json", entry)
-    result = run_mtf(*arguments, str(file), settings=path)
+    result = mtf(*arguments, str(file), settings=path)
     stands_in.communicate()
     assert result.returncode == 1 and not file.exists()
     said = f"error: airflow runs over {tmp_path / 'data'}: stop it first with `mtf down`\n"
     assert result.stderr == said
     if arguments[0] == "backup":
-        assert run_mtf(*arguments, str(file), settings=path).returncode == 0 and file.exists()
+        assert mtf(*arguments, str(file), settings=path).returncode == 0 and file.exists()
 
 
 def test_files_that_are_refused_leave_data_docs_a_page_and_a_record_as_a_refused_stage_does(tmp_path: Path):
@@ -184,7 +174,7 @@ def test_files_that_are_refused_leave_data_docs_a_page_and_a_record_as_a_refused
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"PAR1")
     ingest = ("ingest", "--source", "files", "--from", str(tmp_path / "logs"), "--date", "2026-01-05")
-    result = run_mtf(*ingest, settings=path)
+    result = mtf(*ingest, settings=path)
     assert result.returncode == 1 and f"{broken}: unreadable Parquet" in result.stderr
     data = tmp_path / "data"
     assert "Stopped at land" in (data / "reports/dt=2026-01-05/index.html").read_text()
@@ -197,10 +187,10 @@ def test_what_a_user_wrote_is_shown_as_it_is(tmp_path: Path):
     """Nothing of it is taken for markup or an emoji, in errors as in tables."""
     path = tmp_path / "mtf.yaml"
     path.write_text("heads:\n- {name: Click, static: 1.0}\n")
-    assert "should match pattern '^[a-z][a-z0-9_]{0,40}$'" in run_mtf("status", settings=path).stderr
+    assert "should match pattern '^[a-z][a-z0-9_]{0,40}$'" in mtf("status", settings=path).stderr
     path.write_text("{}\n")
     folder = tmp_path / "[bold]logs:x:"
-    result = run_mtf("ingest", "--from", str(folder), "--date", "2026-01-05", settings=path)
+    result = mtf("ingest", "--from", str(folder), "--date", "2026-01-05", settings=path)
     assert f"no file of 2026-01-05: expected {folder}/impressions/dt=2026-01-05/" in result.stderr
     table = Table("[red]column")
     table.add_row("[null] :x: [/]")
@@ -217,11 +207,11 @@ def test_ingest_reads_what_it_is_given(tmp_path: Path):
     file.parent.mkdir(parents=True)
     file.write_text("request_id\n")
     given = ("--from", str(tmp_path / "logs"), "--date", "2026-01-05")
-    assert "a.csv: missing column" in run_mtf("ingest", *given, settings=path).stderr
-    assert "no log of 2026-01-05" in run_mtf("ingest", "--date", "2026-01-05", settings=path).stderr
-    both = run_mtf("ingest", "--source", "service", *given, settings=path)
+    assert "a.csv: missing column" in mtf("ingest", *given, settings=path).stderr
+    assert "no log of 2026-01-05" in mtf("ingest", "--date", "2026-01-05", settings=path).stderr
+    both = mtf("ingest", "--source", "service", *given, settings=path)
     assert both.returncode == 2 and "no --from: leave one of the two out" in both.stderr
-    assert "needs --from FOLDER" in run_mtf("ingest", "--source", "kuairand", settings=path).stderr
+    assert "needs --from FOLDER" in mtf("ingest", "--source", "kuairand", settings=path).stderr
 
 
 @pytest.mark.parametrize(

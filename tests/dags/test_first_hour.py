@@ -1,28 +1,16 @@
 """`mtf init` and `mtf check`, as a person at a shell meets them."""
 
-import os
-import subprocess
-import sys
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 from dags import checking
+from tests.dags.command import mtf
 from tests.training.ingest.news import DAY, csv_text, news_settings, place, rows
 from training.contract.settings import load_settings
 
-
-def mtf(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "mtf"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "MTF_SETTINGS": str(folder / "my.yaml"), "TZ": "UTC"},
-    )
+MY = Path("my.yaml")
 
 
 def week(folder: Path, days: int = 3) -> list[date]:
@@ -45,20 +33,31 @@ def week(folder: Path, days: int = 3) -> list[date]:
     ],
 )
 def test_init_refuses_in_a_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    result = mtf("init", "my.yaml", *arguments, folder=tmp_path)
+    result = mtf("init", "my.yaml", *arguments, settings=MY, folder=tmp_path)
     assert result.returncode in (1, 2) and said in result.stderr
     assert result.stderr.count("\n") == 1 and not (tmp_path / "my.yaml").exists()
 
 
 def test_init_from_logs_then_check_then_nothing_is_landed(tmp_path: Path) -> None:
     days = week(tmp_path / "logs")
-    asked = mtf("init", "my.yaml", "--from", "logs", "--timezone", "Europe/Berlin", folder=tmp_path)
+    asked = mtf(
+        "init",
+        "my.yaml",
+        "--from",
+        "logs",
+        "--timezone",
+        "Europe/Berlin",
+        folder=tmp_path,
+        settings=MY,
+    )
     assert asked.returncode == 0, asked.stderr
     assert "KuaiRand" not in (tmp_path / "my.yaml").read_text()
     assert load_settings(tmp_path / "my.yaml").head_names == ["click", "share", "read_time"]
-    inferred = mtf("init", "my.yaml", "--force", "--from", "logs", folder=tmp_path)
+    inferred = mtf(
+        "init", "my.yaml", "--force", "--from", "logs", folder=tmp_path, settings=tmp_path / "my.yaml"
+    )
     assert "days are cut in UTC, in which the days of your deliveries are cut" in inferred.stdout
-    checked = mtf("check", folder=tmp_path)
+    checked = mtf("check", settings=MY, folder=tmp_path)
     assert "impressions: 480 rows in 3 files" in checked.stdout and "3 by comma" in checked.stdout
     assert f"{days[0]} to {days[-1]}, cut in UTC" in checked.stdout
     assert "the logs hold no decisions" in checked.stdout and "have no reward that varies" in checked.stdout

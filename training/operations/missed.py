@@ -42,6 +42,11 @@ def unfinished_days(settings: Settings, before: date) -> list[date]:
     return found
 
 
+def days_to_run(settings: Settings, before: date) -> list[date]:
+    """The missing and the unfinished days before ``before``, oldest first."""
+    return sorted({*missing_days(settings, before), *unfinished_days(settings, before)})
+
+
 def missed(settings: Settings, now: datetime | None = None) -> list[date]:
     """Days that are missing or unfinished by now. The newest may be at work, and yesterday's, which is due,
     alone is no missed night; days that are simulated are of another calendar, which ends with the newest.

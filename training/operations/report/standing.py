@@ -84,7 +84,7 @@ def _ran(settings: Settings, now: datetime) -> Answer:
     local = now.astimezone(settings.calendar.zone).date()
     due = local - timedelta(days=1)  # the run after midnight handles the day before
     if newest < due and "traffic" not in records:  # a simulated day is of another calendar
-        missed = Todo(
+        due_day = Todo(
             "stopped",
             f"{due} is due and has not run",
             "See in Airflow whether it waits or failed.",
@@ -93,7 +93,7 @@ def _ran(settings: Settings, now: datetime) -> Answer:
             "orchestration.schedule",
         )
         text = f"No: {due} is due, and the newest run is of {text}"
-        return Answer(question, "stopped", text, newest, (missed, *stopping(newest, records)))
+        return Answer(question, "stopped", text, newest, (due_day, *stopping(newest, records)))
     state = "open" if ended["state"] == "past" else ended["state"]
     return Answer(question, state, text, newest, stopping(newest, records))
 
