@@ -116,9 +116,9 @@ def _land(settings: Settings, folder: Path, day: date, found: Checked) -> None:
 def _validate(
     settings: Settings, day: date, found: Checked, remarks: dict[tuple[str, str, str], list[tuple[date, str]]]
 ) -> None:
-    from training import validation
+    from training.validation.stages import validate_landed
 
-    record = validation.validate_landed(settings, day)
+    record = validate_landed(settings, day)
     write_record(settings.layout, day, "validate_landed", record)
     if not record["success"]:
         found.stopped.add(day)

@@ -29,12 +29,14 @@ PERMANENT = (MtfError, TypeError, AttributeError, NameError, ImportError, Assert
 
 
 def land(settings: Settings, day: date) -> Record:
-    from training import ingest, validation
+    from training import ingest
 
     try:
         return ingest.land_day(settings, day)
     except DataError as error:
-        return validation.refused(settings, day, error)
+        from training.validation.refusals import refused
+
+        return refused(settings, day, error)
 
 
 def land_files_from(settings: Settings, day: date, folder: Path) -> Record:
@@ -43,21 +45,23 @@ def land_files_from(settings: Settings, day: date, folder: Path) -> Record:
     It leaves the day's record alone, for the day has not run; a refusal is a stopped stage all the same,
     with its record, Data Docs and the day's page.
     """
-    from training import ingest, validation
+    from training import ingest
 
     started = time.monotonic()
     try:
         return ingest.land_files(settings, day, folder)
     except DataError as error:
-        facts = {"why": "told to", "inputs": inputs.of_stage(settings, day, "land")}
-        _finish(settings, day, "land", started, {**facts, **validation.refused(settings, day, error)})
+        from training.validation.refusals import refused
+
+        told = {"why": "told to", "inputs": inputs.of_stage(settings, day, "land")}
+        _finish(settings, day, "land", started, told | refused(settings, day, error))
         _drop_later(settings, day, "land")
         make_report(settings, day)
         raise
 
 
 def validate_landed(settings: Settings, day: date) -> Record:
-    from training import validation
+    from training.validation import stages as validation
 
     return validation.validate_landed(settings, day)
 
@@ -71,7 +75,7 @@ def transform(settings: Settings, day: date) -> Record:
 
 
 def validate_transitions(settings: Settings, day: date) -> Record:
-    from training import validation
+    from training.validation import stages as validation
 
     return validation.validate_transitions(settings, day)
 
@@ -90,7 +94,7 @@ def parity(settings: Settings, day: date) -> Record:
 
 
 def validate_training_set(settings: Settings, day: date) -> Record:
-    from training import validation
+    from training.validation import stages as validation
 
     return validation.validate_training_set(settings, day)
 
@@ -296,25 +300,6 @@ def open_days(settings: Settings, before: date) -> list[date]:
         for day in recorded_days(settings.layout)
         if oldest <= day < before and (day in changed or _failure_has_passed(settings, day))
     ]
-
-
-def reopen(settings: Settings, before: date) -> tuple[list[date], dict[date, Exception]]:
-    """:func:`land_again` of the open days."""
-    return land_again(settings, open_days(settings, before))
-
-
-def land_again(settings: Settings, days: list[date]) -> tuple[list[date], dict[date, Exception]]:
-    """Land and validate days, oldest first; those that are good, and why the others are not."""
-    good, failed = [], {}
-    for day in days:
-        try:
-            for stage in ("land", "validate_landed"):
-                run_stage(settings, day, stage)
-        except Exception as error:
-            failed[day] = error
-        else:
-            good.append(day)
-    return good, failed
 
 
 def _failure_has_passed(settings: Settings, day: date) -> bool:

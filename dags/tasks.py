@@ -18,15 +18,12 @@ from airflow.sdk import (  # type: ignore[attr-defined]  # its stub lacks Deadli
 )
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags import alerts, assets, stages
+from dags import alerts, assets, earlier_days, stages
 from dags.deadlines import RunCreated
-from dags.missed_nights import run_missed
 from training.contract.settings import Settings, load_settings
 from training.operations import lineage
 
 KEY_FORMAT = "%Y-%m-%d"
-# lands days before one: which are good, and why the others are not
-Landing = Callable[[Settings, date], tuple[list[date], dict[date, Exception]]]
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -116,7 +113,9 @@ def _name_lineage_parent(task_instance: Any) -> None:
 def missed_task(settings: Settings) -> XComArg:
     """Earlier days that no night has run, the scheduler being down, or not to their end, the consumers being
     paused: landed, validated, handed to the consumers in their order, before the day itself."""
-    return _earlier_task(settings, "missed", run_missed, "no earlier day is missing or unfinished")
+    return _earlier_task(
+        settings, "missed", earlier_days.run_missed, "no earlier day is missing or unfinished"
+    )
 
 
 def reopen_task(settings: Settings) -> XComArg:
@@ -124,10 +123,12 @@ def reopen_task(settings: Settings) -> XComArg:
 
     A teardown, so that it also runs after a day that failed, and its own failure fails no day.
     """
-    return _earlier_task(settings, "reopen", stages.reopen, "no earlier day waits to be run again")
+    return _earlier_task(settings, "reopen", earlier_days.reopen, "no earlier day waits to be run again")
 
 
-def _earlier_task(settings: Settings, name: str, land: Landing, nothing: str) -> XComArg:
+def _earlier_task(
+    settings: Settings, name: str, land: Callable[[Settings, date], earlier_days.Landed], nothing: str
+) -> XComArg:
     @task(
         task_id=name,
         outlets=[assets.landed],

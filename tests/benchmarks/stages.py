@@ -108,8 +108,9 @@ def measure(impressions: int, folder: Path, starts: dict[str, tuple[float, float
     """Seconds and rows a second of every stage at one size, imports left out, and the floor of each."""
     import training.features
     import training.validation.data_docs
-    from training import trajectories, validation
+    from training import trajectories
     from training.ingest import land
+    from training.validation import stages as validation
     from training.warehouse import transform
 
     settings = Settings(data=folder, learner={"mixed_exploration": True, "replay_capacity": 10_000_000})

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from dags import stages
 from dags.command_line.main import app
-from dags.missed_nights import run_missed
+from dags.earlier_days import run_missed
 from tests.end_to_end import small_days
 from tests.end_to_end.same_tables import deliver
 from training.contract.records import read_record, write_record

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dags import inputs, stages
+from dags.earlier_days import reopen
 from tests.end_to_end import small_days
 from training import ingest
 from training.contract.errors import DataError
@@ -83,7 +84,7 @@ def test_late_rows_reopen_their_day_and_only_what_depends_on_it(lake: Settings):
     assert inputs.why_not_current(lake, FIRST, "land") == f"changed: impressions of {FIRST} in the lake"
     assert inputs.why_not_current(lake, SECOND, "land") is None
     assert stages.open_days(lake, SECOND) == [FIRST] and stages.open_days(lake, FIRST) == []
-    assert stages.reopen(lake, SECOND) == ([FIRST], {})
+    assert reopen(lake, SECOND) == ([FIRST], {})
     assert stages.open_days(lake, SECOND) == []
 
 
@@ -165,7 +166,7 @@ def test_a_day_whose_log_comes_late_is_reopened_once_it_is_there(tmp_path):
     delivery.mkdir(parents=True)
     pq.write_table(rows, delivery / "part.parquet")
     assert stages.open_days(late, SECOND) == [FIRST]
-    assert stages.reopen(late, SECOND) == ([FIRST], {})
+    assert reopen(late, SECOND) == ([FIRST], {})
     assert stages.open_days(late, SECOND) == []
     assert read_record(late.layout, FIRST, "land")["tables"]["impressions"]["rows"] == len(rows)
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 
 from tests.dbt_project.conftest import Lake, export, schema
-from training import ingest, validation
+from training import ingest
 from training.contract.columns import decision_columns, impression_columns, user_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import load_settings
+from training.validation.stages import validate_landed
 from training.warehouse import transform
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ def test_validation_holds_the_new_columns(lake: Lake) -> None:
     lake.rows[IMPRESSIONS, DAY][1] |= {"p_share": 1.5}
     for table in COLUMNS:
         land(lake, table)
-    record = validation.validate_landed(lake.settings, DAY)
+    record = validate_landed(lake.settings, DAY)
     failed = {fault["field"] for suite in record["suites"].values() for fault in suite["failed"]}
     assert not record["success"] and {"is_share", "p_share"} <= failed
 

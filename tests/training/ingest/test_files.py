@@ -429,7 +429,7 @@ def test_a_mapping_that_is_wrong_is_refused(settings: Settings, folder: Path, co
 
 
 def test_a_category_that_the_settings_do_not_name_is_warned_of(tmp_path: Path, folder: Path) -> None:
-    from training.validation import validate_landed
+    from training.validation.stages import validate_landed
 
     settings = files_settings(tmp_path / "data", folder)
     _write(place(folder), csv_text(rows(settings)))
@@ -525,7 +525,7 @@ def test_deliveries_of_a_local_day_land_in_it(tmp_path: Path, zone: str, day: st
 
 
 def test_one_bad_row_of_many_goes_to_quarantine_and_the_day_goes_on(tmp_path: Path) -> None:
-    from training.validation import validate_landed
+    from training.validation.stages import validate_landed
 
     def settings_of(**validation: Any) -> Settings:
         return news_settings(tmp_path / "data", validation=validation)

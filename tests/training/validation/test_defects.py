@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from training.validation import validate_landed, validate_training_set, validate_transitions
+from training.validation.stages import validate_landed, validate_training_set, validate_transitions
 
 DAYS = (date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7))
 DAY = DAYS[-1]

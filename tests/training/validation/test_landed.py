@@ -19,7 +19,8 @@ from training.contract.log import DECISION
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import OF_SOME_LEARNERS, TRANSITION
-from training.validation import rules, validate_landed
+from training.validation import rules
+from training.validation.stages import validate_landed
 
 PAST = (date(2026, 1, 5), date(2026, 1, 6))
 DAY = date(2026, 1, 7)

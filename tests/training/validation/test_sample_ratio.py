@@ -15,8 +15,9 @@ from training.contract.files import write_json_atomic
 from training.contract.layout import DECISIONS
 from training.contract.settings import Settings, ShareSettings
 from training.ingest import land
-from training.validation import sample_ratio, validate_landed
+from training.validation import sample_ratio
 from training.validation.partitions import Partition, inspect, parquet_files
+from training.validation.stages import validate_landed
 
 DAY = date(2026, 1, 7)
 EPOCH = epoch_of_day(DAY, 14)

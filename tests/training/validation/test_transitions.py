@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.validation import validate_training_set, validate_transitions
 from training.validation.rules import reward_range
+from training.validation.stages import validate_training_set, validate_transitions
 
 DAYS = (date(2026, 1, 5), date(2026, 1, 6), date(2026, 1, 7))
 DAY = DAYS[-1]

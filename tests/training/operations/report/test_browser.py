@@ -19,7 +19,7 @@ from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.operations.report.index_page import index
 from training.operations.report.page import build
-from training.validation import validate_landed
+from training.validation.stages import validate_landed
 
 pytestmark = pytest.mark.slow
 WIDTHS = (1200, 390, 320)
