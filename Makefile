@@ -16,6 +16,9 @@ EXPORT := $(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-p
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_HTTP_TIMEOUT ?= 180
 export DO_NOT_TRACK := 1
+# Images often set it, and then each of the hundreds of processes of a day or of the tests would compile again all that
+# it imports: as much work as its own.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-all bench outside peers lint lint-sql types docs audit lock clean
 

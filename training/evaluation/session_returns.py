@@ -140,8 +140,7 @@ def estimate(
     of_parts = {}
     for place, (part, to_go) in enumerate(zip(PARTS, (time, whole - time), strict=True)):
         judges = [
-            returns.fit(model.features, getattr(own, part), model)
-            for model, own in zip(models, parts, strict=True)
+            returns.fit_like(model, getattr(own, part)) for model, own in zip(models, parts, strict=True)
         ]
         rng = np.random.default_rng([seed, place])
         of_parts[part] = valued(judges, list(every), to_go, rng, True)

@@ -48,7 +48,7 @@ class _Effort(NamedTuple):
     rounds: int
 
 
-_FROM_NOTHING, _FROM_KNOWN = _Effort(3_000, 1_000, 1_000, 60, 12), _Effort(500, 200, 250, 30, 10)
+_FROM_NOTHING, _FROM_KNOWN = _Effort(3_000, 1_000, 500, 40, 9), _Effort(500, 200, 250, 30, 8)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def from_model(
         model.surface(mean), fusion.static_action, how.caution, how.margin, rng, known
     )
     about = {
-        "sessions": model.rows,
+        "sessions": model.design.rows,
         "explained": model.explained,
         "design_effect": model.design_effect,
         "weights": dict(zip(fusion.names, fusion.to_weights(constant).tolist(), strict=True)),
@@ -144,7 +144,7 @@ def sweep(
     for way in ([f for f in factors if f > 1.0], [f for f in reversed(factors) if f < 1.0]):
         near, like = menu.tensors["actions"], model
         for factor in way:
-            like = returns.fit(model.features, parts.leaning(factor), like)
+            like = returns.fit_like(like, parts.leaning(factor))
             one = from_model(like, states, how, seed, near)[MENU]
             found[leaning_name(factor)], near = one, one.tensors["actions"]
     return found

@@ -6,7 +6,7 @@ estimator (:mod:`training.evaluation.session_returns`) read the same model: suff
 """
 
 from training.returns.features import Features
-from training.returns.model import ReturnModel, Surface, fit, learn, learn_parts
+from training.returns.model import ReturnModel, Surface, fit, fit_like, learn, learn_parts
 from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Statistics",
     "Surface",
     "fit",
+    "fit_like",
     "learn",
     "learn_parts",
     "of_parts",

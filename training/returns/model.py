@@ -28,33 +28,83 @@ from training.trajectories import Transitions
 
 LEAST = 50  # sessions
 _ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
-_TOLERANCE = 1e-2  # of the variances' relative change, where the fixed point is called reached
+_TOLERANCE = 2e-2  # gain of a round in log evidence, under which the fixed point is called reached
 _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
-_OUT = 1e-4  # τ² of a standardised feature, in σ², under which a group hardly counts
+_OUT = 0.05  # n τ² in σ² of a group that is falling: of what it could say, the log tells less than this share
 _STILL = 0.1  # of an entry's deviation among all requests: below it a first request says nothing of it
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
+
+
+class Design:
+    """The features of a log's rows, standardised, without the returns: what all rewards' models share.
+
+    ``centre`` and ``scale`` (float64[p]; 0 where a feature never varies) standardise a row of
+    :meth:`Features.rows`, whose map to the standardised features is ``change`` float64[p, width]; ``a`` is
+    Σ z zᵀ [p, p] of these.
+    """
+
+    def __init__(self, features: Features, statistics: Statistics) -> None:
+        self.features, self.rows, self.by_cluster = features, float(statistics.rows.sum()), statistics.rows
+        self._zz_of = statistics.zz
+        total = statistics.zz.sum(axis=0)
+        mean = total[0] / self.rows
+        # (u − ū) ⊗ (φ − μ) = u ⊗ φ − ū ⊗ φ − u ⊗ μ + ū ⊗ μ, u = s P: a linear map of the row
+        change = np.eye(features.width)
+        u, mu = features.of_states(mean[None, features.state])[0], mean[features.action][: features.modulated]
+        projection = np.eye(features.d) if features.projection is None else features.projection
+        of_action = slice(features.action.start, features.action.start + features.modulated)
+        for trait in range(features.traits):
+            start = features.products.start + trait * features.modulated
+            rows_of = np.arange(start, start + features.modulated)
+            change[rows_of, np.arange(of_action.start, of_action.stop)] -= u[trait]
+            change[rows_of, features.state] -= np.outer(mu, projection[:, trait])
+            change[rows_of, 0] += u[trait] * mu
+        total = change @ total @ change.T
+        mean = total[0] / self.rows
+        spread = np.sqrt(np.maximum(np.diag(total) / self.rows - mean**2, 0.0))[1:]
+        self.centre = mean[1:]
+        # an entry that is the same in all rows says nothing
+        self.scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 1e-4)
+        change = change[1:].copy()
+        change[:, 0] -= self.centre
+        self.change = change * self.scale[:, None]
+        about_the_mean = total[1:, 1:] - self.rows * np.outer(self.centre, self.centre)
+        self.a = about_the_mean * np.outer(self.scale, self.scale)
+
+    def members(self) -> dict[str, np.ndarray]:
+        """Places of each group's features among the standardised ones, without those that never vary."""
+        groups = self.features.groups.items()
+        places = {name: np.arange(part.start, part.stop) - 1 for name, part in groups}
+        varying = {name: own[self.scale[own] > 0.0] for name, own in places.items()}
+        return {name: own for name, own in varying.items() if len(own)}
+
+    def fitted(self, theta: Float64Array) -> Float64Array:
+        """Σ z zᵀθ of each cluster, float64[clusters, p]."""
+        fitted: Float64Array = (self._zz_of @ (self.change.T @ theta)) @ self.change.T
+        return fitted
 
 
 @dataclass(frozen=True)
 class ReturnModel:
     """Posterior N(``theta``, ``covariance``) of the standardised features' effects on a session's return.
 
-    ``level`` is the mean return of the rows, ``centre`` and ``scale`` standardise a row of
-    :meth:`Features.rows`; ``variances`` are τ² by group, ``noise`` is σ², both per row; ``design_effect``
-    has been taken into the covariance. ``explained`` is the share of the returns' variance (R²).
+    ``level`` is the mean return of the rows; ``variances`` are τ² by group, ``noise`` is σ², both per row;
+    ``design_effect`` has been taken into the covariance. ``explained`` is the share of the returns' variance
+    (R²).
     """
 
-    features: Features
+    design: Design
     theta: Float64Array
     covariance: Float64Array
     level: float
-    centre: Float64Array
-    scale: Float64Array
     variances: Mapping[str, float]
     noise: float
     design_effect: float
-    rows: float
     explained: float
+
+    @property
+    def features(self) -> Features:
+        return self.design.features
 
     def functional(
         self, states: np.ndarray, actions: np.ndarray, weights: np.ndarray | None = None
@@ -73,29 +123,30 @@ class ReturnModel:
         """Rows of :meth:`Features.rows` as the posterior takes them: float64[n, p]."""
         z = rows[:, 1:].copy()
         features, start = self.features, self.features.action.start
-        u = features.of_states(rows[:, features.state] - self.centre[: features.d])
+        centre = self.design.centre
+        u = features.of_states(rows[:, features.state] - centre[: features.d])
         modulated = slice(start, start + features.modulated)
-        of_action = rows[:, modulated] - self.centre[modulated.start - 1 : modulated.stop - 1]
+        of_action = rows[:, modulated] - centre[modulated.start - 1 : modulated.stop - 1]
         products = u[:, :, None] * of_action[:, None, :]
         z[:, features.products.start - 1 :] = products.reshape(len(z), features.traits * features.modulated)
-        standard: Float64Array = (z - self.centre) * self.scale
+        standard: Float64Array = (z - centre) * self.design.scale
         return standard
 
     def surface(self, state: Float64Array) -> "Surface":
         """What the actions return to users in one state [d]."""
-        features = self.features
+        features, scale = self.features, self.design.scale
         own = np.arange(features.action.start, features.action.stop) - 1
         of_action = np.zeros((len(self.theta), len(own)))  # standardised features by those of an action
-        of_action[own, np.arange(len(own))] = self.scale[own]
-        for trait, u in enumerate(features.of_states(state - self.centre[: features.d])):
+        of_action[own, np.arange(len(own))] = scale[own]
+        for trait, u in enumerate(features.of_states(state - self.design.centre[: features.d])):
             rows = features.products.start - 1 + trait * features.modulated + np.arange(features.modulated)
-            of_action[rows, np.arange(features.modulated)] = u * self.scale[rows]
+            of_action[rows, np.arange(features.modulated)] = u * scale[rows]
         return Surface(features, of_action.T @ self.theta, of_action.T @ self.covariance @ of_action)
 
     def slopes(self, actions: Float64Array) -> Float64Array:
         """float64[n, d]: what each of actions [n, k] returns more by a unit of each entry of the state."""
         features, part = self.features, slice(self.features.products.start - 1, None)
-        by_trait = (self.theta[part] * self.scale[part]).reshape(features.traits, features.modulated)
+        by_trait = (self.theta[part] * self.design.scale[part]).reshape(features.traits, features.modulated)
         of_action = features.of_actions(actions)[:, : features.modulated] @ by_trait.T
         return of_action if features.projection is None else of_action @ features.projection.T
 
@@ -163,11 +214,10 @@ def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float6
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
     part = slice(features.products.start - 1, None)
-    effects = (model.theta[part] * model.scale[part]).reshape(features.d, features.k)
+    effects = (model.theta[part] * model.design.scale[part]).reshape(features.d, features.k)
     linear = slice(features.action.start - 1, features.action.start - 1 + features.k)
-    per_deviation = effects * np.divide(
-        1.0, model.scale[linear], out=np.zeros(features.k), where=model.scale[linear] > 0.0
-    )
+    scale = model.design.scale[linear]
+    per_deviation = effects * np.divide(1.0, scale, out=np.zeros(features.k), where=scale > 0.0)
     per_deviation[np.sqrt(np.maximum(np.diag(covariance), 0.0)) < _STILL * spread] = 0.0
     _, sizes, right = np.linalg.svd(root @ per_deviation, full_matrices=False)
     some = sizes[:rank] > 1e-9 * max(model.noise, 1e-300) ** 0.5
@@ -175,132 +225,91 @@ def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float6
     return found
 
 
-def fit(features: Features, statistics: Statistics, like: ReturnModel | None = None) -> ReturnModel:
-    """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows.
-
-    ``like``, a model of the same rows with another reward, says where the search for the penalties begins,
-    and a few rounds are enough from there.
-    """
+def fit(features: Features, statistics: Statistics) -> ReturnModel:
+    """The model of the statistics. Raises :class:`DataError` for fewer than :data:`LEAST` rows."""
     if statistics.rows.sum() < LEAST:
         raise DataError(
             f"{statistics.rows.sum():.0f} sessions are too few to learn from their returns, which takes "
             f"{LEAST}; wait for more days or explore on more users (serving.shares)"
         )
-    centred = _Centred(features, statistics)
-    posterior = _evidence(features, centred, 1.0 if like is None else like.design_effect, like)
-    effect = _design_effect(features, centred, posterior)
-    return _evidence(features, centred, effect, None if like is None else posterior)
+    targets = _Targets(Design(features, statistics), statistics)
+    first = _evidence(targets, 1.0, None, _ROUNDS)
+    return _evidence(targets, _design_effect(targets, first), first, _ROUNDS)
 
 
-class _Centred:
-    """The statistics of standardised features and centred returns, in total and by cluster."""
+def fit_like(model: ReturnModel, statistics: Statistics) -> ReturnModel:
+    """The model of the same rows with another reward, from whose penalties and design effect it sets out: a
+    few rounds are enough from there."""
+    return _evidence(_Targets(model.design, statistics), model.design_effect, model, _ROUNDS_FROM_LIKE)
 
-    def __init__(self, features: Features, statistics: Statistics) -> None:
-        rows = statistics.rows.sum()
-        total, self.level = statistics.zz.sum(axis=0), float(statistics.zy.sum(axis=0)[0] / rows)
-        mean = total[0] / rows
-        # (u − ū) ⊗ (φ − μ) = u ⊗ φ − ū ⊗ φ − u ⊗ μ + ū ⊗ μ, u = s P: a linear map of the row
-        change = np.eye(features.width)
-        u, mu = features.of_states(mean[None, features.state])[0], mean[features.action][: features.modulated]
-        projection = np.eye(features.d) if features.projection is None else features.projection
-        of_action = slice(features.action.start, features.action.start + features.modulated)
-        for trait in range(features.traits):
-            start = features.products.start + trait * features.modulated
-            rows_of = np.arange(start, start + features.modulated)
-            change[rows_of, np.arange(of_action.start, of_action.stop)] -= u[trait]
-            change[rows_of, features.state] -= np.outer(mu, projection[:, trait])
-            change[rows_of, 0] += u[trait] * mu
-        total = change @ total @ change.T
-        mean = total[0] / rows
-        spread = np.sqrt(np.maximum(np.diag(total) / rows - mean**2, 0.0))[1:]
-        self.centre = mean[1:]
-        # an entry that is the same in all rows says nothing
-        self.scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 1e-4)
-        change = change[1:].copy()
-        change[:, 0] -= self.centre
-        change *= self.scale[:, None]
-        self.rows, self.by_cluster = rows, statistics.rows
-        self.change = change
-        self.a = change @ statistics.zz.sum(axis=0) @ change.T
+
+class _Targets:
+    """The centred returns y of a design's rows, their mean ``level``, and sums with them."""
+
+    def __init__(self, design: Design, statistics: Statistics) -> None:
+        self.design = design
+        self.level = float(statistics.zy.sum(axis=0)[0] / design.rows)
         zy = statistics.zy - self.level * statistics.zz[:, 0, :]
-        self.b_of = zy @ change.T  # Σ z (y − level), [clusters, p]
+        self.b_of = zy @ design.change.T  # [clusters, p]
         self.b = self.b_of.sum(axis=0)
-        self.zz_of = statistics.zz
         self.yy = float(
             (statistics.yy - 2.0 * self.level * statistics.zy[:, 0] + self.level**2 * statistics.rows).sum()
         )
 
-    def scores(self, theta: Float64Array) -> Float64Array:
-        """Σ z (y − zᵀθ) of each cluster, [clusters, p]."""
-        back = self.change.T @ theta
-        fitted = (self.zz_of @ back) @ self.change.T
-        scores: Float64Array = self.b_of - fitted
-        return scores
-
-
-def _members(features: Features, scale: Float64Array) -> dict[str, np.ndarray]:
-    """Places of each group's features among the standardised ones, without those that never vary."""
-    places = {name: np.arange(part.start, part.stop) - 1 for name, part in features.groups.items()}
-    varying = {name: own[scale[own] > 0.0] for name, own in places.items()}
-    return {name: own for name, own in varying.items() if len(own)}
-
 
 def _evidence(
-    features: Features, centred: _Centred, design_effect: float, like: ReturnModel | None = None
+    targets: _Targets, design_effect: float, like: ReturnModel | None, most_rounds: int
 ) -> ReturnModel:
-    """The fixed point of the marginal likelihood, see the module; sought from the penalties of ``like``."""
-    a, b, yy, n = (
-        centred.a / design_effect,
-        centred.b / design_effect,
-        centred.yy / design_effect,
-        centred.rows / design_effect,
-    )
-    members = _members(features, centred.scale)
-    used = np.concatenate(list(members.values()))
-    place = np.full(len(a), -1)
-    place[used] = np.arange(len(used))
-    own = {name: place[at] for name, at in members.items()}
-    a, b = a[np.ix_(used, used)], b[used]
+    """The fixed point of the marginal likelihood, see the module; sought from the penalties of ``like``.
+
+    Groups that go out on the way are left out of what is inverted: most of them do, in most logs.
+    """
+    design = targets.design
+    n, yy = design.rows / design_effect, targets.yy / design_effect
+    inside = design.members()
     noise = yy / n
-    variances = {name: 0.01 * noise for name in own}
+    variances = {name: 0.01 * noise for name in inside}
     if like is not None:
-        variances = {name: max(like.variances[name] / like.noise, _OUT / 10.0) * noise for name in own}
-    variances["state"] = _FREE * noise
-    for _ in range(_ROUNDS if like is None else _ROUNDS_FROM_LIKE):
-        penalty = np.empty(len(used))
-        for name, at in own.items():
-            penalty[at] = noise / variances[name]
+        least = 2.0 * _OUT / n
+        variances = {name: max(like.variances[name] / like.noise, least) * noise for name in inside}
+    for _ in range(most_rounds):
+        variances["state"] = _FREE * noise
+        used = np.concatenate(list(inside.values()))
+        a, b = design.a[np.ix_(used, used)] / design_effect, targets.b[used] / design_effect
+        own = np.split(np.arange(len(used)), np.cumsum([len(at) for at in inside.values()])[:-1])
+        penalty = np.concatenate([np.full(len(at), noise / variances[name]) for name, at in inside.items()])
         inverse = _inverse(a + np.diag(penalty))
         theta = inverse @ b
-        known, changed = 0.0, 0.0
-        for name, at in own.items():
-            determined = len(at) - float(np.diag(inverse)[at].sum()) * penalty[at[0]]
-            known += determined
-            if name == "state":
-                continue
-            new = float(np.clip(theta[at] @ theta[at] / max(determined, 1e-6), _LEAST * noise, _MOST * noise))
-            if new > _OUT * noise or variances[name] > _OUT * noise:  # else it is out, whatever it is
-                changed = max(changed, abs(np.log(new / variances[name])))
-            variances[name] = new
+        determined = 1.0 - np.diag(inverse) * penalty
         left = yy - 2.0 * theta @ b + theta @ a @ theta
-        noise = left / max(n - known, 1.0)
-        variances["state"] = _FREE * noise
-        if changed < _TOLERANCE:
+        found = {
+            name: np.clip(theta[at] @ theta[at] / max(determined[at].sum(), 1e-6), 0.0, _MOST * noise)
+            for name, at in zip(inside, own, strict=True)
+            if name != "state"
+        }
+        gone = {name for name, new in found.items() if n * new < _OUT * noise and new < variances[name]}
+        gain = sum(
+            0.5 * determined[at].sum() * np.log(found[name] / variances[name]) ** 2
+            for name, at in zip(inside, own, strict=True)
+            if name != "state" and name not in gone
+        )
+        variances |= found | dict.fromkeys(gone, _LEAST * noise)
+        inside = {name: at for name, at in inside.items() if name not in gone}
+        noise = left / max(n - determined.sum(), 1.0)
+        if gain < _TOLERANCE:
             break
-    full_theta, covariance = np.zeros(len(centred.b)), np.zeros((len(centred.b),) * 2)
+    full_theta = np.zeros(len(targets.b))
     full_theta[used] = theta
+    covariance = np.diag(np.where(design.scale > 0.0, _LEAST * noise, 0.0))
     covariance[np.ix_(used, used)] = inverse * noise
     return ReturnModel(
-        features=features,
+        design=design,
         theta=full_theta,
         covariance=covariance,
-        level=centred.level,
-        centre=centred.centre,
-        scale=centred.scale,
+        level=targets.level,
         variances=variances,
         noise=float(noise),
         design_effect=design_effect,
-        rows=float(centred.rows),
         explained=float(1.0 - left / yy),
     )
 
@@ -315,14 +324,15 @@ def _inverse(matrix: Float64Array) -> Float64Array:
     return found
 
 
-def _design_effect(features: Features, centred: _Centred, posterior: ReturnModel) -> float:
+def _design_effect(targets: _Targets, posterior: ReturnModel) -> float:
     """Variance of the clusters' scores against that of independent rows, over the actions' features; ≥ 1."""
-    scores = centred.scores(posterior.theta)
-    clusters = int((centred.by_cluster > 0).sum())
+    design = targets.design
+    clusters = int((design.by_cluster > 0).sum())
     if clusters < 2:
         return 1.0
-    at = np.arange(features.action.start - 1, features.action.stop - 1)
-    at = at[centred.scale[at] > 0.0]
+    scores = targets.b_of - design.fitted(posterior.theta)  # Σ z (y − zᵀθ) of each cluster
+    at = np.arange(design.features.action.start - 1, design.features.action.stop - 1)
+    at = at[design.scale[at] > 0.0]
     between = np.square(scores[:, at] - scores[:, at].mean(axis=0)).sum(axis=0) * clusters / (clusters - 1)
-    independent = posterior.noise * np.diag(centred.a)[at]
+    independent = posterior.noise * np.diag(design.a)[at]
     return max(1.0, float((between / independent).mean()))

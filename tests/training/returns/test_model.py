@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.training.session_log import BEST, FEATURES, FUSION, Sessions, in_parts
 from training.contract.errors import DataError
 from training.contract.fusion import Head
-from training.returns import Features, ReturnModel, fit, learn, learn_parts, of_transitions
+from training.returns import Features, ReturnModel, fit, fit_like, learn, learn_parts, of_transitions
 from training.returns.model import traits
 
 STATIC = FUSION.static_action
@@ -166,7 +166,7 @@ def test_the_search_ends_where_it_would_from_nothing_when_it_begins_at_a_like_mo
     model, parts = learn_parts(FUSION, data, 1.0, rank=1)
     assert learn(FUSION, data, 1.0, rank=1).theta.tolist() == model.theta.tolist()
     statistics = parts.leaning(factor)
-    near, anew = fit(model.features, statistics, model), fit(model.features, statistics)
+    near, anew = fit_like(model, statistics), fit(model.features, statistics)
     (means, deviations), (wanted, wide) = (differences(one, PROBES) for one in (near, anew))
     assert np.abs(means - wanted).max() < 0.1 * wide.max()
     np.testing.assert_allclose(deviations, wide, rtol=0.1)
