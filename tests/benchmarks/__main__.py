@@ -12,6 +12,7 @@ from tests.benchmarks import (
     demo,
     faults,
     learner,
+    log_information,
     materialise,
     nights,
     outside,
@@ -20,6 +21,7 @@ from tests.benchmarks import (
     scale,
     stages,
     start,
+    world,
 )
 
 BENCHMARKS = {
@@ -34,6 +36,8 @@ BENCHMARKS = {
     "nights": (nights, "No harm: many nights of many worlds"),
     "outside": (outside, "Outside: users of RecSim's"),
     "day": (day, "A whole small day"),
+    "world": (world, "The worth of weights in the simulated world"),
+    "log_information": (log_information, "What a log of exploration holds about the long run"),
     "demo": (demo, "The demo"),
 }
 BY_NAME = ("nights", "outside")  # they take hours
