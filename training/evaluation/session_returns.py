@@ -229,8 +229,7 @@ def _fit_of_arms(
     for k, model in enumerate(reversed(models)):
         for part in np.array_split(np.flatnonzero(halves == k), max(1, -(-len(first) // 4_096))):
             rows = first[part]
-            z = model.features.rows(data.states[rows].numpy(), data.actions[rows].numpy())
-            predicted[part] = model.level + model.standardised(z) @ model.theta
+            predicted[part] = model.predicted(data.states[rows].numpy(), data.actions[rows].numpy())
     left, arms = y[first] - predicted, data.arms.numpy()[first]
     # the halves' levels differ by luck, which is no arm's
     for k in range(2):

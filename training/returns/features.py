@@ -27,6 +27,7 @@ from training.contract.fusion import Fusion
 _EPSILON = 0.1  # of the log-shares: a weight below a tenth of its interval hardly orders anything
 _COSINES = 150
 _SCALE = 1.5  # of the frequencies: directions a radian or so apart are told from each other
+_PART = 4_096  # rows whose features are in memory at once
 _FLOOR = 0.02  # under each share, so that all weights at zero have a direction, too
 
 
@@ -93,6 +94,19 @@ class Features:
         products = self.of_states(states)[:, :, None] * of_action[:, None, : self.modulated]
         flat = products.reshape(len(states), self.traits * self.modulated)
         return np.hstack([np.ones((len(states), 1)), np.asarray(states, dtype=np.float64), of_action, flat])
+
+    def mean_row(
+        self, states: np.ndarray, actions: np.ndarray, weights: np.ndarray | None = None
+    ) -> Float64Array:
+        """float64[width], the mean of :meth:`rows`; with ``weights`` [n], else equal ones."""
+        share = np.ones(len(states)) if weights is None else np.asarray(weights, dtype=np.float64)
+        total = np.zeros(self.width)
+        for part in np.array_split(np.arange(len(states)), max(1, -(-len(states) // _PART))):
+            s, of_action = np.asarray(states[part], dtype=np.float64), self.of_actions(actions[part])
+            products = (self.of_states(s) * share[part, None]).T @ of_action[:, : self.modulated]
+            own = share[part]
+            total += np.concatenate([[own.sum()], own @ s, own @ of_action, products.ravel()])
+        return total / total[0]
 
 
 def _consecutive(start: int, sizes: dict[str, int]) -> dict[str, slice]:

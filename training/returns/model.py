@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import lapack
+from scipy.sparse import csr_array
 
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
@@ -111,26 +112,14 @@ class ReturnModel:
     ) -> Float64Array:
         """float64[p], the mean of the standardised features over pairs of states [n, d] and actions [n, k]:
         its product with θ is the policy's mean return, less :attr:`level`. ``weights`` [n], else equal."""
-        total, mass = np.zeros(len(self.theta)), 0.0
-        for part in np.array_split(np.arange(len(states)), max(1, -(-len(states) // 4_096))):
-            z = self.standardised(self.features.rows(states[part], actions[part]))
-            share = np.ones(len(part)) if weights is None else weights[part]
-            total += share @ z
-            mass += share.sum()
-        return total / mass
+        return self.design.change @ self.features.mean_row(states, actions, weights)
 
-    def standardised(self, rows: Float64Array) -> Float64Array:
-        """Rows of :meth:`Features.rows` as the posterior takes them: float64[n, p]."""
-        z = rows[:, 1:].copy()
-        features, start = self.features, self.features.action.start
-        centre = self.design.centre
-        u = features.of_states(rows[:, features.state] - centre[: features.d])
-        modulated = slice(start, start + features.modulated)
-        of_action = rows[:, modulated] - centre[modulated.start - 1 : modulated.stop - 1]
-        products = u[:, :, None] * of_action[:, None, :]
-        z[:, features.products.start - 1 :] = products.reshape(len(z), features.traits * features.modulated)
-        standard: Float64Array = (z - centre) * self.design.scale
-        return standard
+    def predicted(self, states: np.ndarray, actions: np.ndarray) -> Float64Array:
+        """What sessions that begin in states [n, d] and hold actions [n, k] return, float64[n]."""
+        found: Float64Array = self.level + self.features.rows(states, actions) @ (
+            self.design.change.T @ self.theta
+        )
+        return found
 
     def surface(self, state: Float64Array) -> "Surface":
         """What the actions return to users in one state [d]."""
@@ -141,7 +130,8 @@ class ReturnModel:
         for trait, u in enumerate(features.of_states(state - self.design.centre[: features.d])):
             rows = features.products.start - 1 + trait * features.modulated + np.arange(features.modulated)
             of_action[rows, np.arange(features.modulated)] = u * scale[rows]
-        return Surface(features, of_action.T @ self.theta, of_action.T @ self.covariance @ of_action)
+        few = csr_array(of_action.T)  # a number a trait in every row
+        return Surface(features, few @ self.theta, few @ (few @ self.covariance).T)
 
     def slopes(self, actions: Float64Array) -> Float64Array:
         """float64[n, d]: what each of actions [n, k] returns more by a unit of each entry of the state."""
