@@ -317,7 +317,7 @@ def test_days_of_23_and_25_hours_end_at_their_midnight(tmp_path: Path) -> None:
 
 
 def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> None:
-    """Uses the other warehouse up: the day with the duplicate is not exported, nor marked as done."""
+    """Uses the other warehouse up: the day with the duplicate is not exported, and is to be made again."""
     settings = warehouse.at_once
     before = digests(settings.layout.marts)
     lake = Lake(settings, {key: list(rows) for key, rows in warehouse.lake.rows.items()})
@@ -329,7 +329,8 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
     repeated = lake.rows["decisions", DAYS[2]][0]["request_id"]
     assert f"(request_id: {repeated}, rows_of_it: 2)" in str(error.value)
     assert digests(settings.layout.marts) == before
-    assert transformed(settings) == done
+    made_again = {str(day): {} for day in DAYS}  # with the two days that it looks back to
+    assert transformed(settings) == done | {"days": made_again}
 
 
 def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
@@ -339,8 +340,10 @@ def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
     command += ["--project-dir", str(target / "project"), "--profiles-dir", str(target / "project")]
     code = f"""
 from pathlib import Path
-from training.warehouse import transform
-transform._forked({command!r}, {{"DBT_TARGET": "duckdb"}}, Path({str(target)!r}))
+from training.contract.settings import Settings
+from training.warehouse.engines import engine_of
+target = Path({str(target)!r})
+engine_of(Settings(data=target)).invoke({command!r}, {{"DBT_TARGET": "duckdb"}}, target)
 """
     stage = subprocess.Popen([sys.executable, "-c", code], cwd=SOURCE.parent)
     try:
