@@ -81,6 +81,7 @@ def _forget_in_file(path: Path, user: Id) -> int:
             target = f"{_text(temporary)} (format parquet, compression zstd)"
             connection.execute(f"copy ({rows}) to {target}", [str(user)])
 
+        path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Spark's, of the old bytes
         write_atomic(path, write)
     return found[0][0]
 
