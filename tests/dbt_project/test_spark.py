@@ -19,6 +19,7 @@ import pytest
 from serving.release.bento import free_port
 from tests.dbt_project.conftest import DAYS, Lake, random_lake
 from tests.dbt_project.same_marts import differences
+from tests.dbt_project.test_lineage import events
 from tests.dbt_project.test_transform import digests
 from training.contract.errors import DataError
 from training.contract.files import read_json
@@ -31,6 +32,7 @@ from training.contract.settings import (
     StateSettings,
     WarehouseSettings,
 )
+from training.operations import lineage
 from training.warehouse import transform
 from training.warehouse.days import transformed
 from training.warehouse.java import java_home
@@ -203,7 +205,12 @@ def test_a_thrift_server_with_a_catalogue_of_its_own(tmp_path: Path) -> None:
     with thrift_server(tmp_path / "server") as port:
         over = both(tmp_path, DAYS, SparkSettings(target="thrift", port=port, partitions=2))
         over.land(*DAYS)
-        over.run(DAYS[-1])
+        record = over.run(DAYS[-1])
+        assert "fct_transitions" in transform.docs(over.spark).read_text()
+        lineage.start(over.spark, DAYS[-1], "transform").end({"success": True, **record})
+        told = events(over.spark, str(DAYS[-1]))
+        written = {f"{d['namespace']}:{d['name']}" for event in told for d in event.get("outputs", [])}
+        assert any(f"file://{over.spark.layout.spark_tables}:" in name for name in written), written
 
         results = transform._dbt(over.spark, ["test", "--select", "test_type:unit"])
         tests = {r["unique_id"]: r["status"] for r in results if r["unique_id"].startswith("unit_test.")}
