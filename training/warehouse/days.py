@@ -4,7 +4,7 @@ The day itself, and every day whose landed content is not what was last transfor
 days after it, since users' histories build on it. Transitions and policy metrics are also replaced on the
 days before these that they can still change (:data:`LOOK_BACK_DAYS`). What was transformed is written down
 in ``warehouse/transformed.json`` after a run that passed all its tests; from its beginning until then its
-days have no content there, so that the next run, of whichever day, does them again. Days whose validation
+days have no content there, so that the next run does them again. Days whose validation
 failed are held back: they are in no table until they pass.
 """
 
@@ -38,13 +38,17 @@ def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) ->
         write_json_atomic(transformed_path(settings), done)
 
 
-def begin(settings: Settings, landed: Collection[str], first: date, last: date) -> None:
-    """Write down that days are being made: a run that does not end leaves them half made."""
+def begin(settings: Settings, first: date, last: date) -> None:
+    """Write down that transformed days are being made anew: a run that does not end leaves them half made.
+
+    A day that was not transformed is to be made in any case; days that are only looked back to are looked
+    back to again by the run that makes these.
+    """
     done = transformed(settings)
-    for day in {*landed, *done["days"]}:
-        if first.isoformat() <= day <= last.isoformat():
-            done["days"][day] = {}
-    write_json_atomic(transformed_path(settings), done)
+    between = [day for day in done["days"] if first.isoformat() <= day <= last.isoformat()]
+    if between:
+        done["days"] |= {day: {} for day in between}
+        write_json_atomic(transformed_path(settings), done)
 
 
 def window_of(landed: dict[str, Any], before: dict[str, Any], day: date) -> tuple[date, date, date]:

@@ -75,7 +75,7 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
         last = max(last, date.fromisoformat(max(done["days"])))
 
     window = Window(look_back, first, last)
-    begin(settings, landed, date.min if full_refresh else look_back, last)
+    begin(settings, date.min if full_refresh else first, last)
     engine.make_room(window, full_refresh)
     environment = {
         "MTF_DAY": day.isoformat(),

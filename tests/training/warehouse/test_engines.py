@@ -9,9 +9,10 @@ import pytest
 
 from serving.release.bento import free_port
 from training.contract.errors import MtfError
+from training.contract.files import write_json_atomic
 from training.contract.settings import Settings, SparkSettings, WarehouseSettings
 from training.warehouse import on_spark, transform
-from training.warehouse.days import begin, transformed
+from training.warehouse.days import begin, transformed, transformed_path, window_of
 from training.warehouse.engines import engine_of
 
 
@@ -57,13 +58,16 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_days_that_are_being_made_are_to_be_made_again(tmp_path: Path) -> None:
-    """Those of the window, whether they were transformed before or not; others are as they were."""
+    """Those of the window that were transformed; a new one is to be made in any case."""
     settings = Settings(data=tmp_path)
-    landed = ["2026-01-05", "2026-01-06", "2026-01-07"]
-    begin(settings, landed[:1], date(2026, 1, 5), date(2026, 1, 6))
-    assert transformed(settings)["days"] == {"2026-01-05": {}}
-    begin(settings, landed, date(2026, 1, 6), date(2026, 1, 6))
-    assert transformed(settings)["days"] == {"2026-01-05": {}, "2026-01-06": {}}
+    begin(settings, date(2026, 1, 5), date(2026, 1, 6))
+    assert not transformed_path(settings).exists()
+    days = {f"2026-01-0{number}": {"impressions": "a"} for number in (5, 6, 7)}
+    write_json_atomic(transformed_path(settings), {"variables": {}, "engine": "duckdb", "days": days})
+    begin(settings, date(2026, 1, 6), date(2026, 1, 8))
+    found = transformed(settings)["days"]
+    assert found == days | {"2026-01-06": {}, "2026-01-07": {}}
+    assert window_of(days, found, date(2026, 1, 6))[1:] == (date(2026, 1, 6), date(2026, 1, 7))
 
 
 def test_room_is_made_of_what_is_replaced_and_of_what_a_killed_run_left(tmp_path: Path) -> None:
