@@ -37,6 +37,14 @@ print([name for name in strange if name in sys.modules])
     assert ran.stdout.splitlines()[-1:] == ["[]"], ran.stderr
 
 
+@pytest.mark.scale
+def test_a_python_c_goes_on_where_the_extra_is_installed() -> None:
+    """Without its Connect's packages pyspark takes one for doctests, and ends it with 0."""
+    code = "import great_expectations.compatibility.pyspark; print('goes on')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "goes on\n", ran.stderr
+
+
 def test_an_engine_that_is_not_installed_is_refused_before_anything_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
