@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.release.bento import free_port
-from tests.dbt_project.conftest import DAYS, Lake, random_lake
+from tests.dbt_project.conftest import DAYS, Lake, contents, random_lake
 from tests.dbt_project.same_marts import differences
 from tests.dbt_project.test_lineage import events
-from tests.dbt_project.test_transform import digests
 from training.contract.errors import DataError
 from training.contract.files import read_json
 from training.contract.records import write_record
@@ -63,7 +62,7 @@ class Both:
             Lake(settings, self.lake.rows).land(*days, without=without)
 
     def run(self, day: date) -> dict:
-        """Run the day on both: the tables are the same, and so are the bytes of what others read."""
+        """Run the day on both: the tables are the same, and so is what others read."""
         record, on_spark = (transform.run(settings, day) for settings in (self.duckdb, self.spark))
         for what in ("exported", "reprocessed_days"):
             assert on_spark[what] == record[what]
@@ -73,7 +72,7 @@ class Both:
 
     def same(self) -> None:
         assert differences(self.duckdb, self.spark) == []
-        assert digests(self.duckdb.layout.marts) == digests(self.spark.layout.marts)
+        assert contents(self.duckdb) == contents(self.spark)
 
     def valid(self, day: date, success: bool) -> None:
         for settings in (self.duckdb, self.spark):
