@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+SCALE := $(VENV)/.scale
 PEERS := $(patsubst tests/peers/%.lock,build/peers/%/.installed,$(wildcard tests/peers/*.lock))
 WORLD ?= synthetic
 LOGS ?=
@@ -20,11 +21,12 @@ export DO_NOT_TRACK := 1
 # it imports: as much work as its own.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-all bench outside peers lint lint-sql types docs audit lock clean
+.PHONY: help install demo test test-all scale test-scale bench outside peers lint lint-sql types docs audit lock clean
 
 help:
 	@echo "make demo      four simulated days through the whole loop (WORLD=kuairand LOGS=folder for real logs)"
 	@echo "make test      the tests, no skips; make test-all adds the slow ones and the real slice"
+	@echo "make scale     Spark and Celery's engines, into the same environment; make test-scale runs their tests"
 	@echo "make peers     the libraries ours is compared with, each in an environment below build/peers"
 	@echo "make bench     benchmarks, as JSON in build/bench; PUBLISH=--publish also renews docs/results"
 	@echo "make outside   the pool on RecSim's users, beside constants and d3rlpy's BCQ; one of the benchmarks"
@@ -55,7 +57,18 @@ demo: $(READY)
 		$(BIN)/mtf demo --days $(DAYS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not real and not peers"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not real and not peers and not scale"
+
+# The engines of more than one machine: a second stamp, so that what the default installs stays what it is.
+scale: $(SCALE)
+
+$(SCALE): $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint build/constraints.txt \
+		--requirements pyproject.toml --extra scale
+	touch $(SCALE)
+
+test-scale: $(SCALE)
+	$(BIN)/python -m pytest -m scale
 
 peers: $(PEERS)
 
@@ -65,7 +78,7 @@ build/peers/%/.installed: tests/peers/%.lock | $(READY)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python -r $<
 	touch $@
 
-test-all: $(READY) $(PEERS)
+test-all: $(READY) $(PEERS) $(SCALE)
 	$(BIN)/python -m pytest $(WORKERS)
 
 bench: $(READY) $(PEERS)

@@ -41,7 +41,8 @@
 {% macro spark__days_after(day, days) %}date_add({{ day }}, {{ days }}){% endmacro %}
 
 {# Removes the days that a run replaces, and where meta.by_user says that rows of other days depend on them,
-   all rows of the users of these days; Spark's partition overwrite needs no such step. #}
+   all rows of the users of these days. Spark's days are taken away before (training.warehouse.on_spark): it
+   overwrites the days that the new rows have, and a day that has none of them any more is not among these. #}
 {% macro clear_window() %}{{ return(adapter.dispatch('clear_window')()) }}{% endmacro %}
 {% macro default__clear_window() %}
     {%- if is_incremental() -%}
@@ -58,3 +59,12 @@
     {%- endif -%}
 {% endmacro %}
 {% macro spark__clear_window() %}{% endmacro %}
+
+{# What dbt's unit tests write: a list, as Python does. #}
+{% macro spark__safe_cast(field, type) -%}
+    {%- if field is sequence and field is not string -%}
+        cast(array({{ field | join(', ') }}) as {{ type }})
+    {%- else -%}
+        cast({{ field }} as {{ type }})
+    {%- endif -%}
+{%- endmacro %}

@@ -7,7 +7,17 @@
 
 {# min(play / duration, 1), that can be summed exactly; of a known duration only. #}
 {% macro completion(play_ms, duration_ms) -%}
-    cast(least(cast({{ play_ms }} as double) / cast({{ duration_ms }} as double), 1) as decimal(18, 12))
+    {{ exact('least(cast(' ~ play_ms ~ ' as double) / cast(' ~ duration_ms ~ ' as double), 1)', 12) }}
+{%- endmacro %}
+
+{# A double as decimal(18, places). It is rounded as a double, because engines make a decimal of one that lies
+   close to the middle of two in different ways. #}
+{% macro exact(value, places) -%}
+    cast(
+        cast(floor({{ value }} * cast({{ 10 ** places }} as double) + cast(0.5 as double)) as bigint)
+        * cast({{ '0.' ~ '0' * (places - 1) ~ '1' }} as decimal({{ places + 1 }}, {{ places }}))
+        as decimal(18, {{ places }})
+    )
 {%- endmacro %}
 
 {# Eq. (2), of one item or of sums over items: play time and integrity, then the signals, whose columns are
@@ -23,12 +33,16 @@
         {%- endfor %}
 {%- endmacro %}
 
-{# A reward that can be summed, and its square summed, exactly: to one millionth. #}
+{# A reward (a double) that can be summed, and its square summed, exactly: to one millionth. #}
 {% macro exact_reward(value) -%}
-    cast({{ value }} as decimal(18, 6))
+    {{ exact(value, 6) }}
+{%- endmacro %}
+{% macro exact_return(sum_of_rewards) -%}
+    cast({{ sum_of_rewards }} as decimal(18, 6))
 {%- endmacro %}
 
-{# A prediction that can be summed exactly: to one billionth, and below one billion. #}
+{# A prediction that can be summed exactly: to one billionth, and below one billion. It is a float, whose 24 bits
+   lie in the middle of two billionths or far enough from it: the engines' own rounding is the same. #}
 {% macro exact_prediction(value) -%}
     cast(least(greatest(cast({{ value }} as double), -999999999), 999999999) as decimal(18, 9))
 {%- endmacro %}

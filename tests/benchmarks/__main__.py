@@ -10,6 +10,7 @@ from tests.benchmarks import (
     canary,
     day,
     demo,
+    engines,
     faults,
     learner,
     log_information,
@@ -39,15 +40,18 @@ BENCHMARKS = {
     "world": (world, "The worth of weights in the simulated world"),
     "log_information": (log_information, "What a log of exploration holds about the long run"),
     "demo": (demo, "The demo"),
+    "engines": (engines, "The warehouse on DuckDB and on Spark"),
 }
-BY_NAME = ("nights", "outside")  # they take hours
+BY_NAME = ("nights", "outside", "engines")  # they take hours, or what `make scale` installs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     publish.add_options(parser)
     parser.set_defaults(**publish.DEFAULTS)
-    names = parser.add_subparsers(dest="name", help="which; without a name all but those that take hours")
+    names = parser.add_subparsers(
+        dest="name", help="which; without a name all but nights, outside and engines"
+    )
     for name, (module, title) in BENCHMARKS.items():
         one = names.add_parser(name, help=title)
         publish.add_options(one)

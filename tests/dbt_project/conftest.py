@@ -50,7 +50,7 @@ class Lake:
     def request(
         self,
         request_id: str,
-        user: int,
+        user: int | str,
         local: str,
         session: str | None = "S",
         items: Iterable[dict[str, Any]] = ({},),
@@ -68,7 +68,8 @@ class Lake:
                 column.name: 0.5 if column.name.startswith("p_") else 0
                 for column in impression_columns(self.settings)
             }
-            row |= {"item_id": position, "position": position, "feedback_ts": feedback_ts, **common, **item}
+            item_id = position if self.settings.ids.items == "int64" else f"i{position}"
+            row |= {"item_id": item_id, "position": position, "feedback_ts": feedback_ts, **common, **item}
             self.rows.setdefault(("impressions", day), []).append(row)
         if decision:
             row = {
@@ -83,7 +84,7 @@ class Lake:
             }
             self.rows.setdefault(("decisions", day), []).append({**common, **row, **decided})
 
-    def user(self, user: int, local: str, changed: str | None = None, **profile: Any) -> None:
+    def user(self, user: int | str, local: str, changed: str | None = None, **profile: Any) -> None:
         """A profile landed on the day of ``local``, which says of itself to be of ``changed``."""
         day = date.fromisoformat(local[:10])
         row = {column.name: None for column in user_columns(self.settings)}
@@ -95,7 +96,7 @@ class Lake:
         """Write all partitions of some days, leaving out the requests and profiles that are to come late."""
         schemas = {
             "impressions": schema(impression_columns(self.settings)),
-            "decisions": schema(decision_columns()),
+            "decisions": schema(decision_columns(self.settings.ids)),
             "users": schema(user_columns(self.settings)),
         }
         for (table, day), rows in self.rows.items():
@@ -124,8 +125,8 @@ def contents(settings: Settings) -> dict[str, str]:
     }
 
 
-def random_lake(settings: Settings, seed: int = 7) -> Lake:
-    """Visits of 24 users at any minute of :data:`DAYS`, many of them across midnight.
+def random_lake(settings: Settings, seed: int = 7, days: list[date] = DAYS) -> Lake:
+    """Visits of 24 users at any minute of some days, many of them across midnight.
 
     A third of the users have no session id, a third a new one a visit, a third one for ever. Feedback
     is sometimes missing or minutes late; some requests were served without a state, or with one of
@@ -134,19 +135,20 @@ def random_lake(settings: Settings, seed: int = 7) -> Lake:
     random = Random(seed)
     lake = Lake(settings)
     for user in range(24):
-        for day in DAYS:
+        name = user if settings.ids.users == "int64" else f"{user:03d}"
+        for day in days:
             for visit in range(random.randint(0, 3)):
                 at = datetime.combine(day, time(random.choice([0, 9, 20, 23]), random.randint(0, 59)))
                 session = (None, f"v{user}-{day:%d}-{visit}", f"u{user}")[user % 3]
                 for _ in range(random.randint(1, 5)):
-                    if at.date() > DAYS[-1]:
+                    if at.date() > days[-1]:
                         break
                     stateless = {"state": None, "fallback": "store"} if random.random() < 0.05 else {}
                     changed = {"state_spec": "s0"} if random.random() < 0.05 else {}
                     state = {"state": [random.random() for _ in range(3)]}
                     lake.request(
                         f"r{random.getrandbits(32):08x}",
-                        user,
+                        name,
                         at.isoformat(),
                         session,
                         items=[_item(random, settings) for _ in range(random.randint(1, 6))],
@@ -155,9 +157,9 @@ def random_lake(settings: Settings, seed: int = 7) -> Lake:
                         **{**state, **stateless, **changed},
                     )
                     at += timedelta(minutes=random.choice([1, 4, 12, 25, 45]), seconds=random.random())
-        for day in DAYS if user % 4 == 1 else [DAYS[user % 3]] if user % 2 else []:
+        for day in days if user % 4 == 1 else [days[user % 3]] if user % 2 else []:
             lake.user(
-                user,
+                name,
                 f"{day}T01:00:00",
                 changed=random.choice([None, None, "2025-12-24T10:00:00", "2026-03-01T10:00:00"]),
                 user_active_degree=random.choice(["full_active", "low_active"]),

@@ -256,8 +256,8 @@ def test_a_rerun_of_an_earlier_day_gives_the_same_bytes(warehouse: Warehouse) ->
 
 def test_unit_tests_of_the_arithmetic(warehouse: Warehouse) -> None:
     results = transform._dbt(warehouse.daily, ["test", "--select", "test_type:unit"])
-    assert len(results) == len(manifest(warehouse.daily)["unit_tests"])
-    assert {result["status"] for result in results} == {"pass"}
+    found = {r["unique_id"]: r["status"] for r in results if r["unique_id"].startswith("unit_test.")}
+    assert found == dict.fromkeys(manifest(warehouse.daily)["unit_tests"], "pass")
 
 
 def test_a_log_without_decisions_and_users_of_other_signals(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_days_of_23_and_25_hours_end_at_their_midnight(tmp_path: Path) -> None:
 
 
 def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> None:
-    """Uses the other warehouse up: the day with the duplicate is not exported, nor marked as done."""
+    """Uses the other warehouse up: the day with the duplicate is not exported, and is to be made again."""
     settings = warehouse.at_once
     before = digests(settings.layout.marts)
     lake = Lake(settings, {key: list(rows) for key, rows in warehouse.lake.rows.items()})
@@ -329,7 +329,7 @@ def test_bad_rows_stop_the_run_and_leave_the_exports(warehouse: Warehouse) -> No
     repeated = lake.rows["decisions", DAYS[2]][0]["request_id"]
     assert f"(request_id: {repeated}, rows_of_it: 2)" in str(error.value)
     assert digests(settings.layout.marts) == before
-    assert transformed(settings) == done
+    assert transformed(settings) == done | {"days": done["days"] | {str(DAYS[2]): {}}}
 
 
 def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
@@ -339,8 +339,10 @@ def test_a_killed_stage_leaves_no_dbt_behind(warehouse: Warehouse) -> None:
     command += ["--project-dir", str(target / "project"), "--profiles-dir", str(target / "project")]
     code = f"""
 from pathlib import Path
-from training.warehouse import transform
-transform._forked({command!r}, {{"DBT_TARGET": "duckdb"}}, Path({str(target)!r}))
+from training.contract.settings import Settings
+from training.warehouse.engines import engine_of
+target = Path({str(target)!r})
+engine_of(Settings(data=target)).invoke({command!r}, {{"DBT_TARGET": "duckdb"}}, target)
 """
     stage = subprocess.Popen([sys.executable, "-c", code], cwd=SOURCE.parent)
     try:

@@ -50,6 +50,11 @@ class Layout:
         return self.root / "warehouse" / "mtf.duckdb"
 
     @property
+    def spark_tables(self) -> Path:
+        """Spark's tables, ``<table>/dt=YYYY-MM-DD/*.parquet``, where Spark makes them (warehouse.engine)."""
+        return self.root / "warehouse" / "spark"
+
+    @property
     def marts(self) -> Path:
         return self.root / "warehouse" / "marts"
 

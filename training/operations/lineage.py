@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.contract.layout import DECISIONS, TABLES
 from training.contract.settings import Settings
+from training.warehouse.engines import engine_of
 from training.warehouse.exports import MARTS
 from training.warehouse.transform import BUILD_RESULTS
 
@@ -229,12 +230,13 @@ def _models(run: StageRun) -> list[Any]:
     from openlineage.common.provider.dbt.local import DbtLocalArtifactProcessor
 
     layout, namespace = run.settings.layout, run.settings.lineage.namespace
+    engine = engine_of(run.settings)
 
     class Processor(DbtLocalArtifactProcessor):  # type: ignore[misc]  # it has no types
         """Sources are the lake's folders, as the stages name them, and not tables of the warehouse."""
 
         def extract_namespace(self, profile: dict[str, Any]) -> str:
-            return f"duckdb://{layout.warehouse.resolve()}"
+            return engine.namespace
 
         def extract_dataset_data(self, node: Any, assertions: Any, has_facets: bool = False) -> Any:
             namespace, name, *facets = super().extract_dataset_data(node, assertions, has_facets)
@@ -246,7 +248,7 @@ def _models(run: StageRun) -> list[Any]:
         return []
     processor = Processor(
         str(layout.dbt_target / "project"),
-        target="duckdb",
+        target=engine.target,
         target_path=str(layout.dbt_target.resolve()),
         producer=PRODUCER,
         job_namespace=namespace,

@@ -251,6 +251,8 @@ def _sha256(settings: Settings, day: date) -> str | None:
 
 def _forget_rows(settings: Settings, items: Sequence[Item]) -> None:
     """Take the days of these exports out of dbt's tables; DuckDB uses the space again."""
+    for item in items:
+        shutil.rmtree(settings.layout.spark_tables / item.name / f"dt={item.day}", ignore_errors=True)
     if not items or not settings.layout.warehouse.exists():
         return
     try:

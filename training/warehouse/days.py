@@ -3,8 +3,9 @@
 The day itself, and every day whose landed content is not what was last transformed, with all transformed
 days after it, since users' histories build on it. Transitions and policy metrics are also replaced on the
 days before these that they can still change (:data:`LOOK_BACK_DAYS`). What was transformed is written down
-in ``warehouse/transformed.json`` after a run that passed all its tests; until then the next run does it
-again. Days whose validation failed are held back: they are in no table until they pass.
+in ``warehouse/transformed.json`` after a run that passed all its tests; from its beginning until then its
+days have no content there, so that the next run does them again. Days whose validation
+failed are held back: they are in no table until they pass.
 """
 
 from collections.abc import Collection, Sequence
@@ -34,6 +35,19 @@ def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) ->
         if left:
             done["days"][day.isoformat()] = left
     if days:
+        write_json_atomic(transformed_path(settings), done)
+
+
+def begin(settings: Settings, first: date, last: date) -> None:
+    """Write down that transformed days are being made anew: a run that does not end leaves them half made.
+
+    A day that was not transformed is to be made in any case; days that are only looked back to are looked
+    back to again by the run that makes these.
+    """
+    done = transformed(settings)
+    between = [day for day in done["days"] if first.isoformat() <= day <= last.isoformat()]
+    if between:
+        done["days"] |= {day: {} for day in between}
         write_json_atomic(transformed_path(settings), done)
 
 
@@ -89,6 +103,7 @@ def transformed_path(settings: Settings) -> Path:
 
 
 def transformed(settings: Settings) -> dict[str, Any]:
-    """The last run's models' ``variables`` and ``days``, of the content that :func:`landed_content` gives."""
+    """The last run's models' ``variables``, ``engine``, and ``days`` of :func:`landed_content`'s content."""
     path = transformed_path(settings)
-    return read_json(path) if path.exists() else {"variables": None, "days": {}}
+    done = read_json(path) if path.exists() else {"variables": None, "days": {}}
+    return {"engine": "duckdb", **done}

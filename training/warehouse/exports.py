@@ -10,8 +10,9 @@ import duckdb
 from training.contract.files import write_atomic
 from training.contract.layout import day_of_folder
 from training.contract.settings import Settings
+from training.warehouse.engine import Window
+from training.warehouse.engines import engine_of
 
-LOOKING_BACK = ("fct_transitions", "fct_policy_daily")
 # mart: columns that fix the order of an export's rows
 MARTS = {
     "fct_transitions": ("event_ts", "request_id"),
@@ -23,23 +24,26 @@ MARTS = {
 }
 
 
-def export(settings: Settings, look_back: date, first: date, last: date) -> dict[str, dict[str, Any]]:
+def export(settings: Settings, window: Window) -> dict[str, dict[str, Any]]:
     """Write the days that each mart replaced, and remove exports of those that have no rows now."""
     exported = {}
-    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
-        connection.execute("set TimeZone = 'UTC'")
+    with engine_of(settings).connect() as (connection, tables):
         for mart, key in MARTS.items():
-            since = look_back if mart in LOOKING_BACK else first
-            counts = connection.execute(
-                f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
-                [since, last],
-            ).fetchall()
+            since = window.since(mart)
+            counts = (
+                connection.execute(
+                    f"select dt, count(*) from main.{mart} where dt between ? and ? group by dt order by dt",  # noqa: S608
+                    [since, window.last],
+                ).fetchall()
+                if mart in tables
+                else []
+            )
             for day, _ in counts:
                 _copy(connection, mart, key, day, settings.layout.mart(mart) / f"dt={day}" / "part-0.parquet")
             kept = {day for day, _ in counts}
             for path in settings.layout.mart(mart).glob("dt=*/part-0.parquet"):
                 day = day_of_folder(path.parent)
-                if since <= day <= last and day not in kept:
+                if since <= day <= window.last and day not in kept:
                     shutil.rmtree(path.parent)
             exported[mart] = {"days": [str(day) for day, _ in counts], "rows": sum(n for _, n in counts)}
     return exported

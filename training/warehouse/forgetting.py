@@ -1,4 +1,4 @@
-"""Taking a user out of the warehouse: dbt's tables, of which no byte of theirs is left, and the exports."""
+"""Taking a user out of the warehouse: the tables, of which no byte of theirs is left, and the exports."""
 
 # ruff: noqa: S608 -- SQL is composed of the database's own names; values are bound
 
@@ -26,9 +26,8 @@ def forget(settings: Settings, user: Id) -> int:
     if settings.layout.warehouse.exists():
         removed = _forget_rows(settings.layout.warehouse, user)
         write_atomic(settings.layout.warehouse, lambda fresh: _copy(settings.layout.warehouse, fresh))
-    for path in sorted(settings.layout.marts.glob("*/dt=*/*.parquet")):
-        if "user_id" in pq.read_schema(path).names:
-            _forget_in_export(path, user)
+    removed += _forget_in_files(settings.layout.spark_tables, user)
+    _forget_in_files(settings.layout.marts, user)
     return removed
 
 
@@ -64,20 +63,27 @@ def _copy(warehouse: Path, fresh: Path) -> None:
         connection.execute("detach fresh")
 
 
-def _forget_in_export(path: Path, user: Id) -> None:
+def _forget_in_files(tables: Path, user: Id) -> int:
+    paths = sorted(tables.glob("*/dt=*/*.parquet"))
+    return sum(_forget_in_file(path, user) for path in paths if "user_id" in pq.read_schema(path).names)
+
+
+def _forget_in_file(path: Path, user: Id) -> int:
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
         source = f"read_parquet({_text(path)}, hive_partitioning = false)"
         found = connection.execute(f"select count(*) from {source} where {_OWN}", [str(user)]).fetchall()
         if found == [(0,)]:
-            return
+            return 0
 
         def write(temporary: Path) -> None:
             rows = f"select * from {source} where not coalesce({_OWN}, false)"
             target = f"{_text(temporary)} (format parquet, compression zstd)"
             connection.execute(f"copy ({rows}) to {target}", [str(user)])
 
+        path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Spark's, of the old bytes
         write_atomic(path, write)
+    return found[0][0]
 
 
 def _text(path: Path) -> str:

@@ -1,26 +1,18 @@
 """The daily dbt run: landed logs to sessions, transitions, user history and policy metrics.
 
 dbt runs as one process over a copy of ``dbt_project`` below the data folder, so that nothing is ever
-written to the source tree. What the settings say reaches the models and their yml as dbt's variables.
+written to the source tree. What the settings say reaches the models and their yml as dbt's variables. What
+differs between DuckDB and Spark is behind :mod:`training.warehouse.engines`.
 
 Which days a run replaces: see :mod:`training.warehouse.days`.
 """
 
-import contextlib
-import ctypes
 import hashlib
-import io
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import duckdb
+from typing import Any
 
 from training.contract.columns import decision_columns
 from training.contract.errors import DataError
@@ -29,6 +21,7 @@ from training.contract.layout import IMPRESSIONS, TABLES
 from training.contract.session import DECAY
 from training.contract.settings import Settings
 from training.warehouse.days import (
+    begin,
     held_days,
     landed_content,
     transformed,
@@ -36,10 +29,9 @@ from training.warehouse.days import (
     untransformed_days,
     window_of,
 )
+from training.warehouse.engine import Answer, Window
+from training.warehouse.engines import engine_of
 from training.warehouse.exports import export
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 PROJECT = Path(__file__).parents[2] / "dbt_project"
 BUILD_RESULTS = (
@@ -71,16 +63,21 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
         raise DataError(
             f"{day} is landed and has not passed its validation: `mtf day --date {day}` runs that"
         )
+    engine = engine_of(settings)
+    engine.environment()  # refuses to go on before anything is touched
     models = _model_variables(settings)
     done = transformed(settings)
-    full_refresh = full_refresh or done["variables"] != models or not layout.warehouse.exists()
+    full_refresh = full_refresh or _all_anew(settings, done)
     landed = landed_content(settings)
     before = {} if full_refresh else done["days"]
     look_back, first, last = window_of(landed, before, day)
     if full_refresh and done["days"]:
         last = max(last, date.fromisoformat(max(done["days"])))
 
-    window = {
+    window = Window(look_back, first, last)
+    begin(settings, date.min if full_refresh else first, last)
+    engine.make_room(window, full_refresh)
+    environment = {
         "MTF_DAY": day.isoformat(),
         "MTF_LOOK_BACK_DAY": look_back.isoformat(),
         "MTF_FIRST_DAY": first.isoformat(),
@@ -88,17 +85,18 @@ def run(settings: Settings, day: date, full_refresh: bool = False) -> dict[str, 
         "MTF_HORIZON_DAY": max([last.isoformat(), *before]),
     }
     command = ["build", "--exclude-resource-type", "unit_test"]  # these are about the SQL, not about the data
-    results = _dbt(settings, [*command, "--full-refresh"] if full_refresh else command, window)
+    results = _dbt(settings, [*command, "--full-refresh"] if full_refresh else command, environment)
     record = {
         "models": _models(settings, results),
         "tests": _tests(results),
-        "exported": export(settings, look_back, first, last),
+        "exported": export(settings, window),
         "reprocessed_days": [d for d in sorted(landed) if look_back.isoformat() <= d <= last.isoformat()],
     }
     outside = {d: content for d, content in before.items() if not first.isoformat() <= d <= last.isoformat()}
     inside = {d: content for d, content in landed.items() if first.isoformat() <= d <= last.isoformat()}
     days = {**outside, **inside}
-    write_json_atomic(transformed_path(settings), {"variables": models, "days": days})
+    done = {"variables": models, "engine": settings.warehouse.engine, "days": days}
+    write_json_atomic(transformed_path(settings), done)
     return record
 
 
@@ -114,7 +112,9 @@ def docs(settings: Settings) -> Path:
         if path.suffix in (".sql", ".yml", ".md") and "target" not in path.parts:
             digest.update(path.read_bytes())
     if not page.exists() or not described.exists() or described.read_text() != digest.hexdigest():
-        _dbt(settings, ["docs", "generate", "--static"])
+        command = ["docs", "generate", "--static"]
+        # Spark's catalogue is as old as its session
+        _dbt(settings, command if settings.warehouse.engine == "duckdb" else [*command, "--empty-catalog"])
         write_text_atomic(described, digest.hexdigest())
     return page
 
@@ -122,9 +122,15 @@ def docs(settings: Settings) -> Path:
 def pending(settings: Settings, day: date) -> list[str]:
     """Days up to ``day`` (ISO) that are not transformed as they are landed now, nor with these settings."""
     done, landed = transformed(settings), landed_content(settings)
-    if done["variables"] != _model_variables(settings) or not settings.layout.warehouse.exists():
+    if _all_anew(settings, done):
         return [d for d in sorted(landed) if d <= day.isoformat()]
     return [d for d in untransformed_days(landed, done["days"], day) if d <= day.isoformat()]
+
+
+def _all_anew(settings: Settings, done: dict[str, Any]) -> bool:
+    """Whether the tables are not there, or were made with other settings or on another engine."""
+    same = done["variables"] == _model_variables(settings) and done["engine"] == settings.warehouse.engine
+    return not same or not engine_of(settings).built()
 
 
 def _model_variables(settings: Settings) -> dict[str, Any]:
@@ -184,73 +190,34 @@ def _dbt(
         *("--target-path", str(target), "--log-path", str(target / "logs")),
         *("--vars", json.dumps(variables)),
     ]
+    engine = engine_of(settings)
     environment = {
         "MTF_LAKE": str(settings.layout.root.resolve() / "lake"),
-        "MTF_WAREHOUSE": str(settings.layout.warehouse.resolve()),
         "MTF_HELD_DAYS": " ".join(str(day) for day in held_days(settings)),
-        "DBT_TARGET": "duckdb",
+        "DBT_TARGET": engine.target,
+        **engine.environment(),
         **(environment or {}),
     }
-    success, said = _forked(arguments, environment, target)
+    answer = engine.invoke(arguments, environment, target)
     if command[0] == "build" and results.exists():
         shutil.copyfile(results, target / BUILD_RESULTS)
     outcome = read_json(results)["results"] if results.exists() else []
-    _raise_faults(settings, outcome)
-    if not success:
-        raise RuntimeError(f"dbt {' '.join(command)} failed: {said}")
+    _raise_faults(settings, answer, outcome)
+    if not answer.success:
+        raise RuntimeError(f"dbt {' '.join(command)} failed: {answer.said}")
     return outcome
-
-
-def _forked(arguments: list[str], environment: dict[str, str], folder: Path) -> tuple[bool, str]:
-    """Whether dbt succeeded, and the end of what it said, from a process of its own.
-
-    The process is a fork: what dbt imports takes longer than a small day's build, and is imported once
-    a process here, or by the scheduler for all of its tasks (``dags/preload.py``). dbt itself stays in the
-    child, because its adapter keeps the warehouse open, and its settings are the environment.
-    """
-    import dbt.adapters.duckdb
-    import dbt.cli.main  # noqa: F401
-
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_invoke, args=(sender, arguments, environment, folder), name="dbt")
-    process.start()
-    sender.close()
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        process.join()
-        answer = False, f"its process ended with {process.exitcode}"
-    process.join()
-    return answer
-
-
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
-
-
-def _invoke(sender: "Connection", arguments: list[str], environment: dict[str, str], folder: Path) -> None:
-    from dbt.cli.main import dbtRunner
-
-    if sys.platform == "linux":  # die with the stage: else a dbt without one would hold the warehouse
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.environ.update(environment)
-    os.chdir(folder)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        result = dbtRunner().invoke(arguments)
-    sender.send((bool(result.success), f"{said.getvalue()[-4000:]}{result.exception or ''}"))
 
 
 # what dbt reports as errors of models though the data's values or columns are to blame
 _OF_THE_DATA = ("Constraint Error", "enforced contract that failed", "Conversion Error")
 
 
-def _raise_faults(settings: Settings, results: list[dict[str, Any]]) -> None:
+def _raise_faults(settings: Settings, answer: Answer, results: list[dict[str, Any]]) -> None:
     failed = [r for r in results if r["status"] == "fail"]
     errors = [r for r in results if r["status"] in ("error", "runtime error")]
     broken = [r for r in errors if any(words in (r["message"] or "") for words in _OF_THE_DATA)]
     if failed or broken:
-        lines = [f"{_name(r)}: {_one_line(r['message'])}{_examples(settings, r)}" for r in failed]
+        lines = [f"{_name(r)}: {_one_line(r['message'])}{_examples(settings, answer, r)}" for r in failed]
         lines += [f"{_name(r)}: {_one_line(r['message'])}" for r in broken]
         raise DataError("dbt refused the data: " + "; ".join(lines))
     if errors:
@@ -259,12 +226,9 @@ def _raise_faults(settings: Settings, results: list[dict[str, Any]]) -> None:
         )
 
 
-def _examples(settings: Settings, result: dict[str, Any], most: int = 3) -> str:
+def _examples(settings: Settings, answer: Answer, result: dict[str, Any], most: int = 3) -> str:
     """The first rows that a failed data test found."""
-    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        found = connection.sql(f"select * from ({result['compiled_code']}) order by all limit {most}")  # noqa: S608
-        rows = [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+    rows = engine_of(settings).examples(answer, result, most)
     return "".join(f" ({', '.join(f'{k}: {v}' for k, v in row.items())})" for row in rows)
 
 
@@ -279,14 +243,10 @@ def _name(result: dict[str, Any]) -> str:
 def _models(settings: Settings, results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Status of each model, and the rows that its table now holds (none for a view)."""
     models = {_name(r): {"status": r["status"]} for r in results if r["unique_id"].startswith("model.")}
-    with duckdb.connect(str(settings.layout.warehouse), read_only=True) as connection:
-        tables = connection.sql(
-            "select table_name from information_schema.tables where table_type = 'BASE TABLE'"
-        ).fetchall()
-        for (name,) in tables:
-            if name in models:
-                rows = connection.sql(f"select count(*) from main.{name}").fetchall()  # noqa: S608
-                models[name]["rows"] = rows[0][0]
+    with engine_of(settings).connect() as (connection, tables):
+        for name in tables & models.keys():
+            rows = connection.sql(f"select count(*) from main.{name}").fetchall()  # noqa: S608
+            models[name]["rows"] = rows[0][0]
     return {name: {"rows": None, **model} for name, model in sorted(models.items())}
 
 

@@ -1,7 +1,4 @@
-{{ config(
-    materialized='table' if target.type == 'spark' else 'incremental',
-    meta={'by_user': true}
-) }}
+{{ config(meta={'by_user': true}) }}
 
 -- Not a dbt snapshot: a snapshot takes what a table holds *now* and stamps it with the clock, so a day run
 -- late, twice or out of order writes a history that never was. This one is computed from the landed days
@@ -11,7 +8,7 @@
 with users as (
 
     select * from {{ ref('dim_users') }}
-    {% if is_incremental() -%}
+    {% if is_incremental() and target.type != 'spark' -%}  {# Spark overwrites days: all is made anew #}
     where user_id not in (select user_id from {{ this }})
     {%- endif %}
 

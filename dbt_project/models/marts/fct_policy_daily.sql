@@ -59,11 +59,11 @@ session_totals as (
         firsts.policy_version,
         cast(count(*) as bigint) as sessions,
         cast(sum(session_returns.requests) as bigint) as requests,
-        cast(sum({{ exact_reward('session_returns.session_return') }}) as double) as sum_return,
+        cast(sum({{ exact_return('session_returns.session_return') }}) as double) as sum_return,
         cast(
             sum(
-                {{ exact_reward('session_returns.session_return') }}
-                * {{ exact_reward('session_returns.session_return') }}
+                {{ exact_return('session_returns.session_return') }}
+                * {{ exact_return('session_returns.session_return') }}
             ) as double
         ) as sum_squares
     from requests as firsts

@@ -39,6 +39,7 @@ from training.contract.settings.serving import (
 from training.contract.settings.state import ProfileFeature, StateSettings
 from training.contract.settings.stores import PostgresSettings, StoreSettings
 from training.contract.settings.validation import ValidationSettings, Verdict, VerdictSettings
+from training.contract.settings.warehouse import SparkSettings, WarehouseSettings
 from training.contract.settings.whole import ENV_PREFIX, Settings
 from training.contract.settings.world import UpstreamSettings, WorldSettings
 
@@ -76,6 +77,7 @@ __all__ = [
     "Settings",
     "ShareSettings",
     "SignalSettings",
+    "SparkSettings",
     "StateSettings",
     "StoreSettings",
     "TD3BCSettings",
@@ -86,6 +88,7 @@ __all__ = [
     "ValidationSettings",
     "Verdict",
     "VerdictSettings",
+    "WarehouseSettings",
     "WorldSettings",
     "XMTFSettings",
     "check_shares",

@@ -23,6 +23,7 @@ from training.contract.settings.serving import ServingSettings, check_shares
 from training.contract.settings.state import StateSettings
 from training.contract.settings.stores import PostgresSettings, StoreSettings
 from training.contract.settings.validation import ValidationSettings
+from training.contract.settings.warehouse import WarehouseSettings
 from training.contract.settings.world import UpstreamSettings, WorldSettings
 from training.contract.state import StateFeature, StateSpec, Transform, default_features
 
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     validation: ValidationSettings = ValidationSettings()
     serving: ServingSettings = ServingSettings()
+    warehouse: WarehouseSettings = WarehouseSettings()
     store: StoreSettings = StoreSettings()
     postgres: PostgresSettings = PostgresSettings()
     orchestration: OrchestrationSettings = OrchestrationSettings()
