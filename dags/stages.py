@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dags import inputs
-from training.contract import history
+from training.contract import history, version
 from training.contract.errors import DataError, MtfError
 from training.contract.files import locked
 from training.contract.layout import DECISIONS, IMPRESSIONS
@@ -220,9 +220,10 @@ def run_stage(
     changed since, once a later day's training set holds these rows.
 
     Raises what the stage raises, and :class:`DataError` when a validation stage found the data bad;
-    the record then says so and the day's page is made again before the error goes on. It waits while
-    ``mtf backup`` copies the folder.
+    the record then says so and the day's page is made again before the error goes on; :class:`MtfError` for
+    a data folder of another release. It waits while ``mtf backup`` copies the folder.
     """
+    version.refuse_other(settings.layout)
     with locked(settings.layout.stages_lock, shared=True):
         return _run_stage(settings, day, stage, force, keep_superseded)
 

@@ -28,6 +28,7 @@ from dags.command_line import (
     sample,
     stack,
     status,
+    upgrade,
 )
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
@@ -51,6 +52,7 @@ app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(forget.forget)
+app.command()(upgrade.upgrade)
 
 
 def _show_version(asked: bool) -> None:
@@ -61,11 +63,13 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def mtf(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-) -> None: ...
+) -> None:
+    upgrade.refuse_other(context.invoked_subcommand)
 
 
 class Source(StrEnum):

@@ -286,6 +286,26 @@ def test_landing_again_brings_nobody_back_and_takes_what_they_do_later(tmp_path:
     assert [one["user_id"] for one in kept] == [GONE]
 
 
+def test_a_row_of_a_later_day_is_not_brought_back_either(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(tmp_path / "mtf.yaml"))
+    folder = Folder(tmp_path, (GONE, STAYS))
+    settings = folder.settings
+    wrong = DAY + timedelta(days=1)
+    minutes = {GONE: 24 * 60 + 5, STAYS: 5}
+    rows = [
+        {"request_id": request, "user_id": user, "event_ts": MIDNIGHT + timedelta(minutes=minutes[user])}
+        for request, user in (("of-a-wrong-clock", GONE), ("a", STAYS), ("b", STAYS))
+    ]
+    folder.deliver(IMPRESSIONS, DAY, impressions(rows, settings))
+    for forgotten in (False, True):
+        told = ingest.land_files(settings, DAY, settings.logs.folder)["tables"][IMPRESSIONS]
+        assert told["later_rows"] == 1 and not settings.layout.partition(IMPRESSIONS, wrong).exists()
+        found = left_of(settings.layout.root, "of-a-wrong-clock")
+        assert found == (set() if forgotten else {f"lake/quarantine/impressions/dt={DAY}/delivery.parquet"})
+        assert forget().exit_code == 0
+    assert left_of(settings.layout.root, GONE) == set()
+
+
 def test_while_something_writes_the_folder_nothing_is_forgotten(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(SETTINGS_VARIABLE, str(tmp_path / "mtf.yaml"))
     folder = Folder(tmp_path, (GONE, STAYS))

@@ -26,6 +26,11 @@ class Layout:
 
     root: Path
 
+    @property
+    def version(self) -> Path:
+        """Of which release's form the folder is; see :mod:`training.contract.version`."""
+        return self.root / "version.json"
+
     # the lake: landed logs, one folder a day
     def table(self, table: str) -> Path:
         return self.root / "lake" / table

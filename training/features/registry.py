@@ -30,6 +30,7 @@ def apply(settings: Settings) -> dict[str, Any]:
     Returns ``{"project", "service", "views": {name: columns}}``.
     """
     from feast import FeatureStore
+    from feast.repo_config import RepoConfig
 
     from feature_repo import data_sources, entities, feature_services, features
 
@@ -38,7 +39,8 @@ def apply(settings: Settings) -> dict[str, Any]:
     configuration = _configuration(settings, folder)
     _drop_broken(folder / "registry.db")
     if _place(folder / "feature_store.yaml") not in (None, _online(configuration)):
-        before = FeatureStore(repo_path=str(folder))
+        # of this folder: where it was moved, the file still names the registry of the other place
+        before = FeatureStore(config=RepoConfig(**configuration, repo_path=folder))
         for view in before.list_feature_views():  # how far it was materialised is true of that store only
             before.registry.delete_feature_view(view.name, PROJECT)
     write_text_atomic(folder / "feature_store.yaml", yaml.safe_dump(configuration))

@@ -25,8 +25,12 @@ def remember(layout: Layout, user: Id, until: datetime) -> None:
     write_json_atomic(_path(layout), known)
 
 
-def without(layout: Layout, rows: pa.Table, time: str) -> pa.Table:
-    """Rows to land, under the contract, without those of forgotten users; ``time`` is their column of it."""
+def without(layout: Layout, rows: pa.Table, time: str, at: datetime | None = None) -> pa.Table:
+    """Rows to land, under the contract, without those of forgotten users.
+
+    ``time`` is their column of it. ``at`` counts instead of it where it cannot be believed: rows that were
+    known by then are of before it, whatever time they say.
+    """
     known = _read(layout)
     if known is None:
         return rows
@@ -34,9 +38,12 @@ def without(layout: Layout, rows: pa.Table, time: str) -> pa.Table:
         until = known["until"].get(_key(known["salt"], user))
         if until is None:
             continue
-        own = pc.fill_null(pc.equal(rows["user_id"], user), False)
-        before = pc.less(rows[time], pa.scalar(datetime.fromisoformat(until), rows.schema.field(time).type))
-        rows = rows.filter(pc.invert(pc.and_(own, pc.fill_null(before, True))))
+        own, limit = pc.fill_null(pc.equal(rows["user_id"], user), False), datetime.fromisoformat(until)
+        if at is None:
+            before = pc.less(rows[time], pa.scalar(limit, rows.schema.field(time).type))
+            own = pc.and_(own, pc.fill_null(before, True))
+        if at is None or at <= limit:
+            rows = rows.filter(pc.invert(own))
     return rows
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.contract import version
 from training.contract.errors import DataError
 from training.contract.files import (
     locked,
@@ -341,6 +342,7 @@ def fetch_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, .
 def landing_lock(layout: Layout) -> Iterator[None]:
     """One landing at a time: late rows make a day's landing read and replace other days too."""
     with locked(landing_lock_file(layout)):
+        version.keep(layout)
         yield
 
 

@@ -28,6 +28,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,6 +37,7 @@ from training.contract.errors import DataError
 from training.contract.files import write_atomic
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
+from training.ingest import forgotten
 from training.ingest.aside import DELIVERY
 from training.ingest.columns_file import COLUMNS_FILE, Mapped, read_columns
 from training.ingest.files import SUFFIXES, Asked, FileRows, column_types, is_data, read_file, slips
@@ -49,7 +51,7 @@ from training.ingest.landing import (
     write_partition,
 )
 from training.ingest.merging import FILES, MERGED
-from training.ingest.schema import TIMESTAMP, TableSpec, local_day_sql, table_spec
+from training.ingest.schema import TIMESTAMP, TableSpec, table_spec
 
 SOURCE = FILES
 _DELIVERY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
@@ -174,34 +176,52 @@ def _without_later(asked: Asked, place: Path, delivery: Delivery) -> tuple[Deliv
             f"clock is wrong, or its days are not cut in calendar.timezone, {settings.calendar.timezone}",
             breaks="times",
         )
-    reason = f"expected: {spec.time} lies in the delivery's day, {asked.day}, or before"
-    rows = later.append_column("reason", pa.repeat(reason, later.num_rows))
-    write_atomic(path, lambda temporary: pq.write_table(rows, temporary))
-    return replace(delivery, rows=delivery.rows.filter(pc.invert(is_later))), later.num_rows
+    rows = forgotten.without(settings.layout, later, spec.time, at=end)
+    if rows.num_rows:
+        reason = f"expected: {spec.time} lies in the delivery's day, {asked.day}, or before"
+        rows = rows.append_column("reason", pa.repeat(reason, rows.num_rows))
+        write_atomic(path, lambda temporary: pq.write_table(rows, temporary))
+    else:
+        path.unlink(missing_ok=True)
+    kept = delivery.rows.filter(pc.invert(is_later))
+    return replace(delivery, rows=kept), later.num_rows
 
 
 def _merge(
     settings: Settings, spec: TableSpec, table: str, day: date, deliveries: Sequence[pa.Table]
 ) -> pa.Table:
     """Rows of ``day``, each key from the last delivery that has it."""
+    if table != USERS:
+        deliveries = [_of_day(settings, day, rows, spec.time) for rows in deliveries]
+    if len(deliveries) == 1:
+        return deliveries[0]
     key = ", ".join(f'"{name}"' for name in spec.key)
     numbered = [
         part.append_column("delivery", pa.repeat(n, part.num_rows)) for n, part in enumerate(deliveries)
     ]
-    of_day = "true" if table == USERS else f"{local_day_sql(settings, spec.time)} = date '{day}'"
     with connect() as connection:
         connection.register("rows", pa.concat_tables(numbered))
         return connection.sql(
-            f"select * exclude (delivery) from rows where {of_day} "
+            "select * exclude (delivery) from rows "
             f"qualify delivery = max(delivery) over (partition by {key})"
         ).to_arrow_table()
 
 
+def _of_day(settings: Settings, day: date, rows: pa.Table, time: str) -> pa.Table:
+    start, end = (pa.scalar(settings.day_start(one), TIMESTAMP) for one in (day, day + timedelta(days=1)))
+    return rows.filter(pc.and_(pc.greater_equal(rows[time], start), pc.less(rows[time], end)))
+
+
 def _days(settings: Settings, spec: TableSpec, rows: pa.Table) -> list[date]:
-    with connect() as connection:
-        connection.register("rows", rows)
-        query = f"select distinct {local_day_sql(settings, spec.time)} from rows"
-        return [row[0] for row in connection.execute(query).fetchall()]
+    """The local days that rows are of."""
+    times = rows[spec.time]
+    if pc.count(times).as_py() == 0:
+        return []
+    first, last = (settings.calendar.day_of(moment.as_py()) for moment in pc.min_max(times).values())
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    starts = np.array([settings.day_start(day).timestamp() for day in days]) * 1e6
+    found = np.searchsorted(starts, pc.drop_null(times).cast(pa.int64()).to_numpy(), side="right")
+    return [days[n - 1] for n in np.unique(found).tolist()]
 
 
 def _read_delivery(asked: Asked, folder: Path) -> Delivery:
@@ -225,16 +245,14 @@ def _refuse_dates(asked: Asked, place: Path, rows: pa.Table) -> None:
         return
     time = asked.spec.time
     own = asked.zone(asked.mapped.source(time)) or "UTC"
-    with connect() as connection:
-        connection.register("rows", rows)
-        for zone in dict.fromkeys(("UTC", own, asked.settings.calendar.timezone)):
-            midnight = f"({time} at time zone '{zone}')::time = time '00:00:00'"
-            if connection.execute(f"select bool_and({midnight}) from rows").fetchall()[0][0]:
-                raise DataError(
-                    f"{place}: {time} is midnight ({zone}) in all of {rows.num_rows} rows: these are dates, "
-                    "without a time of day: bring the times",
-                    breaks="times",
-                )
+    for zone in dict.fromkeys(("UTC", own, asked.settings.calendar.timezone)):
+        wall = pc.local_timestamp(rows[time].cast(pa.timestamp("us", zone)))
+        if pc.all(pc.equal(wall, pc.floor_temporal(wall, unit="day"))).as_py():
+            raise DataError(
+                f"{place}: {time} is midnight ({zone}) in all of {rows.num_rows} rows: these are dates, "
+                "without a time of day: bring the times",
+                breaks="times",
+            )
 
 
 def _request_times(spec: TableSpec, rows: pa.Table) -> pa.Table:

@@ -5,8 +5,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -70,7 +72,7 @@ IDS = (int, float)
 
 @st.composite
 def deliveries(draw: st.DrawFn) -> dict[str, Any]:
-    count = draw(st.integers(2, 9))
+    count = draw(st.sampled_from((2, 5, 9)))
     return {
         "zone": draw(st.sampled_from(ZONES)),
         "day": draw(st.sampled_from(DAYS)),
@@ -116,16 +118,23 @@ def write(folder: Path, some: list[Row], drawn: dict[str, Any], zone: ZoneInfo) 
     return paths
 
 
+@cache  # zones, days and counts repeat
+def clean_lake(zone: str, day: date, requests: int) -> dict[str, bytes]:
+    """The lake of the same rows in one sound file."""
+    with TemporaryDirectory() as folder:
+        settings = news_settings(Path(folder) / "data", zone)
+        table = pa.Table.from_pylist(rows(settings, requests, day))
+        pq.write_table(table, place(Path(folder) / "logs", "a.parquet", day=day))
+        land_files(settings, day, Path(folder) / "logs")
+        return lake_bytes(settings)
+
+
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=deliveries())
 def test_the_same_tables_or_a_refusal_with_its_cause(tmp_path_factory: Any, drawn: dict[str, Any]) -> None:
     root, day = tmp_path_factory.mktemp("generated"), drawn["day"]
     settings = news_settings(root / "data", drawn["zone"])
     some = rows(settings, drawn["requests"], day)
-    pq.write_table(pa.Table.from_pylist(some), place(root / "clean", "a.parquet", day=day))
-    clean = news_settings(root / "clean_data", drawn["zone"])
-    land_files(clean, day, root / "clean")
-
     paths = write(root / "logs", some, drawn, settings.calendar.zone)
     causes = [drawn["times"].refused] if drawn["times"].refused else []
     if drawn["cut_off"]:
@@ -140,4 +149,4 @@ def test_the_same_tables_or_a_refusal_with_its_cause(tmp_path_factory: Any, draw
     else:
         event(f"landed: {drawn['times'].name}")
         assert not drawn["cut_off"] or record["tables"]["impressions"]["rows"] == len(some)
-        assert lake_bytes(settings) == lake_bytes(clean)
+        assert lake_bytes(settings) == clean_lake(drawn["zone"], day, drawn["requests"])
