@@ -28,6 +28,7 @@ from dags.command_line import (
     sample,
     stack,
     status,
+    worker,
 )
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
@@ -258,6 +259,7 @@ def down() -> None:
         console.print(f"{service.name:8s} {'stopped' if stopped else 'was not running'}")
 
 
+app.command()(worker.worker)
 app.command()(reward.reward)
 app.command()(experiment.experiment)
 

@@ -104,6 +104,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _workers(self) -> Self:
+        if self.orchestration.executor == "celery" and "airflow" not in self.postgres.uses:
+            raise ValueError(
+                "orchestration.executor: celery needs Airflow's metadata in PostgreSQL: add airflow to "
+                "postgres.uses"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedule(self) -> Self:
         """A night's run whose hour is left out when clocks are put forward would be of another day."""
         fields = self.orchestration.schedule.split()
