@@ -113,6 +113,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _replicas(self) -> Self:
+        if self.serving.index == "redis" and self.store.online != "redis":
+            raise ValueError("serving.index: redis is kept beside the states: set store.online: redis, too")
+        return self
+
+    @model_validator(mode="after")
     def _schedule(self) -> Self:
         """A night's run whose hour is left out when clocks are put forward would be of another day."""
         fields = self.orchestration.schedule.split()
