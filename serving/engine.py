@@ -41,13 +41,7 @@ class Engine:
         self._settings = settings
         self._spec_version, self._heads = settings.state_spec.version, list(settings.fusion.names)
         serving, layout = settings.serving, settings.layout
-        self._index = RequestIndex(
-            layout.serving / "requests.sqlite",
-            settings.session.gap_minutes,
-            reward=partial(item_reward, settings),
-            negative=partial(is_negative, settings),
-            text_users=settings.ids.kept("user_id") == "string",
-        )
+        self._index = _index_of(settings)
         self._decision_files = DayFiles(layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(layout.serving_log / "feedback", worker)
         self._champion = ChampionFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
@@ -189,6 +183,21 @@ class Engine:
         self._challenger.look()
         self._assignment.look()
         self._features.look()
+
+
+def _index_of(settings: Settings) -> RequestIndex:
+    options: dict[str, Any] = {
+        "gap_minutes": settings.session.gap_minutes,
+        "reward": partial(item_reward, settings),
+        "negative": partial(is_negative, settings),
+        "text_users": settings.ids.kept("user_id") == "string",
+    }
+    if settings.serving.index == "file":
+        return RequestIndex(settings.layout.serving / "requests.sqlite", **options)
+    from serving.log.index.shared import SharedIndex, client
+
+    copy = settings.layout.serving / f"guardrail.{settings.serving.replica}.sqlite"
+    return SharedIndex(client(settings.store), copy, **options)
 
 
 def _described(champion: Champion | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from serving.http.app import Outermost, create_app
 from serving.policy.champion import Source
 from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
-from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
+from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings, load_settings
 
 TOKEN_VARIABLE = "MTF_TOKEN"  # noqa: S105
 PACKED = Path(__file__).resolve().parent.parent / "packed"
@@ -48,6 +48,15 @@ def token() -> str:
     return value
 
 
+def refuse_unnamed(settings: Settings) -> None:
+    """Raises :class:`SettingsError` when replicas share an index, and this one has no name."""
+    if settings.serving.index == "redis" and not settings.serving.replica:
+        raise SettingsError(
+            "serving.replica: is empty, and serving.index: redis is for replicas, each of another name: set "
+            f"${ENV_PREFIX}SERVING__REPLICA on each machine"
+        )
+
+
 _settings = settings_in_use()
 _app = create_app(_settings)
 connections.keep(_settings.serving)
@@ -69,15 +78,17 @@ class RankService:
     def check() -> None:
         """Before the first worker: a start that cannot succeed ends here, with its reason."""
         token()
+        refuse_unnamed(_settings)
 
     def __init__(self) -> None:
         from serving.control import metrics
         from serving.engine import Engine
+        from serving.log.day_files import worker_name
 
         _configure_logs()
         end_with_parent()  # a worker whose supervisor was killed would keep the port from the next one
         metrics.forget_dead_workers()
-        worker = f"w{bentoml.server_context.worker_index or 0}"
+        worker = worker_name(_settings.serving.replica, bentoml.server_context.worker_index or 0)
         sources = [
             Source(_settings.layout.champion, _settings.data),
             Source(PACKED_CHAMPION, PACKED),

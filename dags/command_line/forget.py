@@ -26,7 +26,7 @@ def forget(
     settings = stopped()
     chosen = _as_logged(settings, user)
     with busy(f"forgetting a user in {settings.data}"):
-        found = forgetting.forget(settings, chosen, lambda: log.forget(settings.layout, chosen))
+        found = forgetting.forget(settings, chosen, lambda: log.forget(settings, chosen))
     told = {
         "lines": "lines of the service's log",
         "lake": "rows of the lake",

@@ -29,6 +29,7 @@ from dags.command_line import (
     stack,
     status,
     upgrade,
+    worker,
 )
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
@@ -262,6 +263,7 @@ def down() -> None:
         console.print(f"{service.name:8s} {'stopped' if stopped else 'was not running'}")
 
 
+app.command()(worker.worker)
 app.command()(reward.reward)
 app.command()(experiment.experiment)
 

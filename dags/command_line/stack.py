@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dags import workers
 from dags.pools import WAREHOUSE_POOL
 from serving.state import missing
 from training.contract import databases
@@ -25,10 +26,10 @@ from training.contract.settings import SETTINGS_VARIABLE, Settings
 if TYPE_CHECKING:
     import httpx
 
-# Airflow imports this in each of its processes. The scheduler's tasks are forks of it.
+# Airflow imports this in each of its processes. Tasks are forks of its scheduler, or of Celery's workers.
 LOCAL_SETTINGS = """import sys
 
-if "scheduler" in sys.argv:
+if {parent!r} in sys.argv:
     import dags.preload  # noqa: F401
 """
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,8 +56,12 @@ class Service:
     @property
     def address(self) -> str:
         """Where this machine reaches it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 -- not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return _address(self.host, self.port)
+
+
+def _address(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def executable(name: str) -> str:
@@ -82,7 +87,8 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
 
     from training.operations import lineage
 
-    home = settings.layout.airflow
+    home, airflow = settings.layout.airflow, settings.orchestration
+    address = _address(airflow.airflow_host, airflow.airflow_port)
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -96,22 +102,21 @@ def airflow_environment(settings: Settings, settings_file: Path) -> dict[str, st
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": databases.airflow(settings),
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__PARALLELISM": "2",
+        "AIRFLOW__CORE__PARALLELISM": str(airflow.parallelism),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(settings.orchestration.airflow_port),
+        "AIRFLOW__API__HOST": airflow.airflow_host,
+        "AIRFLOW__API__PORT": str(airflow.airflow_port),
         "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{settings.orchestration.airflow_port}",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": (
-            f"http://127.0.0.1:{settings.orchestration.airflow_port}/execution/"
-        ),
+        "AIRFLOW__API__BASE_URL": address,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__OPENLINEAGE__DISABLED": str(not settings.lineage.enabled),
         "AIRFLOW__OPENLINEAGE__NAMESPACE": settings.lineage.namespace,
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage.transport(settings, "airflow")),
         "_AIRFLOW__AS_LIBRARY": "",
+        **(workers.environment(settings) if airflow.executor == "celery" else {}),
     }
 
 
@@ -151,11 +156,15 @@ def services(settings: Settings, settings_file: Path) -> list[Service]:
         ),
         Service(
             "airflow",
-            [executable("airflow"), "standalone"],
+            {
+                "local": [executable("airflow"), "standalone"],
+                "celery": [sys.executable, "-m", "dags.workers"],
+            }[settings.orchestration.executor],
             airflow_environment(settings, settings_file),
             settings.orchestration.airflow_port,
             "/api/v2/monitor/health",
             "orchestration.airflow_port",
+            settings.orchestration.airflow_host,
         ),
     ]
 
@@ -167,11 +176,15 @@ def start(settings: Settings, service: Service) -> None:
     """
     if pid_of(settings, service.name) is not None:
         return
+    workers.refuse_unfit(settings)
     refuse_taken(service)
     layout = settings.layout
     for folder in (layout.mlflow, layout.airflow, layout.bentos, layout.lineage):
         folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(settings.layout.airflow / "config" / "airflow_local_settings.py", LOCAL_SETTINGS)
+    parent = {"local": "scheduler", "celery": "worker"}[settings.orchestration.executor]
+    write_text_atomic(
+        layout.airflow / "config" / "airflow_local_settings.py", LOCAL_SETTINGS.format(parent=parent)
+    )
     log = log_file(settings, service.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
@@ -324,7 +337,7 @@ class Airflow:
     def __init__(self, settings: Settings):
         import httpx
 
-        self.address = f"http://127.0.0.1:{settings.orchestration.airflow_port}"
+        self.address = _address(settings.orchestration.airflow_host, settings.orchestration.airflow_port)
         passwords = settings.layout.airflow / "passwords.json"
         password = json.loads(passwords.read_text(encoding="utf-8"))["admin"]
         answer = httpx.post(

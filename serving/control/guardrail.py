@@ -39,6 +39,7 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.settings import GuardrailSettings, Settings
 from training.contract.shares import change_shares, read_shares
 
+_LEASES = 3.0  # looks that a lease lasts: another replica looks after so many that its holder missed
 _LEAST_CONTROL = 20  # requests of the static arm in the window, to compare slowness with
 _DAY_S = 86_400.0
 _QUICK_S = 0.1  # of processor time: a longer look at the sessions rests 20 times as long before the next
@@ -107,7 +108,7 @@ class Guardrail:
 
     def check(self) -> None:
         """One look. Raises :class:`MtfError`, sqlite3.Error or OSError; the next look tries again."""
-        if not self._is_ours():
+        if not self._is_ours() or not self._index.lead(_LEASES * self._rules.check_seconds):
             return
         seen: dict[str, Any] = {"checked_ts": history.now(), "arms": {}}
         with history.changing(self._settings.layout):

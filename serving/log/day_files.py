@@ -2,7 +2,9 @@
 
 Every process writes files of its own, locked while it lives, so that no two writers share a file and
 a file whose writer died can be told. A line counts when its newline is on disk: a last line without
-one was never acknowledged, is ignored by readers, and is cut by the next process to start.
+one was never acknowledged, is ignored by readers, and is cut by the next process to start: of the same
+replica of the service, for a lock need not be seen from another machine. Its name is in the worker's, before
+an ``@``.
 """
 
 import fcntl
@@ -19,7 +21,7 @@ import structlog
 
 from training.contract.errors import MtfError
 from training.contract.files import fsync_folder
-from training.contract.log import file_name
+from training.contract.log import file_name, worker_of
 
 _log = structlog.get_logger("mtf.serving.decision_log")
 _READ_BACK = 64 * 1024
@@ -69,7 +71,7 @@ class DayFiles:
         self._files: OrderedDict[str, _Open] = OrderedDict()
         self._sequence = 0
         folder.mkdir(parents=True, exist_ok=True)
-        cut_torn_tails(folder)
+        cut_torn_tails(folder, replica=worker.rpartition("@")[0])
 
     def write(self, lines: Sequence[tuple[str, bytes]]) -> list[Place]:
         """Append ``(day, line)`` pairs, each line without its newline, and flush them to disk.
@@ -155,13 +157,20 @@ def read_line(folder: Path, place: Place) -> bytes:
     return line
 
 
-def cut_torn_tails(folder: Path) -> list[Path]:
-    """Cut every file back to its last newline, except those that a living writer holds.
+def worker_name(replica: str, number: int) -> str:
+    """Of a worker process, in the names of its files."""
+    return f"{replica}@w{number}" if replica else f"w{number}"
+
+
+def cut_torn_tails(folder: Path, replica: str = "") -> list[Path]:
+    """Cut every file of a replica back to its last newline, except those that a living writer holds.
 
     Returns the files that were cut.
     """
     cut = []
     for path in sorted(folder.glob("*.jsonl")):
+        if worker_of(path).rpartition("@")[0] != replica:
+            continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

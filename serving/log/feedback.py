@@ -7,7 +7,6 @@ request did not rank, of which nothing is logged.
 """
 
 import asyncio
-import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from serving.http.parser import Parser
 from serving.http.requests import FeedbackRequest, RequestError
 from serving.log.day_files import DayFiles, LogError, encode
 from serving.log.index.events import KnownEvents, RequestEvents
+from serving.log.index.file import FAILURES
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.sessions import SessionRequest
 from serving.log.ranked_lines import RankedLine, RankedLines
@@ -83,7 +83,8 @@ class FeedbackPipeline:
         self.log: ThreadBatches[Encoded, KnownEvents] = ThreadBatches("feedback log", self._write, LogError)
 
     async def take(self, body: bytes) -> bytes:
-        owned = self._own(self._parser.feedback(body))
+        request = self._parser.feedback(body)
+        owned = self._own(request) if self._index.local else await asyncio.to_thread(self._own, request)
         metrics.feedback_not_ranked.inc(len(owned.not_ranked))
         moved = False
         if owned.tells:
@@ -121,7 +122,7 @@ class FeedbackPipeline:
                     "Send user_id and session_id with the feedback.",
                     status=404,
                 )
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise LogError(f"cannot read the request index: {error}") from error
         return _owned(request, event_ts, user_id, session_id, ranked)
 
@@ -174,7 +175,7 @@ class FeedbackPipeline:
                 await asyncio.to_thread(
                     self._index.events.not_moved, request_id, _items(owned.events), known.shown_before
                 )
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 _log.warning("feedback sent again will not move the state", reason=str(error))
         return moved
 

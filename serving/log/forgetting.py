@@ -16,23 +16,29 @@ from serving.log.index.request_index import forget as forget_in_index
 from serving.log.index.request_index import requests_of
 from training.contract.errors import MtfError
 from training.contract.files import write_atomic
-from training.contract.layout import Layout
 from training.contract.log import Id
+from training.contract.settings import Settings
 
 
-def forget(layout: Layout, user: Id) -> int:
-    """Take a user out of every file of the log and out of the index; how many lines they had.
+def forget(settings: Settings, user: Id) -> int:
+    """Take a user out of every replica's files of the log and out of the index; how many lines they had.
 
     Their decisions go last: these tell which requests are theirs, where nothing else does. Killed, run it
     again. Raises :class:`MtfError`, and changes nothing, while a service writes.
     """
+    layout = settings.layout
     files = sorted(layout.serving_log.glob("*/*.jsonl"), key=lambda path: path.parent.name == "decisions")
     for path in files:
         _refuse_written(path)
     requests = {request for path in files for request in _requests_of(path, user)}
     index = layout.serving / "requests.sqlite"
     requests |= set(requests_of(index, user))
-    forget_in_index(index, user, sorted(requests))
+    if settings.serving.index == "redis":
+        from serving.log.index import shared
+
+        shared.forget(shared.client(settings.store), user, sorted(requests))
+    for path in (index, *layout.serving.glob("guardrail.*.sqlite")):
+        forget_in_index(path, user, sorted(requests))
     return sum(_blank(path, user, requests) for path in files)
 
 

@@ -13,7 +13,6 @@ threads each would spend its time on the interpreter's lock, which it has to tak
 that gave it up; a machine's other cores are for other workers.
 """
 
-import sqlite3
 import time
 from datetime import UTC, datetime
 
@@ -25,6 +24,7 @@ from serving.http.ids import answered, logged
 from serving.http.parser import Parser
 from serving.http.requests import RequestError, new_id
 from serving.log.day_files import DayFiles, LogError, encode
+from serving.log.index.file import FAILURES
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import Session, SessionRequest
 from serving.log.times import local_day, timestamp
@@ -80,7 +80,7 @@ class Pipeline:
         # replayed traffic carries its own time
         self._deviations = Deviations(settings, replayed=settings.serving.accept_event_ts)
         self._measured = Measured(self._fusion)
-        ranking = LoopBatches if store.local else ThreadThenLoopBatches
+        ranking = LoopBatches if store.local and index.local else ThreadThenLoopBatches
         self._ranking = ranking("ranking", self._read_states, self._rank_batch, LogError, largest=_TOGETHER)
         self.log: ThreadBatches[Encoded, bytes] = ThreadBatches("decision log", self._write, LogError)
 
@@ -116,7 +116,7 @@ class Pipeline:
             sessions = self._index.sessions.of(
                 [SessionRequest(one.request.user_id, one.request.session_id, one.event_ts) for one in batch]
             )
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise LogError(f"cannot read the request index: {error}") from error
         until = self._features.until  # before the read: the states are at least as new
         states = self._store.read(

@@ -118,6 +118,7 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
             "MTF_TOKEN": secrets.token_hex(16),
             f"{ENV_PREFIX}DATA": str(data),
             f"{ENV_PREFIX}SERVING__WORKERS": "1",
+            f"{ENV_PREFIX}SERVING__INDEX": "file",
             # of a day long past too, and on a machine that is busy training: whether the policy serves is
             # asked here, not how old the features are or how fast it is, which the gate measures itself
             f"{ENV_PREFIX}SERVING__MAX_FEATURES_AGE_HOURS": "1e6",

@@ -1,10 +1,7 @@
 """The scale profile's real servers, with passwords: PostgreSQL under Feast, MLflow and Airflow, and Redis."""
 
-import os
-import time
 from datetime import UTC, date, datetime, timedelta
 
-import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +16,8 @@ from serving.state.missing import StoreError
 from serving.state.online_state import OnlineState
 from serving.state.questions import Feedback, StateRequest
 from tests.end_to_end.conftest import LOOP, settings_of
-from tests.servers import files_with, postgres_server, redis_server
+from tests.end_to_end.scaled import PASSWORD, database, ended, scale_servers, sections
+from tests.servers import files_with
 from training import features
 from training.contract import databases
 from training.contract.errors import SettingsError
@@ -28,31 +26,13 @@ from training.contract.settings import PostgresSettings, Settings, StoreSettings
 from training.contract.state import history_columns
 from training.promotion import registry
 
-PASSWORD = "pw-3f9c0b7d51"  # noqa: S105 -- of the tests' own servers
 DAY = date(2026, 1, 5)
-USES = ("airflow", "feast", "mlflow")
-LOOP_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
 def servers():
-    before = {name: os.environ.get(name) for name in ("PGPASSWORD", databases.REDIS_PASSWORD)}
-    with (
-        postgres_server("mtf", PASSWORD, [f"mtf_{use}" for use in USES]) as postgres_port,
-        redis_server("--requirepass", PASSWORD) as redis_port,
-    ):
-        os.environ.update(dict.fromkeys(before, PASSWORD))
-        yield postgres_port, redis_port
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def sections(servers):
-    postgres_port, redis_port = servers
-    return {
-        "postgres": {"uses": USES, "host": "127.0.0.1", "port": postgres_port},
-        "store": {"online": "redis", "redis_url": f"127.0.0.1:{redis_port}", "redis_password": True},
-    }
+    with scale_servers() as ports:
+        yield ports
 
 
 @pytest.fixture
@@ -109,12 +89,6 @@ def test_a_missing_or_unfit_password_is_named(settings, monkeypatch):
         OnlineState(settings).read([StateRequest(1, "s", datetime.now(UTC))])
 
 
-def database(servers, use):
-    return psycopg.connect(
-        host="127.0.0.1", port=servers[0], user="mtf", password=PASSWORD, dbname=f"mtf_{use}"
-    )
-
-
 @pytest.mark.slow  # MLflow's migrations
 def test_mlflow_keeps_its_runs_and_aliases_in_postgres(settings, servers):
     policy = settings.layout.model(DAY) / "policy.safetensors"
@@ -136,7 +110,7 @@ def test_a_day_through_airflow_on_postgres(servers, tmp_path_factory, monkeypatc
     """``airflow standalone`` with LocalExecutor, as `mtf up` starts it, walks a day of real traffic."""
     folder = tmp_path_factory.mktemp("profile")
     file = folder / "mtf.yaml"
-    values = settings_of(folder, free_port()) | yaml.safe_load(yaml.safe_dump(sections_of_lists(servers)))
+    values = settings_of(folder, free_port()) | sections(servers)
     values["orchestration"] |= {"airflow_port": free_port(), "mlflow_port": free_port()}
     file.write_text(yaml.safe_dump(values))
     monkeypatch.setenv("MTF_SETTINGS", str(file))
@@ -154,7 +128,7 @@ def test_a_day_through_airflow_on_postgres(servers, tmp_path_factory, monkeypatc
         airflow.ensure_pool()
         airflow.wait_for_dags(list(LOOP))
         airflow.trigger("mtf_ingest", day.isoformat())
-        states = wait(airflow, day.isoformat())
+        states = ended(airflow, day)
     finally:
         for service in running:
             stack.stop(settings, service.name)
@@ -166,18 +140,3 @@ def test_a_day_through_airflow_on_postgres(servers, tmp_path_factory, monkeypatc
         assert {(dag, "success") for dag in LOOP} <= set(found.fetchall())
     assert not list(settings.data.rglob("airflow.db")) + list(settings.data.rglob("mlflow.db"))
     assert files_with(settings.data, PASSWORD) == []
-
-
-def sections_of_lists(servers):
-    own = sections(servers)
-    return own | {"postgres": own["postgres"] | {"uses": list(USES)}}
-
-
-def wait(airflow, day):
-    """The states in which the day's DAGs ended, or are after ``LOOP_SECONDS``."""
-    end = time.monotonic() + LOOP_SECONDS
-    while True:
-        states = {dag: next((r["state"] for r in airflow.runs(dag, day)), None) for dag in LOOP}
-        if "failed" in states.values() or set(states.values()) == {"success"} or time.monotonic() > end:
-            return states
-        time.sleep(1)

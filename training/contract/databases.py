@@ -30,13 +30,25 @@ def airflow(settings: Settings) -> str:
 def redis(settings: Settings) -> str:
     """Redis' connection string, as Feast takes it, with the variable's name in the password's place.
 
-    Raises :class:`SettingsError` when ``store.redis_password`` is on and the variable is not set, or has
-    characters that a connection string does not take as they are.
+    Raises :class:`SettingsError` as :func:`redis_password` does, where ``store.redis_password`` is on.
     """
     if not settings.store.redis_password:
         return settings.store.redis_url
+    redis_password("store.redis_password")
+    return f'{settings.store.redis_url},password="${{{REDIS_PASSWORD}}}"'
+
+
+def broker(settings: Settings) -> str:
+    """The address of Celery's broker, with the password of this process's environment."""
+    password = os.environ.get(REDIS_PASSWORD, "") if settings.orchestration.broker_password else ""
+    return f"redis://{f':{password}@' if password else ''}{settings.orchestration.broker}"
+
+
+def redis_password(setting: str) -> str:
+    """The password of the environment. Raises :class:`SettingsError`, which names ``setting``, when it is not
+    set, or has characters that a connection string does not take as they are."""
     value = os.environ.get(REDIS_PASSWORD, "")
     if not re.fullmatch(r"[A-Za-z0-9._~-]+", value):
         wrong = "may hold letters, digits and . _ ~ - only" if value else "is not set"
-        raise SettingsError(f"store.redis_password is on, and ${REDIS_PASSWORD} {wrong}")
-    return f'{settings.store.redis_url},password="${{{REDIS_PASSWORD}}}"'
+        raise SettingsError(f"{setting} is on, and ${REDIS_PASSWORD} {wrong}")
+    return value

@@ -174,6 +174,11 @@ def file_name(day: str, worker: str, sequence: int) -> str:
     return f"{day}.{worker}.{sequence:06d}.jsonl"
 
 
+def worker_of(path: Path) -> str:
+    """The process that wrote a log file."""
+    return path.name.split(".")[1]
+
+
 def files_of(folder: Path, day: date) -> list[Path]:
     """The files of a local day in one log's folder, sorted."""
     return sorted(folder.glob(f"{day.isoformat()}.*.jsonl"))

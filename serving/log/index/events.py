@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -47,8 +47,27 @@ class KnownEvents(NamedTuple):
     shown_now: frozenset[Id] | None = None
 
 
+class TakesEvents(Protocol):
+    """:meth:`add` belongs to the feedback log's thread, :meth:`not_moved` to any. Both raise
+    one of :data:`serving.log.index.file.FAILURES`."""
+
+    def add(self, batch: Sequence[RequestEvents]) -> list[KnownEvents]:
+        """Record feedback, all or none; an item's later event replaces its earlier one.
+
+        The session's reward moves by the difference.
+        """
+
+    def not_moved(self, request_id: str, items: Iterable[Id], shown: Collection[Id] | None = None) -> None:
+        """The store did not take this feedback: sent again, it still has to move the state.
+
+        ``shown`` is what the state knows to have been shown, as before this feedback.
+        """
+
+    def close(self) -> None: ...
+
+
 class Events:
-    """:meth:`add` belongs to the feedback log's thread, :meth:`not_moved` to any."""
+    """In SQLite."""
 
     def __init__(
         self,
@@ -61,10 +80,6 @@ class Events:
         self._reward, self._negative, self._clock = reward, negative, clock
 
     def add(self, batch: Sequence[RequestEvents]) -> list[KnownEvents]:
-        """Record feedback, all or none; an item's later event replaces its earlier one.
-
-        The session's reward moves by the difference. Raises sqlite3.Error.
-        """
         now = self._clock()
         known = []
         with self._lock, self._connection as connection:
@@ -90,10 +105,6 @@ class Events:
         return known
 
     def not_moved(self, request_id: str, items: Iterable[Id], shown: Collection[Id] | None = None) -> None:
-        """The store did not take this feedback: sent again, it still has to move the state.
-
-        ``shown`` is what the state knows to have been shown, as before this feedback.
-        """
         with self._lock, self._connection as connection:
             connection.execute(
                 "UPDATE shown SET moved = ? WHERE request_id = ?",

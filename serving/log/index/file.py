@@ -8,11 +8,20 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from training.contract.errors import MtfError
+
 _SCHEMA_VERSION = 6
 _TEXT_USERS = 1000  # is added to the version where users' ids are text
 # SQLite makes a number of a text of digits in a column of numbers, and so one id of 007 and 7. Ids have no
 # declared type, but where a user's is the row's own number, for speed.
 _USER_ROW = "user_id INTEGER PRIMARY KEY"
+
+
+class IndexUnreachable(MtfError):
+    """The index is behind a network, and did not answer or refused."""
+
+
+FAILURES = (sqlite3.Error, IndexUnreachable)
 
 
 def connect(path: Path) -> sqlite3.Connection:

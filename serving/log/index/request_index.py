@@ -108,8 +108,11 @@ class RequestIndex:
     """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
 
     ``reward`` gives the reward of one item's event, ``negative`` whether it has feedback of negative weight;
-    ``clock`` the epoch seconds that things are kept by. ``text_users``: users' ids are text.
+    ``clock`` the epoch seconds that things are kept by. ``text_users``: users' ids are text. ``local``:
+    it waits for no network.
     """
+
+    local = True
 
     def __init__(
         self,
@@ -125,31 +128,35 @@ class RequestIndex:
         self._writer = connect(path)
         prepare(self._writer, [part.TABLE for part in _PARTS], text_users)
         self._writer.executescript(_SERVED)
-        self.requests = requests.Requests(path)
-        self.sessions = sessions.Sessions(path, gap_minutes)
+        self.requests: requests.FindsRequests = requests.Requests(path)
+        self.sessions: sessions.Sessions = sessions.FileSessions(path, gap_minutes)
         self.counts = counts.Counts(path)
         self.returns = returns.Returns(path)
         self.tallies = tallies.Tallies(path)
-        self.events = events.Events(path, reward, negative, clock)
+        self.events: events.TakesEvents = events.Events(path, reward, negative, clock)
         self._clock, self._retention_s = clock, retention_s
         self._purged = 0.0
 
     def claim(self, asked: Sequence[tuple[str, Id]]) -> list[bool]:
         """Take request ids for their users, before they are logged; False for one that is another user's.
 
-        Raises sqlite3.Error.
+        Raises one of :data:`FAILURES`.
         """
         rows = self._writer.execute(requests.CLAIM, (orjson.dumps(asked).decode(), self._clock()))
         owners = dict(rows.fetchall())
         return [owners[request_id] == user_id for request_id, user_id in asked]
 
     def add(self, served: Sequence[ServedRequest], places: Iterable[Place] = repeat(NOWHERE)) -> None:
-        """Record served requests, and where their lines are, all or none. Raises sqlite3.Error."""
+        """Record served requests, and where their lines are, all or none. Raises one of :data:`FAILURES`."""
         now = self._clock()
         rows = [(*one, *place) for one, place in zip(served, places, strict=False)]
         self._writer.execute(_ADD, (orjson.dumps(rows).decode(), now))
         if now - self._purged > self._retention_s * _PURGE_SHARE:
             self._purge(now)
+
+    def lead(self, seconds: float) -> bool:
+        """Whether this machine's guardrail is the one to look, for so many seconds to come."""
+        return True
 
     def close(self) -> None:
         parts = (self.requests, self.sessions, self.counts, self.returns, self.tallies, self.events)

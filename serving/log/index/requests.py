@@ -6,7 +6,7 @@ logged, and refused to any other (:meth:`serving.log.index.request_index.Request
 
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from serving.log.day_files import Place
 from serving.log.index.file import connect
@@ -42,14 +42,22 @@ class Served(NamedTuple):
     place: Place
 
 
-class Requests:
+class FindsRequests(Protocol):
     """For any thread."""
+
+    def find(self, request_id: str) -> Served | None:
+        """A served request, or None. Raises one of :data:`serving.log.index.file.FAILURES`."""
+
+    def close(self) -> None: ...
+
+
+class Requests:
+    """In SQLite."""
 
     def __init__(self, path: Path) -> None:
         self._connection, self._lock = connect(path), threading.Lock()
 
     def find(self, request_id: str) -> Served | None:
-        """A served request, or None. Raises sqlite3.Error."""
         with self._lock:
             found = self._connection.execute(
                 "SELECT user_id, session_id, event_s, file, start, size FROM requests "

@@ -56,7 +56,7 @@ class Session(NamedTuple):
     epoch: int | None
 
 
-class _Last(NamedTuple):
+class Last(NamedTuple):
     """A user's last session: ``event_s`` is the time of its latest request, in seconds since 1970."""
 
     session_id: str
@@ -77,25 +77,19 @@ class _Last(NamedTuple):
 
 
 class Sessions:
-    """For any thread. What this process has seen is remembered beside the file, where it comes later."""
+    """For any thread. What this process has seen is remembered beside the stored, which comes later."""
 
-    def __init__(self, path: Path, gap_minutes: float) -> None:
-        # of the connection, and of what is remembered
-        self._connection, self._lock = connect(path), threading.Lock()
+    def __init__(self, gap_minutes: float) -> None:
+        self._lock = threading.Lock()  # of what is remembered, and of what reads the stored
         self._gap = timedelta(minutes=gap_minutes)
-        self._remembered: OrderedDict[Id, _Last] = OrderedDict()
+        self._remembered: OrderedDict[Id, Last] = OrderedDict()
 
     def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
         """The sessions of requests, in their order: each the one that it names, else the user's last, while
-        that is within the gap, else a new one. Raises sqlite3.Error.
+        that is within the gap, else a new one. Raises one of FAILURES.
         """
         with self._lock:
-            asked = {
-                user_id
-                for user_id, session_id, _ in requests
-                if (last := self._remembered.get(user_id)) is None or not last.is_of(session_id)
-            }
-            stored = self._stored(asked)
+            stored = self._stored({one.user_id for one in requests if not self._sure(*one)})
             return [self._of(*request, stored) for request in requests]
 
     def hold(self, user_id: Id, session_id: str, arm: str, epoch: int) -> None:
@@ -105,17 +99,26 @@ class Sessions:
             if last is not None and last.session_id == session_id and (last.arm, last.epoch) != (arm, epoch):
                 self._remembered[user_id] = last._replace(arm=arm, epoch=epoch)
 
-    def close(self) -> None:
-        self._connection.close()
+    def close(self) -> None: ...
 
-    def _of(self, user_id: Id, name: str | None, event_ts: datetime, stored: Mapping[Id, _Last]) -> Session:
-        event_s = event_ts.timestamp()
-        last = self._remembered.get(user_id)
+    def _sure(self, user_id: Id, name: str | None, event_ts: datetime) -> bool:
+        """Whether the session that it names runs, by what this process remembers: no other knows better."""
+        last = self._remembered.get(user_id) if name is not None else None
         if last is None or not last.is_of(name):
+            return False
+        return abs(event_ts.timestamp() - last.event_s) < self._gap.total_seconds() - 1.0  # within whole ones
+
+    def _of(self, user_id: Id, name: str | None, event_ts: datetime, stored: Mapping[Id, Last]) -> Session:
+        event_s = event_ts.timestamp()
+        last, known = self._remembered.get(user_id), stored.get(user_id)
+        if last is None or known is None:
+            last = last or known
+        elif last.is_of(name) == known.is_of(name):
             # the nearest in time: another worker may know a later one than this process, and a clock that
             # was set back leaves sessions of the future behind
-            known = [one for one in (stored.get(user_id), last) if one is not None]
-            last = min(known, key=lambda one: abs(event_s - one.event_s), default=None)
+            last = min(known, last, key=lambda one: (abs(event_s - one.event_s), one.arm is None))
+        elif known.is_of(name):
+            last = known
         if last is not None and (name is None or last.is_of(name)):
             if within_gap(last.event_ts, event_ts, self._gap):
                 name = last.session_id
@@ -126,10 +129,28 @@ class Sessions:
         if last is not None and last.session_id == session_id:
             arm, epoch = last.arm, last.epoch
         # remembered at once: the user's next request may come before this one is on disk
-        self._remember(user_id, _Last(session_id, event_s, arm, epoch))
+        self._remember(user_id, Last(session_id, event_s, arm, epoch))
         return Session(session_id, arm, epoch)
 
-    def _stored(self, users: Collection[Id]) -> dict[Id, _Last]:
+    def _stored(self, users: Collection[Id]) -> dict[Id, Last]:
+        """The last sessions of users, of those who have one."""
+        raise NotImplementedError
+
+    def _remember(self, user_id: Id, last: Last) -> None:
+        self._remembered[user_id] = last
+        self._remembered.move_to_end(user_id)
+        if len(self._remembered) > _REMEMBERED_USERS:
+            self._remembered.popitem(last=False)
+
+
+class FileSessions(Sessions):
+    """In SQLite."""
+
+    def __init__(self, path: Path, gap_minutes: float) -> None:
+        super().__init__(gap_minutes)
+        self._connection = connect(path)
+
+    def _stored(self, users: Collection[Id]) -> dict[Id, Last]:
         if not users:
             return {}
         marks = ",".join("?" * len(users))
@@ -137,10 +158,7 @@ class Sessions:
             f"SELECT user_id, session_id, event_s, arm, epoch FROM sessions WHERE user_id IN ({marks})",  # noqa: S608 -- question marks
             tuple(users),
         )
-        return {user_id: _Last(*rest) for user_id, *rest in rows}
+        return {user_id: Last(*rest) for user_id, *rest in rows}
 
-    def _remember(self, user_id: Id, last: _Last) -> None:
-        self._remembered[user_id] = last
-        self._remembered.move_to_end(user_id)
-        if len(self._remembered) > _REMEMBERED_USERS:
-            self._remembered.popitem(last=False)
+    def close(self) -> None:
+        self._connection.close()

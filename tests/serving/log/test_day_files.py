@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.log.day_files import DayFiles, cut_torn_tails
+from serving.log.day_files import DayFiles, cut_torn_tails, worker_name
 
 DAY = "2026-01-05"
 
@@ -66,6 +66,20 @@ def test_a_torn_tail_is_cut_on_start_but_not_under_a_living_writer(tmp_path):
     assert cut_torn_tails(tmp_path) == []
     living.close()
     assert cut_torn_tails(tmp_path) == [held]
+
+
+def test_a_replica_cuts_no_file_of_another(tmp_path):
+    files = {}
+    for replica in ("", "a", "b"):
+        files[replica] = tmp_path / f"{DAY}.{worker_name(replica, 0)}-dead.000000.jsonl"
+        files[replica].write_bytes(b"1\ntorn")
+    DayFiles(tmp_path, worker_name("a", 3)).close()  # cuts as it starts
+    assert {replica: path.read_bytes() for replica, path in files.items()} == {
+        "": b"1\ntorn",
+        "a": b"1\n",
+        "b": b"1\ntorn",
+    }
+    assert cut_torn_tails(tmp_path) == [files[""]]
 
 
 def test_a_failed_append_leaves_no_part_of_it(tmp_path):

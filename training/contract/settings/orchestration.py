@@ -1,11 +1,31 @@
 """When a day runs, how long it may take, and who is told: Airflow, alerts, lineage."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from training.contract.settings.section import Positive, Section
 
 
 class OrchestrationSettings(Section):
+    executor: Literal["local", "celery"] = Field(
+        "local", description="what runs Airflow's tasks: its scheduler, or Celery's workers (`make scale`)"
+    )
+    workers: int = Field(
+        2, ge=0, description="of Celery, a task at a time each, that `mtf up` starts; `mtf worker` adds one"
+    )
+    parallelism: int = Field(2, ge=1, description="tasks at a time, on all machines together")
+    broker: str = Field(
+        "localhost:6379/1",
+        pattern=r"^[A-Za-z0-9._-]+:[0-9]+/[0-9]+$",
+        description="host:port/database of the Redis that Celery takes its tasks from",
+    )
+    broker_password: bool = Field(False, description="whether the broker asks for $MTF_REDIS_PASSWORD")
+    airflow_host: str = Field(
+        "127.0.0.1",
+        pattern=r"^[0-9A-Fa-f.:]+$",
+        description="address that Airflow listens on and workers reach it by: one of this machine's",
+    )
     airflow_port: int = Field(8080, ge=1, le=65535)
     mlflow_port: int = Field(5000, ge=1, le=65535)
     schedule: str = Field(

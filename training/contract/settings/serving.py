@@ -77,6 +77,16 @@ class ServingSettings(Section):
     host: str = Field("127.0.0.1", description="address to listen on: 0.0.0.0 for all of the machine's")
     port: int = Field(3000, ge=1, le=65535)
     workers: int = Field(1, ge=1)
+    index: Literal["file", "redis"] = Field(
+        "file",
+        description="where requests, sessions and feedback of two days are known: in a file of this machine, "
+        "or for all replicas in the Redis of store.redis_url",
+    )
+    replica: str = Field(
+        "",
+        pattern=r"^[a-z0-9_-]{0,40}$",
+        description="name of this replica of the service, in the names of its log files; each has another",
+    )
     shares: ShareSettings = ShareSettings()
     max_exploration: Share = Field(
         0.1, description="most that random, noise and box may take of the users together (ours)"

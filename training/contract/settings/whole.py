@@ -106,6 +106,21 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _workers(self) -> Self:
+        if self.orchestration.executor == "celery" and "airflow" not in self.postgres.uses:
+            raise ValueError(
+                "orchestration.executor: celery needs Airflow's metadata in PostgreSQL: add airflow to "
+                "postgres.uses"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas(self) -> Self:
+        if self.serving.index == "redis" and self.store.online != "redis":
+            raise ValueError("serving.index: redis is kept beside the states: set store.online: redis, too")
+        return self
+
+    @model_validator(mode="after")
     def _schedule(self) -> Self:
         """A night's run whose hour is left out when clocks are put forward would be of another day."""
         fields = self.orchestration.schedule.split()

@@ -1,12 +1,11 @@
 import time
 
 from serving.log.index.counts import ArmCounts
-from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.request_index import ServedRequest
 
 
-def test_requests_are_counted_by_arm_and_policy_over_all_workers(tmp_path):
-    path = tmp_path / "requests.sqlite"
-    for index in (RequestIndex(path, 30), RequestIndex(path, 30)):
+def test_requests_are_counted_by_arm_and_policy_over_all_workers(make_index):
+    for index in (make_index(), make_index()):
         index.add(
             [
                 ServedRequest(
@@ -17,6 +16,7 @@ def test_requests_are_counted_by_arm_and_policy_over_all_workers(tmp_path):
             ]
         )
     now = time.time()
+    assert index.lead(60.0)
     assert index.counts.between(now - 60, now) == {
         ("champion", "p"): ArmCounts(4, 2, 2, 6, 32),
         ("static", ""): ArmCounts(2),

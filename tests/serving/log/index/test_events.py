@@ -1,7 +1,7 @@
 import time
 
 from serving.log.index.events import KnownEvents, RequestEvents
-from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.request_index import ServedRequest
 from serving.log.index.returns import ArmReturns
 
 
@@ -9,8 +9,8 @@ def event(item: int, **values: int) -> dict[str, int]:
     return {"item_id": item, **values}
 
 
-def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
-    index = RequestIndex(tmp_path / "requests.sqlite", 30, reward=lambda e: float(e.get("is_click", 0)))
+def test_feedback_sent_again_replaces_and_rewards_by_the_difference(make_index):
+    index = make_index(reward=lambda e: float(e.get("is_click", 0)))
     index.add([ServedRequest("r1", 5, "s1", 0.0, "static")])
     one, two, worse = event(1, is_click=1), event(2, is_click=1), event(1, is_click=0)
     assert index.events.add([RequestEvents("r1", "s1", {1: one, 2: two})]) == [KnownEvents([], [one, two])]
@@ -18,6 +18,7 @@ def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
     [known] = index.events.add([RequestEvents("r1", "s1", {1: worse})])
     assert known.before == [one, two] and sorted(known.now, key=lambda e: e["item_id"]) == [worse, two]
     now = time.time()
+    assert index.lead(60.0)
     [(key, found)] = index.returns.of_sessions(0.0, now + 1).items()
     assert key == ("static", "") and found == ArmReturns(1, 1.0, 1.0, found.first)
     # what the store did not take still has to move the state
@@ -26,8 +27,8 @@ def test_feedback_sent_again_replaces_and_rewards_by_the_difference(tmp_path):
     assert known.before == [two] and len(known.now) == 2
 
 
-def test_what_is_said_to_be_shown_adds_up(tmp_path):
-    index = RequestIndex(tmp_path / "requests.sqlite", 30)
+def test_what_is_said_to_be_shown_adds_up(make_index):
+    index = make_index()
 
     def shown(items, **events):
         [known] = index.events.add([RequestEvents("r1", "s1", events, items)])

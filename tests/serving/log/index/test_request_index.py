@@ -19,8 +19,8 @@ def found(index: RequestIndex, request_id: str) -> tuple[int, str]:
     return served.user_id, served.session_id
 
 
-def test_old_requests_are_forgotten(tmp_path):
-    index = RequestIndex(tmp_path / "requests.sqlite", 30, retention_s=0.2)
+def test_old_requests_are_forgotten(make_index):
+    index = make_index(retention_s=0.2)
     index.add([entry("old", 5, "s1", 0.0)])
     time.sleep(0.25)
     index.add([entry("new", 6, "s2", 0.0)])

@@ -23,10 +23,8 @@ def session(index: RequestIndex, user_id: int, session_id: str | None, event_ts:
 
 
 @pytest.fixture
-def index(tmp_path):
-    index = RequestIndex(tmp_path / "requests.sqlite", gap_minutes=30)
-    yield index
-    index.close()
+def index(make_index):
+    return make_index()
 
 
 def test_a_request_without_a_session_continues_the_last_within_the_gap(index):
@@ -44,9 +42,8 @@ def test_a_named_session_is_kept_and_continued(index):
     assert session(index, 5, "other", NOON + timedelta(minutes=2)) == "other"
 
 
-def test_a_named_session_is_cut_after_the_gap_and_goes_on_under_the_name_of_the_cut(tmp_path):
-    path = tmp_path / "requests.sqlite"
-    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+def test_a_named_session_is_cut_after_the_gap_and_goes_on_under_the_name_of_the_cut(make_index):
+    one, two = make_index(), make_index()
     one.sessions.hold(5, session(one, 5, "mine", NOON), "noise", 3)
     later = NOON + timedelta(minutes=31)
     cut = f"mine~{int(later.timestamp()) * 1_000_000}"
@@ -60,9 +57,8 @@ def test_a_named_session_is_cut_after_the_gap_and_goes_on_under_the_name_of_the_
     assert session(one, 5, "mine~too", later) == "mine~too"
 
 
-def test_another_workers_later_session_is_continued(tmp_path):
-    path = tmp_path / "requests.sqlite"
-    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+def test_another_workers_later_session_is_continued(make_index):
+    one, two = make_index(), make_index()
     assert session(one, 5, "first", NOON) == "first"
     two.add([entry("r2", 5, "second", (NOON + timedelta(minutes=5)).timestamp())])
     assert session(one, 5, None, NOON + timedelta(minutes=6)) == "second"
@@ -70,10 +66,10 @@ def test_another_workers_later_session_is_continued(tmp_path):
     assert session(one, 5, None, NOON + timedelta(minutes=7)) == "second"
 
 
-def test_a_clock_set_back_splits_no_session_in_any_worker(tmp_path):
-    path, wrong = tmp_path / "requests.sqlite", NOON + timedelta(hours=1)
+def test_a_clock_set_back_splits_no_session_in_any_worker(make_index):
+    wrong = NOON + timedelta(hours=1)
     now = [wrong]
-    one, two = (RequestIndex(path, 30, clock=lambda: now[0].timestamp()) for _ in range(2))
+    one, two = (make_index(clock=lambda: now[0].timestamp()) for _ in range(2))
     for index in (one, two):
         session(index, 5, "of the future", wrong)
     one.add([entry("r1", 5, "of the future", wrong.timestamp())])
@@ -86,9 +82,8 @@ def test_a_clock_set_back_splits_no_session_in_any_worker(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["s1", None])
-def test_a_session_keeps_its_arm_and_epoch_in_every_worker_and_a_new_one_has_none(tmp_path, named):
-    path = tmp_path / "requests.sqlite"
-    one, two = RequestIndex(path, 30), RequestIndex(path, 30)
+def test_a_session_keeps_its_arm_and_epoch_in_every_worker_and_a_new_one_has_none(make_index, named):
+    one, two = make_index(), make_index()
     assert session_of(one, 5, "s1", NOON) == ("s1", None, None)
     one.sessions.hold(5, "s1", "noise", 3)
     assert session_of(one, 5, named, NOON + timedelta(minutes=1)) == ("s1", "noise", 3)

@@ -3,18 +3,16 @@
 import pytest
 
 from serving.log.index.events import RequestEvents
-from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.request_index import ServedRequest
 from serving.log.index.tallies import SHRINK, Comparison
 
 NEW, OLD = ("challenger", "new"), ("champion", "old")
 
 
 class Index:
-    def __init__(self, path) -> None:
+    def __init__(self, make_index) -> None:
         self.now = 1.0
-        self.index = RequestIndex(
-            path / "requests.sqlite",
-            30,
+        self.index = make_index(
             reward=lambda e: e["reward"],
             negative=lambda e: bool(e.get("hate")),
             clock=lambda: self.now,
@@ -30,6 +28,7 @@ class Index:
         )
 
     def add(self, *comparisons: Comparison, idle: float = 0.0) -> int:
+        assert self.index.lead(60.0)
         return self.tallies.add(comparisons, self.now - idle, self.now)
 
     def sums(self) -> dict[int, tuple]:
@@ -41,10 +40,8 @@ class Index:
 
 
 @pytest.fixture
-def index(tmp_path):
-    made = Index(tmp_path)
-    yield made
-    made.index.close()
+def index(make_index):
+    return Index(make_index)
 
 
 def comparison(since: float = 0.0, key: str = "k") -> Comparison:
