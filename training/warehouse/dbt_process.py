@@ -48,7 +48,7 @@ def main(answer: Path) -> None:
 def _rows(query: str) -> list[dict[str, Any]]:
     from dbt.adapters.factory import get_adapter_by_type
 
-    adapter = get_adapter_by_type("spark")
+    adapter = get_adapter_by_type("spark")  # type: ignore[no-untyped-call]
     with adapter.connection_named("examples"):
         _, rows = adapter.execute(f"select * from ({query}) order by all limit {MOST}", fetch=True)  # noqa: S608
         return [dict(zip(rows.column_names, row.values(), strict=True)) for row in rows.rows]

@@ -43,7 +43,7 @@ class Spark:
         self._settings = settings.warehouse.spark
         self._folder = settings.layout.spark_tables.resolve()
         self._scratch = self._folder.with_name("spark_scratch")
-        self.target = self._settings.target
+        self.target: str = self._settings.target
         self.namespace = f"file://{self._folder}"
 
     def built(self) -> bool:
