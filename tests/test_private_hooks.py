@@ -30,6 +30,7 @@ from feature_repo.feast_hooks import redis_client, redis_field
 from serving.control.gathered import Gathered, GatheredCounter
 from tests.servers import redis_server
 from training.contract.settings import Settings
+from training.contract.sources import ROOMS
 
 ROOT = Path(__file__).parents[1]
 HOLDS_FOR = {
@@ -60,11 +61,27 @@ def test_the_library_is_of_a_version_that_the_hooks_hold_for(library):
 
 def private(path: Path) -> Iterator[str]:
     """Private names that a module takes from another one, or reads of objects that it did not make: those
-    that no assignment, function, class or slot of its own defines."""
+    that no assignment, function, class or slot of its own defines, nor a class of ours that it extends."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     own = {"_fields", "_replace", "_asdict"}  # of a NamedTuple: documented
+    ours = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ROOMS
+        for alias in node.names
+    }
+    inherited = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.bases
+        if all(isinstance(base, ast.Name) and base.id in ours for base in node.bases)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id == "self"
+    }
     read = []
     for node in ast.walk(tree):
+        if id(node) in inherited:
+            continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             own.add(node.name)
         elif isinstance(node, ast.Attribute):

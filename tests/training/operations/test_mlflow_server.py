@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from serving.release.bento import free_port
 from tests.training.operations.report.chromium import chromium
@@ -14,6 +15,7 @@ from tests.training.operations.report.chromium import chromium
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow  # a browser comes with no wheel
 def test_the_pages_ask_nobody_else_and_have_neither_assistant_nor_banner(tmp_path):
     port = free_port()
     address = f"http://127.0.0.1:{port}"
