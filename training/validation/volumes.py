@@ -51,6 +51,8 @@ def judged(
     found.measures["recent_median_rows"] = statistics.median(like)
     _check(found, "rows_to_recent_median", f"{now} rows", now, like, severity)
     every = sorted({name for sources in (today, *days.values()) for name in sources})
+    if "service" in today and "world" not in today:
+        every = [name for name in every if name != "world"]  # its past leads up to the service's first day
     for source in every if len(every) > 1 else ():
         past = [sources[source] for sources in days.values() if source in sources]
         rows = today.get(source, 0)

@@ -74,6 +74,8 @@ TOTAL, SERVICE, FILES = (
         ("the log is missing", {"files": 500}, [HALF] * 3, {TOTAL: "critical", SERVICE: "warning"}),
         ("half of the files are missing", {"files": 500}, [ALL] * 3, {TOTAL: "critical"}),
         ("a shard of the files is missing", {"files": 200, "service": 500}, [HALF] * 3, {FILES: "warning"}),
+        ("the service after a simulated past", DONE, [{"world": 1000}] * 3, {}),
+        ("half of a simulated past's", {"service": 500}, [{"world": 1000}] * 3, {TOTAL: "critical"}),
     ],
 )
 def test_volume_is_judged_by_what_brings_it(tmp_path, name, today, past, expected) -> None:
