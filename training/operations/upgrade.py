@@ -143,7 +143,10 @@ def _records(layout: Layout) -> None:
         if trained is None or "pool" in trained or "sha256" not in trained:
             continue
         name = trained.get("algorithm", "batchrl_mtf")
-        one = {key: trained[key] for key in ("policy", "sha256", "version", "curves") if key in trained}
+        named = ("policy", "sha256", "version", "steps", "curves")
+        one = {"steps": 0, "curves": {}, "summary": {}} | {
+            key: trained[key] for key in named if key in trained
+        }
         if judged is not None and "chosen" not in judged:
             chosen = {key: one[key] for key in ("policy", "sha256", "version") if key in one}
             write_record(layout, day, "evaluate", judged | {"chosen": name} | chosen)
