@@ -43,6 +43,7 @@ class DuckDB:
         import dbt.adapters.duckdb
         import dbt.cli.main  # noqa: F401
 
+        multiprocessing.current_process().daemon = False  # as Celery's are, which may then not have children
         context = multiprocessing.get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_invoke, args=(sender, arguments, environment, folder), name="dbt")
