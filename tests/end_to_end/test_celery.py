@@ -3,6 +3,7 @@
 What comes out is what the embedded default makes of the same logs.
 """
 
+import contextlib
 import re
 import shutil
 import time
@@ -110,19 +111,28 @@ def workers_of(standalone):
 
 def kill_the_worker_of(airflow, dag, task, standalone):
     """Once the task runs: its worker, with all its processes at once, as when a machine is lost."""
-    wait(
-        lambda: any(
-            one["task_id"] == task and one["state"] == "running" for one in tasks(airflow, dag, SECOND)
-        )
-    )
-    (busy,) = [w for w in workers_of(standalone).values() if is_busy(w)]
-    for process in [*busy.children(recursive=True), busy]:
+    busy: list[psutil.Process] = []
+
+    def runs() -> bool:
+        for one in tasks(airflow, dag, SECOND):
+            if one["task_id"] == task and one["state"] == "running":
+                busy.extend(w for w in workers_of(standalone).values() if works_on(w, one["id"]))
+        return bool(busy)
+
+    wait(runs)
+    (worker,) = busy
+    for process in [*worker.children(recursive=True), worker]:
         process.kill()
-    return busy.pid
+    return worker.pid
 
 
-def is_busy(worker):
-    return any("supervisor" in " ".join(child.cmdline()) for child in worker.children(recursive=True))
+def works_on(worker: psutil.Process, instance: str) -> bool:
+    """Whether a process below the worker is named for the task instance."""
+    for child in worker.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended while it was looked at
+            if instance in " ".join(child.cmdline()):
+                return True
+    return False
 
 
 def tasks(airflow, dag, day):
