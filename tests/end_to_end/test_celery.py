@@ -164,12 +164,16 @@ def assert_same(expected, settings):
     assert np.count_nonzero(states)
 
 
-# when, how long, by which code and settings, and where it was written down
+# when, how long, by which code and settings, where it was written, and what one kind of store purges itself
 OWN = {"seconds", "why", "inputs", "lineage", "run_id", "model_version", "latency_ms", "page", "data_docs"}
+OWN |= {"promoted_ts", "purged"}
+TIMED = ("latency", "smoke")  # rules of the gate that tell milliseconds
 
 
 def plain(record):
     """What a record says of the day itself."""
     if isinstance(record, dict):
+        if record.get("rule") in TIMED:
+            return {name: record[name] for name in ("rule", "passed")}
         return {name: plain(value) for name, value in record.items() if name not in OWN}
     return [plain(one) for one in record] if isinstance(record, list) else record
