@@ -176,4 +176,6 @@ def plain(record):
         if record.get("rule") in TIMED:
             return {name: record[name] for name in ("rule", "passed")}
         return {name: plain(value) for name, value in record.items() if name not in OWN}
+    if isinstance(record, float):
+        return float(f"{record:.12g}")  # a sum in another order, as the cores were free
     return [plain(one) for one in record] if isinstance(record, list) else record
