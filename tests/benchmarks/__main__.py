@@ -18,6 +18,7 @@ from tests.benchmarks import (
     nights,
     outside,
     publish,
+    request_index,
     returns,
     scale,
     stages,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "day": (day, "A whole small day"),
     "world": (world, "The worth of weights in the simulated world"),
     "log_information": (log_information, "What a log of exploration holds about the long run"),
+    "request_index": (request_index, "The index of requests, in a file and in Redis"),
     "demo": (demo, "The demo"),
     "engines": (engines, "The warehouse on DuckDB and on Spark"),
 }

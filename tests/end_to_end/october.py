@@ -17,14 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from dags import earlier_days, stages
 from serving.release.client import Client, Ranking
+from tests.end_to_end import small_days
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.log import DECISION, files_of
 from training.contract.records import write_record
-from training.contract.settings import Settings, load_settings
+from training.contract.settings import Settings
 from training.ingest.schema import conform, table_spec
 
 ZONE = "Europe/Berlin"
@@ -77,11 +77,7 @@ def write_settings(folder: Path, **more: dict[str, Any]) -> Settings:
         },
         "gate": {"evidence": "offline", "parity_sample": 50},
     }
-    for section, entries in more.items():
-        chosen[section] = {**chosen.get(section, {}), **entries}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mtf.yaml").write_text(yaml.safe_dump(chosen))
-    return load_settings(folder / "mtf.yaml")
+    return small_days.written(folder, chosen, more)
 
 
 # --- the facts

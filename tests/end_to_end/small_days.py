@@ -75,7 +75,11 @@ def values(data: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, more: dict[str, dict[str, Any]] | None = None) -> Settings:
     """``mtf.yaml`` in a folder, with its data below ``data``."""
-    chosen = values(folder / "data")
+    return written(folder, values(folder / "data"), more)
+
+
+def written(folder: Path, chosen: dict[str, Any], more: dict[str, dict[str, Any]] | None = None) -> Settings:
+    """``mtf.yaml`` in a folder; sections of ``more`` are entries over those of ``chosen``."""
     for section, entries in (more or {}).items():
         chosen[section] = {**chosen.get(section, {}), **entries}
     folder.mkdir(parents=True, exist_ok=True)

@@ -163,12 +163,29 @@ def _mlflow(settings: Settings) -> None:
 
     if "mlflow" in settings.postgres.uses:
         migrate(databases.mlflow(settings))
-        return
-    path = settings.layout.mlflow / "mlflow.db"
+    else:
+        _migrate_file(settings.layout.mlflow / "mlflow.db", migrate, then=_move_addresses)
+
+
+def _airflow(settings: Settings, environment: Mapping[str, str]) -> None:
+    def migrate(address: str) -> None:
+        there = {**environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
+        _run("Airflow", ["-m", "airflow", "db", "migrate"], there)
+
+    if "airflow" in settings.postgres.uses:
+        migrate(databases.airflow(settings))
+    else:
+        _migrate_file(settings.layout.airflow / "airflow.db", migrate)
+
+
+def _migrate_file(
+    path: Path, migrate: Callable[[str], None], then: Callable[[Path], None] = lambda fresh: None
+) -> None:
+    """Migrate a copy of SQLite's file, which takes its place; nothing where there is no file."""
     if path.exists():
         with _replaced(path) as fresh:
             migrate(f"sqlite:///{fresh}")
-            _move_addresses(fresh)
+            then(fresh)
 
 
 def _move_addresses(database: Path) -> None:
@@ -187,23 +204,6 @@ def _move_addresses(database: Path) -> None:
                         f"where {column} = ? or {column} like ? || '/%'",
                         (ARTIFACTS, len(place) + 1, place, place),
                     )
-
-
-def _airflow(settings: Settings, environment: Mapping[str, str]) -> None:
-    def migrate(address: str) -> None:
-        _run(
-            "Airflow",
-            ["-m", "airflow", "db", "migrate"],
-            {**environment, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address},
-        )
-
-    if "airflow" in settings.postgres.uses:
-        migrate(databases.airflow(settings))
-        return
-    path = settings.layout.airflow / "airflow.db"
-    if path.exists():
-        with _replaced(path) as fresh:
-            migrate(f"sqlite:///{fresh}")
 
 
 def _run(whose: str, command: list[str], environment: Mapping[str, str]) -> None:

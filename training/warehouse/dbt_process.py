@@ -16,8 +16,6 @@ from typing import Any
 from training.contract.files import write_json_atomic
 
 MOST = 3  # rows of an example
-
-
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 

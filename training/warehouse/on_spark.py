@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +33,7 @@ _log = structlog.get_logger("mtf.warehouse")
 
 MADE_ANEW = ("dim_user_versions",)  # of all days, by every run
 _NEEDED = {"session": ("pyspark", "dbt.adapters.spark"), "thrift": ("pyhive", "dbt.adapters.spark")}
-_LATER = timedelta(seconds=5)  # for a server's answer
+_ANSWER_S = 5.0  # for a server's
 _KEPT_LINES = 60  # of what dbt says, for a failure's message
 
 
@@ -75,7 +74,6 @@ class Spark:
             "MTF_SPARK_TABLES": " ".join(path.name for path in self._tables()),
             "MTF_SPARK_FOLDER": str(self._folder),
             "MTF_SPARK_DATABASE": spark.database,
-            "MTF_SPARK_PARTITIONS": str(spark.partitions),
         }
         if spark.target == "thrift":
             self._reach()
@@ -84,6 +82,7 @@ class Spark:
             "JAVA_HOME": str(java_home(self._folder.with_name("java"))),
             "MTF_SPARK_MASTER": spark.master,
             "MTF_SPARK_MEMORY": spark.memory,
+            "MTF_SPARK_PARTITIONS": str(spark.partitions),
             "MTF_SPARK_SCRATCH": str(self._scratch),
             "PYSPARK_PYTHON": sys.executable,
         }
@@ -138,7 +137,7 @@ class Spark:
     def _reach(self) -> None:
         spark = self._settings
         try:
-            socket.create_connection((spark.host, spark.port), _LATER.total_seconds()).close()
+            socket.create_connection((spark.host, spark.port), _ANSWER_S).close()
         except OSError as error:
             raise MtfError(
                 f"warehouse.spark: no Thrift server answers at {spark.host}:{spark.port} ({error}): start "

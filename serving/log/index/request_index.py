@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import orjson
 
@@ -104,37 +104,47 @@ def forget(path: Path, user: Id, request_ids: Sequence[str]) -> None:
         connection.close()
 
 
-class RequestIndex:
-    """``add`` belongs to the decision log's thread; whose the parts are, they say themselves.
+class Options(TypedDict, total=False):
+    """``retention_s``: how long things are kept. ``reward`` gives the reward of one item's event,
+    ``negative`` whether it has feedback of negative weight; ``clock`` the epoch seconds that things are kept
+    by. ``text_users``: users' ids are text."""
 
-    ``reward`` gives the reward of one item's event, ``negative`` whether it has feedback of negative weight;
-    ``clock`` the epoch seconds that things are kept by. ``text_users``: users' ids are text. ``local``:
-    it waits for no network.
+    retention_s: float
+    reward: Callable[[Mapping[str, Any]], float]
+    negative: Callable[[Mapping[str, Any]], bool]
+    clock: Callable[[], float]
+    text_users: bool
+
+
+_DEFAULTS = Options(
+    retention_s=RETENTION_S,
+    reward=lambda event: 0.0,
+    negative=lambda event: False,
+    clock=time.time,
+    text_users=False,
+)
+
+
+class RequestIndex:
+    """``add`` belongs to the decision log's thread; whose the parts are, they say themselves. ``local``: it
+    waits for no network.
     """
 
     local = True
 
-    def __init__(
-        self,
-        path: Path,
-        gap_minutes: float,
-        retention_s: float = RETENTION_S,
-        reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
-        negative: Callable[[Mapping[str, int]], bool] = lambda event: False,
-        clock: Callable[[], float] = time.time,
-        text_users: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, gap_minutes: float, **options: Unpack[Options]) -> None:
+        self._how = how = _DEFAULTS | options
+        self._clock, self._retention_s = how["clock"], how["retention_s"]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = connect(path)
-        prepare(self._writer, [part.TABLE for part in _PARTS], text_users)
+        prepare(self._writer, [part.TABLE for part in _PARTS], how["text_users"])
         self._writer.executescript(_SERVED)
         self.requests: requests.FindsRequests = requests.Requests(path)
         self.sessions: sessions.Sessions = sessions.FileSessions(path, gap_minutes)
         self.counts = counts.Counts(path)
         self.returns = returns.Returns(path)
         self.tallies = tallies.Tallies(path)
-        self.events: events.TakesEvents = events.Events(path, reward, negative, clock)
-        self._clock, self._retention_s = clock, retention_s
+        self.events: events.TakesEvents = events.Events(path, how["reward"], how["negative"], how["clock"])
         self._purged = 0.0
 
     def claim(self, asked: Sequence[tuple[str, Id]]) -> list[bool]:

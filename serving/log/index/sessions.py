@@ -7,6 +7,7 @@ as dbt names a session that it cuts, and further requests of that name are part 
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -76,7 +77,7 @@ class Last(NamedTuple):
         return self.session_id == name or (whole == name and cut.isdigit())
 
 
-class Sessions:
+class Sessions(ABC):
     """For any thread. What this process has seen is remembered beside the stored, which comes later."""
 
     def __init__(self, gap_minutes: float) -> None:
@@ -84,13 +85,11 @@ class Sessions:
         self._gap = timedelta(minutes=gap_minutes)
         self._remembered: OrderedDict[Id, Last] = OrderedDict()
 
+    @abstractmethod
     def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
         """The sessions of requests, in their order: each the one that it names, else the user's last, while
         that is within the gap, else a new one. Raises one of FAILURES.
         """
-        with self._lock:
-            stored = self._stored({one.user_id for one in requests if not self._sure(*one)})
-            return [self._of(*request, stored) for request in requests]
 
     def hold(self, user_id: Id, session_id: str, arm: str, epoch: int) -> None:
         """The arm and the epoch of a session, for its next requests."""
@@ -99,14 +98,8 @@ class Sessions:
             if last is not None and last.session_id == session_id and (last.arm, last.epoch) != (arm, epoch):
                 self._remembered[user_id] = last._replace(arm=arm, epoch=epoch)
 
-    def close(self) -> None: ...
-
-    def _sure(self, user_id: Id, name: str | None, event_ts: datetime) -> bool:
-        """Whether the session that it names runs, by what this process remembers: no other knows better."""
-        last = self._remembered.get(user_id) if name is not None else None
-        if last is None or not last.is_of(name):
-            return False
-        return abs(event_ts.timestamp() - last.event_s) < self._gap.total_seconds() - 1.0  # within whole ones
+    def close(self) -> None:  # noqa: B027 -- there may be nothing to close
+        ...
 
     def _of(self, user_id: Id, name: str | None, event_ts: datetime, stored: Mapping[Id, Last]) -> Session:
         event_s = event_ts.timestamp()
@@ -132,10 +125,6 @@ class Sessions:
         self._remember(user_id, Last(session_id, event_s, arm, epoch))
         return Session(session_id, arm, epoch)
 
-    def _stored(self, users: Collection[Id]) -> dict[Id, Last]:
-        """The last sessions of users, of those who have one."""
-        raise NotImplementedError
-
     def _remember(self, user_id: Id, last: Last) -> None:
         self._remembered[user_id] = last
         self._remembered.move_to_end(user_id)
@@ -149,6 +138,18 @@ class FileSessions(Sessions):
     def __init__(self, path: Path, gap_minutes: float) -> None:
         super().__init__(gap_minutes)
         self._connection = connect(path)
+
+    def of(self, requests: Sequence[SessionRequest]) -> list[Session]:
+        with self._lock:
+            stored = self._stored({one.user_id for one in requests if not self._sure(*one)})
+            return [self._of(*request, stored) for request in requests]
+
+    def _sure(self, user_id: Id, name: str | None, event_ts: datetime) -> bool:
+        """Whether the session that it names runs, by what this process remembers: no other knows better."""
+        last = self._remembered.get(user_id) if name is not None else None
+        if last is None or not last.is_of(name):
+            return False
+        return abs(event_ts.timestamp() - last.event_s) < self._gap.total_seconds() - 1.0  # within whole ones
 
     def _stored(self, users: Collection[Id]) -> dict[Id, Last]:
         if not users:

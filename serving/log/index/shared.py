@@ -7,12 +7,11 @@ the lease may move: the next holder's file takes in what Redis still knows, :dat
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 import redis
@@ -23,7 +22,7 @@ from serving.log.day_files import NOWHERE, Place
 from serving.log.index import scripts
 from serving.log.index.events import KnownEvents, RequestEvents
 from serving.log.index.file import IndexUnreachable
-from serving.log.index.request_index import RETENTION_S, RequestIndex, ServedRequest
+from serving.log.index.request_index import Options, RequestIndex, ServedRequest
 from serving.log.index.requests import Served
 from serving.log.index.sessions import Last, Session, SessionRequest, Sessions
 from training.contract.databases import REDIS_PASSWORD
@@ -210,20 +209,16 @@ class SharedIndex(RequestIndex):
         server: "redis.Redis",
         path: Path,
         gap_minutes: float,
-        retention_s: float = RETENTION_S,
-        reward: Callable[[Mapping[str, int]], float] = lambda event: 0.0,
-        negative: Callable[[Mapping[str, int]], bool] = lambda event: False,
-        clock: Callable[[], float] = time.time,
-        text_users: bool = False,
         prefix: str = PREFIX,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(path, gap_minutes, retention_s, reward, negative, clock, text_users)
+        super().__init__(path, gap_minutes, **options)
         for part in (self.requests, self.sessions, self.events):
             part.close()
-        self._shared = _Shared(server, prefix, retention_s, clock)
+        self._shared = _Shared(server, prefix, self._retention_s, self._clock)
         self.requests = _Requests(self._shared)
         self.sessions = _Sessions(self._shared, gap_minutes)
-        self.events = _Events(self._shared, reward, negative)
+        self.events = _Events(self._shared, self._how["reward"], self._how["negative"])
         self._name = f"{path.stem} {os.getpid()} {threading.get_ident()} {id(self)}"
 
     def claim(self, asked: Sequence[tuple[str, Id]]) -> list[bool]:

@@ -22,7 +22,7 @@ class SparkSettings(Section):
         "4g", description="of the driver, for target: session; of all of it where the master is local (ours)"
     )
     partitions: int = Field(
-        8, ge=1, description="tasks of a shuffle, at most; 2 to 4 a core of the cluster (ours)"
+        8, ge=1, description="tasks of a shuffle, at most, for target: session; 2 to 4 a core (ours)"
     )
     host: str = Field("localhost", pattern=r"^[A-Za-z0-9._-]+$", description="for target: thrift")
     port: int = Field(10000, ge=1, le=65535, description="for target: thrift")
