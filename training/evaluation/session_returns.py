@@ -11,6 +11,17 @@ half, and judged by the other's model (cross-fitting). The intervals of the halv
 champion that a closed form has made of some of these days is flattered likewise: what the pool's own policy
 of its kind loses by being made again is taken from it, by the share of the log that it was made of.
 
+Where the log shows no sign of something the model leaves it out, which is no way to be sure: the judge's
+posterior is :meth:`~training.returns.ReturnModel.cautious`. And a model of weights that hold says nothing of
+what a policy brings by *moving* them within a session. Say that the moment changes the effect of each feature
+φ_f of the weights by v_f, of the variance τ_f² that the model allows the feature's own effect. Moving then
+brings the mean of Σ_f v_f (φ_f(a) − its mean over the session), whose covariance between policies, at worst
+(v_f in line with how a policy moves), is
+
+    Σ_f τ_f² · mean over requests of (φ_f(a) − φ̄_f(session)) (φ_f(a') − φ̄_f'(session)).
+
+It is added to the uncertainty; for weights that hold it is 0.
+
 What the arms are known to have returned tests the models on the half that they have not seen, and widens
 the intervals: the mean residual of each arm's sessions has an error of its own, and what the residuals
 scatter beyond these errors, τ², is added to the variance of every policy.
@@ -28,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from scipy.stats import norm
 
 from training import returns
@@ -37,13 +49,14 @@ from training.contract.settings import Settings
 from training.evaluation.intervals import Estimates
 from training.evaluation.visited import Visited
 from training.policies import return_regression
-from training.returns import ReturnModel
+from training.returns import Features, ReturnModel
 from training.returns.statistics import CLUSTERS, cluster_of, returns_to_go
 from training.trajectories import Transitions
 
 PARTS = ("time", "interaction")
 _DRAWS = 400  # of the posterior
 _STATES = 4_000  # that policies act on, about
+_HOLDS = 1e-6  # of a feature of the weights: what moves less within every session is rounding
 
 Met = tuple[Float32Array, Float32Array]  # states [n, d] that a policy meets, and its actions [n, k] there
 
@@ -117,14 +130,18 @@ def estimate(
         for k, model in enumerate(models)
     ]
 
+    moves = _moves(settings, served, visited.sessions)
+
     def valued(
-        judges: Sequence[ReturnModel],
+        fitted: Sequence[ReturnModel],
         names: Sequence[str],
         to_go: Float64Array,
         rng: np.random.Generator,
         of_part: bool,
     ) -> SessionReturns:
+        judges = [model.cautious() for model in fitted]
         value, draws = _valued(judges, known, {name: every[name] for name in names}, data, rng, of_part)
+        draws += _moving(judges, [moves.get(name) for name in names], rng)
         arms, misfit = _fit_of_arms(judges, half, data, to_go, settings)
         draws += misfit * rng.normal(size=draws.shape)
         draws -= draws.mean(axis=0)
@@ -139,11 +156,11 @@ def estimate(
     time = returns_to_go(data, how.gamma, data.watch_rewards)
     of_parts = {}
     for place, (part, to_go) in enumerate(zip(PARTS, (time, whole - time), strict=True)):
-        judges = [
+        fitted = [
             returns.fit_like(model, getattr(own, part)) for model, own in zip(models, parts, strict=True)
         ]
         rng = np.random.default_rng([seed, place])
-        of_parts[part] = valued(judges, list(every), to_go, rng, True)
+        of_parts[part] = valued(fitted, list(every), to_go, rng, True)
     return replace(found, parts=of_parts)
 
 
@@ -161,6 +178,44 @@ def _functional(model: ReturnModel, met: Met) -> Float64Array:
     functional = model.functional(*met)
     functional[: model.features.d] = 0.0  # whoever serves meets the same users
     return functional
+
+
+def _moves(settings: Settings, served: Mapping[str, Met], sessions: np.ndarray) -> dict[str, Float64Array]:
+    """How policies move their weights within the ``sessions`` int64[n] that they are followed through: the
+    deviations of :meth:`Features.of_actions` from their session's mean, [n, features]. Without those that
+    hold theirs."""
+    found = {}
+    requests = np.bincount(sessions)
+    of_session = csr_array((1.0 / requests[sessions], (sessions, np.arange(len(sessions)))))
+    for name, (states, actions) in served.items():
+        seen = Features(settings.fusion, states.shape[1]).of_actions(actions)
+        moved = seen - (of_session @ seen)[sessions]
+        if np.abs(moved).max() > _HOLDS:
+            found[name] = moved
+    return found
+
+
+def _moving(
+    judges: Sequence[ReturnModel], moves: Sequence[Float64Array | None], rng: np.random.Generator
+) -> Float64Array:
+    """Draws [draws, policies] of what moving the weights brings; 0 without ``moves``, for what holds them."""
+    found = np.zeros((_DRAWS, len(moves)))
+    moving = [own for own in moves if own is not None]
+    if moving:
+        deviation = np.sqrt(np.mean([model.action_variances() for model in judges], axis=0))
+        scaled = np.stack([(own * deviation).ravel() for own in moving])
+        places = [place for place, own in enumerate(moves) if own is not None]
+        found[:, places] = _normal(scaled @ scaled.T / len(moving[0]), rng)
+    return found
+
+
+def _normal(covariance: Float64Array, rng: np.random.Generator) -> Float64Array:
+    """Draws float64[draws, m] of N(0, covariance), which need not have full rank."""
+    values, vectors = np.linalg.eigh(covariance)
+    draws: Float64Array = (
+        rng.normal(size=(_DRAWS, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    )
+    return draws
 
 
 def _valued(
@@ -189,10 +244,8 @@ def _valued(
                 flattery[place] += 0.5 * (own.served[name] @ model.theta - mean[place])
                 if of_part:
                     apart[place] += 0.5 * sign * (own.of_own[name] @ model.theta - mean[place])
-        values, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
         value += 0.5 * (model.level + mean)
-        draws += 0.5 * rng.normal(size=draws.shape) @ root.T
+        draws += 0.5 * _normal(covariance, rng)
     if of_part:
         draws += 0.5 * rng.normal(size=(_DRAWS, 1)) * apart
     for place, name in enumerate(names):

@@ -55,9 +55,15 @@ class Visited:
             decayed[goes_on] = DECAY * decayed[goes_on] + actions[self._rows[goes_on, step]]
             self._going_on.append((goes_on, cKDTree(decayed[goes_on])))
 
+    @property
+    def sessions(self) -> np.ndarray:
+        """int64[n]: which of the sessions that are followed each row of :meth:`by` is of."""
+        there = self._rows[self._followed] >= 0
+        return np.nonzero(there.T)[1]
+
     def by(self, act: Act) -> tuple[Float32Array, Float32Array]:
         """The states float32[n, d] that a policy meets and what it does there, float32[n, k]: n is the same
-        for every policy, and row i is of the same user."""
+        for every policy, and row i is of the same user's same request (:attr:`sessions`)."""
         rng, followed = np.random.default_rng([self._seed, 1]), self._followed
         states = self._states[self._rows[followed, 0]]
         met, done = [states], [act(states)]

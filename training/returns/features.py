@@ -73,6 +73,14 @@ class Features:
                 }
         return found
 
+    @cached_property
+    def surfaces(self) -> list[list[str]]:
+        """Names of the groups by what they are a function of the weights for: all states, then each trait."""
+        common = list(self._of_action)
+        if self.projection is None:
+            return [common]
+        return [common, *([f"trait {u} {name}" for name in common] for u in range(self.traits))]
+
     def of_states(self, states: np.ndarray) -> Float64Array:
         """u float64[n, traits] of states [n, d]."""
         s = np.asarray(states, dtype=np.float64)

@@ -14,7 +14,7 @@ against what independent rows would have, divides all statistics: the posterior 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import lapack
@@ -34,6 +34,7 @@ _LEAST, _MOST = 1e-7, 10.0  # τ² of a standardised feature, in σ²
 _OUT = 0.05  # n τ² in σ² of a group that is falling: of what it could say, the log tells less than this share
 _STILL = 0.1  # of an entry's deviation among all requests: below it a first request says nothing of it
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
+_CAUTION = 0.25  # of the largest group of a surface: no other one's share of its variance is taken to be less
 
 
 class Design:
@@ -89,12 +90,13 @@ class Design:
 class ReturnModel:
     """Posterior N(``theta``, ``covariance``) of the standardised features' effects on a session's return.
 
-    ``level`` is the mean return of the rows; ``variances`` are τ² by group, ``noise`` is σ², both per row;
-    ``design_effect`` has been taken into the covariance. ``explained`` is the share of the returns' variance
-    (R²).
+    ``level`` is the mean return of the rows, ``b`` Σ z (y − level) float64[p]; ``variances`` are τ² by group,
+    ``noise`` is σ², both per row; ``design_effect`` has been taken into the covariance. ``explained`` is the
+    share of the returns' variance (R²).
     """
 
     design: Design
+    b: Float64Array
     theta: Float64Array
     covariance: Float64Array
     level: float
@@ -106,6 +108,37 @@ class ReturnModel:
     @property
     def features(self) -> Features:
         return self.design.features
+
+    def cautious(self) -> "ReturnModel":
+        """The posterior for judging: what the evidence has left out of a surface may be there.
+
+        The fixed point takes τ_g² = 0 for what the log shows no sign of. That is how one should act, and not
+        how sure one may be: a log of 5,000 sessions says of squares, products and cosines that they are none
+        as often as that they are. So no group of a surface, the common one or a trait's, is taken to be less
+        than half as large (in deviation: :data:`_CAUTION` in variance) as the surface's largest; and this not
+        smaller than the log could have seen, which is an effect of σ² / n for each weight.
+        """
+        members = self.design.members()
+        variances = dict(self.variances)
+        unseen = self.features.k * self.noise * self.design_effect / self.design.rows
+        for surface in self.features.surfaces:
+            own = [name for name in surface if name in members]
+            most = max([unseen, *(variances[name] * len(members[name]) for name in own)])
+            variances |= {name: max(variances[name], _CAUTION * most / len(members[name])) for name in own}
+        theta, covariance = _posterior(
+            self.design, self.b, self.design_effect, self.noise, variances, members
+        )
+        return replace(self, theta=theta, covariance=covariance, variances=variances)
+
+    def action_variances(self) -> Float64Array:
+        """τ² of each feature of an action (:meth:`Features.of_actions`, not standardised), float64[features]:
+        how much its effect, common to all states, was allowed to be."""
+        found = np.zeros(self.features.action.stop - self.features.action.start)
+        for name in self.features.surfaces[0]:
+            part = self.features.groups[name]
+            at = slice(part.start - self.features.action.start, part.stop - self.features.action.start)
+            found[at] = self.variances.get(name, 0.0) * self.design.scale[part.start - 1 : part.stop - 1] ** 2
+        return found
 
     def functional(
         self, states: np.ndarray, actions: np.ndarray, weights: np.ndarray | None = None
@@ -288,12 +321,10 @@ def _evidence(
         noise = left / max(n - determined.sum(), 1.0)
         if gain < _TOLERANCE:
             break
-    full_theta = np.zeros(len(targets.b))
-    full_theta[used] = theta
-    covariance = np.diag(np.where(design.scale > 0.0, _LEAST * noise, 0.0))
-    covariance[np.ix_(used, used)] = inverse * noise
+    full_theta, covariance = _spread_out(design, used, theta, inverse * noise, noise)
     return ReturnModel(
         design=design,
+        b=targets.b,
         theta=full_theta,
         covariance=covariance,
         level=targets.level,
@@ -302,6 +333,32 @@ def _evidence(
         design_effect=design_effect,
         explained=float(1.0 - left / yy),
     )
+
+
+def _posterior(
+    design: Design,
+    b: Float64Array,
+    design_effect: float,
+    noise: float,
+    variances: Mapping[str, float],
+    members: Mapping[str, np.ndarray],
+) -> tuple[Float64Array, Float64Array]:
+    """θ and its covariance for given σ² and τ² of the groups."""
+    used = np.concatenate(list(members.values()))
+    penalty = np.concatenate([np.full(len(at), noise / variances[name]) for name, at in members.items()])
+    inverse = _inverse(design.a[np.ix_(used, used)] / design_effect + np.diag(penalty))
+    return _spread_out(design, used, inverse @ (b[used] / design_effect), inverse * noise, noise)
+
+
+def _spread_out(
+    design: Design, used: np.ndarray, theta: Float64Array, covariance: Float64Array, noise: float
+) -> tuple[Float64Array, Float64Array]:
+    """θ and covariance over all features, from those of the ``used`` ones."""
+    every = np.zeros(len(design.scale))
+    every[used] = theta
+    of_all = np.diag(np.where(design.scale > 0.0, _LEAST * noise, 0.0))
+    of_all[np.ix_(used, used)] = covariance
+    return every, of_all
 
 
 def _inverse(matrix: Float64Array) -> Float64Array:

@@ -1,5 +1,7 @@
 """Which states a policy would meet: of sessions that were ranked like it, with the user's own traits."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from training.contract.session import DECAY
 from training.contract.settings import Settings
 from training.contract.state import StateFeature, StateSpec
 from training.evaluation import session_returns
+from training.evaluation.intervals import Estimates
 from training.evaluation.visited import Visited
 from training.trajectories import Transitions
 
@@ -106,20 +109,51 @@ def test_a_log_of_single_requests_and_one_of_one_session_are_followed() -> None:
         assert len(states) == len(actions) == len(part)
 
 
-def test_what_reads_the_session_is_valued_by_what_it_does_there() -> None:
-    """At the log's own states the mean of these actions is that of all that was tried, .3 higher."""
+def test_rows_say_of_which_session_they_are() -> None:
+    visited = Visited(log(500), SPEC, 600, seed=1)
+    states, _ = visited.by(push)
+    assert len(visited.sessions) == len(states)
+    for session in np.unique(visited.sessions):
+        own = states[visited.sessions == session]
+        assert len(np.unique(own[:, 0])) == 1  # a trait of its own
+        assert list(own[:, 2]) == list(range(len(own)))
+
+
+def judged(data: Transitions, **acts: Callable[[np.ndarray], np.ndarray]) -> Estimates:
     settings = Settings(
         heads=[
             {"name": head.name, "low": head.low, "high": head.high, "static": head.static}
             for head in FUSION.heads
         ]
     )
-    data = log(3_000)
-    policies = {
-        "static": constant_policy(SPEC, FUSION, FUSION.static_action, "static"),
-        "push": Policy(PolicyHeader("constant", "push", SPEC, FUSION), "", push),
+    policies = {"static": constant_policy(SPEC, FUSION, FUSION.static_action, "static")}
+    policies |= {n: Policy(PolicyHeader("constant", n, SPEC, FUSION), "", act) for n, act in acts.items()}
+    return session_returns.estimate(data, data, policies, settings, 0).estimates
+
+
+def test_what_moving_weights_brings_is_in_the_interval_and_not_in_the_value() -> None:
+    def by(swing: float) -> Callable[[np.ndarray], np.ndarray]:
+        """One weight up and down from request to request, the other at rest."""
+        return lambda s: np.stack([swing * (1.0 - 2.0 * (s[:, 2] % 2)), np.full(len(s), 0.2)], axis=1).astype(
+            np.float32
+        )
+
+    found = judged(log(3_000), rests=by(0.0), moves=by(0.3), again=by(0.3), swings=by(0.6))
+    width = {
+        name: interval["upper"] - interval["lower"]
+        for name in ("rests", "moves", "swings")
+        for interval in [found.difference(name, "static")]
     }
-    found = session_returns.estimate(data, data, policies, settings, 0).estimates
+    assert width["swings"] > 1.5 * width["moves"] > 3.0 * width["rests"]
+    # whatever moving brings, it brings the same to those that move alike
+    alike = found.difference("moves", "again")
+    assert alike["lower"] == pytest.approx(0.0, abs=1e-6) == alike["upper"]
+
+
+def test_what_reads_the_session_is_valued_by_what_it_does_there() -> None:
+    """At the log's own states the mean of these actions is that of all that was tried, .3 higher."""
+    data = log(3_000)
+    found = judged(data, push=push)
     static = FUSION.static_action[0]
     at_the_log = 10.0 * (push(data.states.numpy())[:, 0].mean() - static)
     served = np.minimum(np.array(pushed_so_far()) + 0.3, 1.0)[data.steps.numpy()]

@@ -42,6 +42,16 @@ def test_a_quadratic_effect_is_recovered_and_covered() -> None:
     assert np.square(z).mean() > 0.2  # nor is it so wide that it says nothing
 
 
+def test_a_judge_leaves_nothing_out_of_a_surface_and_is_less_sure() -> None:
+    model = model_of(Sessions(effect=0.0, interaction=1.0), 1_500)
+    careful = model.cautious()
+    sizes = {name: part.stop - part.start for name, part in FEATURES.groups.items()}
+    surface = {name: careful.variances[name] * sizes[name] for name in FEATURES.surfaces[0]}
+    assert min(surface.values()) >= 0.2499 * max(surface.values())
+    assert all(careful.variances[name] >= model.variances[name] for name in model.variances)
+    assert (differences(careful, PROBES)[1] > 2.0 * differences(model, PROBES)[1]).all()  # it said: nothing
+
+
 def test_less_of_a_log_is_less_sure() -> None:
     few, many = (differences(model_of(Sessions(), count), PROBES)[1] for count in (400, 4_000))
     assert (many < 0.6 * few).all()

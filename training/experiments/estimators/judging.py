@@ -13,6 +13,8 @@ from training.evaluation.estimators import closed_forms, estimate
 from training.experiments.estimators.bench import TRUTH, Sizes, around, bench_of, served_log, world_of
 from training.policies.retrain import reproducible
 
+WHOLE_CONFIDENCE = 0.95
+
 
 def measure_truth(settings_json: str, sizes: Sizes, folder: Path, name: str) -> dict[str, Any]:
     """True returns of the policy, and of the smoothed policy that pdis and dr are estimates of."""
@@ -58,9 +60,12 @@ def judge(
 def judge_closed(
     settings_json: str, sizes: Sizes, folder: Path, names: tuple[str, ...], seed: int, sessions: int
 ) -> dict[str, Any]:
-    """The estimators in closed form of all policies on a fresh log: differences to the first of them."""
+    """The estimators in closed form of all policies on a fresh log: differences to the first of them, in
+    intervals of :data:`WHOLE_CONFIDENCE`."""
     data = served_log(settings_json, folder, sessions, seed)
     settings = world_of(settings_json).settings
+    how = settings.evaluation.model_copy(update={"confidence": WHOLE_CONFIDENCE})
+    settings = settings.model_copy(update={"evaluation": how})
     policies = {name: load_policy(folder / f"{name}.safetensors") for name in names}
     with reproducible(1):
         closed, session = closed_forms(data, policies, settings, seed)

@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from training.contract.files import write_atomic
 from training.contract.settings import EvaluationSettings
 from training.experiments.estimators.bench import STATIC
+from training.experiments.estimators.judging import WHOLE_CONFIDENCE
 from training.experiments.pages import wrapped
 
 matplotlib.use("Agg")
@@ -162,7 +163,8 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
         wrapped(
             f"The closed forms on {result['sizes']['logs']} logs of {result['sizes']['judge_sessions']} "
             "sessions, of differences to static weights in undiscounted return: median Spearman with the "
-            "truth, regret of the policy with the highest lower bound, how often intervals hold the truth."
+            "truth, regret of the policy with the highest lower bound, how often intervals of "
+            f"{WHOLE_CONFIDENCE:.0%} hold the truth."
         ),
         "",
         "| estimator | Spearman | without TD3 | regret, mean | worst | coverage |",
