@@ -1,9 +1,12 @@
 """How a day ended, in a word and a short sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.operations.report.causes import groups
+
+# rules of the gate that ask for evidence of a gain: where no more is amiss, no policy was better today
+_NOT_SHOWN = frozenset({"static", "constant", "champion"})
 
 
 def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -29,5 +32,15 @@ def outcome(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if gate["decision"] == "unchanged":
         return {"state": "good", "text": "Unchanged: this day's model is already the champion."}
     failed = [rule["rule"] for rule in gate.get("rules", ()) if not rule["passed"]]
-    rules = f" by the gate's {'rule' if len(failed) == 1 else 'rules'} {', '.join(failed)}" if failed else ""
+    if failed and gate.get("champion") and _NOT_SHOWN.issuperset(failed):
+        stays = gate["champion"]["version"]
+        return {
+            "state": "good",
+            "text": f"{stays} serves on: no better policy was shown, by {_told(failed)}.",
+        }
+    rules = f" by {_told(failed)}" if failed else ""
     return {"state": "held", "text": f"Refused{rules}: what was served before serves on."}
+
+
+def _told(rules: Sequence[str]) -> str:
+    return f"the gate's {'rule' if len(rules) == 1 else 'rules'} {', '.join(rules)}"

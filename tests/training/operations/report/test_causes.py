@@ -79,3 +79,28 @@ def test_a_stage_that_failed_without_a_suite_is_its_message_in_short() -> None:
     [group] = groups({"land": {"success": False, "error": error}})
     assert group.cause.section == "landing-failed" and group.text == short(error)
     assert len(group.text) < 170 and group.text.endswith(" …")
+
+
+@pytest.mark.parametrize(
+    ("failed", "champion", "state", "text"),
+    [
+        (
+            ["champion"],
+            "p1",
+            "good",
+            "p1 serves on: no better policy was shown, by the gate's rule champion.",
+        ),
+        (["static", "champion"], "p1", "good", "p1 serves on: no better policy was shown"),
+        (["bounds", "champion"], "p1", "held", "Refused by the gate's rules bounds, champion"),
+        (["static"], None, "held", "Refused by the gate's rule static"),
+    ],
+)
+def test_a_night_without_a_better_policy_is_no_fault(
+    failed: list[str], champion: str | None, state: str, text: str
+) -> None:
+    rules = [
+        {"rule": name, "passed": name not in failed} for name in ("data", "bounds", "static", "champion")
+    ]
+    serves = champion and {"version": champion}
+    found = outcome({"gate": {"success": True, "decision": "refuse", "rules": rules, "champion": serves}})
+    assert found["state"] == state and found["text"].startswith(text)
