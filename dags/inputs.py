@@ -9,17 +9,17 @@ to every day once, and the model of a past day is not trained again for it.
 | ``land`` | | the day's own source files, and that the lake still holds what it landed |
 | ``validate_landed`` | the day | |
 | ``transform`` | the day | no earlier day waits to be transformed |
-| ``validate_transitions`` | the day and :data:`REACH` days before | |
+| ``validate_transitions`` | the day and :data:`REACH_DAYS` days before | |
 | ``features``, ``parity`` | the day | |
-| ``validate_training_set``, ``train`` | the learner's window and :data:`REACH` days before | |
+| ``validate_training_set``, ``train`` | the learner's window and :data:`REACH_DAYS` days before | |
 | ``evaluate`` | the same | the challenger's file, the champion from before the day |
 | ``gate``, ``promote`` | the same | the inputs of every stage before, what was rolled back |
 
-Late rows of day N therefore reach the data stages of N, ``validate_transitions`` up to N + :data:`REACH`,
-and the learning stages up to N + ``learner.window_days`` - 1 + :data:`REACH`. Users' histories and the
-online store of all later days are brought up to date by ``transform`` and ``features`` of N themselves,
-which replace every later day, too. The days that a day's volumes and scores are compared with are not its
-inputs: the verdict holds for what was known when the day was judged.
+Late rows of day N therefore reach the data stages of N, ``validate_transitions`` up to N +
+:data:`REACH_DAYS`, and the learning stages up to N + ``learner.window_days`` - 1 + :data:`REACH_DAYS`.
+Users' histories and the online store of all later days are brought up to date by ``transform`` and
+``features`` of N themselves, which replace every later day, too. The days that a day's volumes and scores
+are compared with are not its inputs: the verdict holds for what was known when the day was judged.
 
 A stage's code is its function and what that imports, with the versions of the libraries among it
 (:mod:`dags.sources`).
@@ -38,12 +38,10 @@ from training.contract.layout import TABLES
 from training.contract.pointer import read_champion
 from training.contract.records import read_record
 from training.contract.rollout import before_day
+from training.contract.session import REACH_DAYS
 from training.contract.settings import Settings
 
 Inputs = dict[str, str]
-
-# days back that a session of the day can have begun on (its other end: warehouse.days.LOOK_BACK_DAYS)
-REACH = 2
 
 _DATA = ("ids", "heads", "signals", "state", "calendar")
 _TRAJECTORIES = (*_DATA, "session", "reward")
@@ -119,8 +117,8 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
     if stage in ("validate_landed", "transform", "features", "parity"):
         return landed(settings, [day])
     if stage == "validate_transitions":
-        return landed(settings, _back(day, REACH))
-    window = landed(settings, _back(day, settings.learner.window_days - 1 + REACH))
+        return landed(settings, _back(day, REACH_DAYS))
+    window = landed(settings, _back(day, settings.learner.window_days - 1 + REACH_DAYS))
     champion = before_day(read_champion(settings.layout.champion), day.isoformat())
     judged_against = {"champion before": "none" if champion is None else champion.sha256}
     if stage == "validate_training_set":

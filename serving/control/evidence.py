@@ -28,7 +28,6 @@ from serving.log.index.tallies import Cell, Tallies
 
 MISMATCH_ERROR = 0.001
 _CONCENTRATION = 1_000.0  # of the mixture around the shares: finds a share that is off by a tenth
-_COVARIATES = 2
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from training import ingest
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS
 from training.contract.records import read_record, write_record
+from training.contract.session import REACH_DAYS
 from training.contract.settings import Settings
 
 FIRST, SECOND, THIRD = small_days.days(3)
@@ -57,21 +58,21 @@ def test_an_unchanged_stage_is_kept_and_says_so(lake: Settings):
 
 def test_late_rows_reopen_their_day_and_only_what_depends_on_it(lake: Settings):
     window = lake.learner.window_days
-    calendar = [FIRST + timedelta(days=n) for n in range(window + inputs.REACH + 1)]
+    calendar = [FIRST + timedelta(days=n) for n in range(window + REACH_DAYS + 1)]
     before = {(d, s): inputs.of_stage(lake, d, s) for d in calendar for s in stages.DAY_STAGES}
     arrive_late(lake, FIRST)
     changed = {
         stage: [d for d in calendar if inputs.of_stage(lake, d, stage) != before[d, stage]]
         for stage in stages.DAY_STAGES
     }
-    own, learning = [FIRST], calendar[: window + inputs.REACH]
+    own, learning = [FIRST], calendar[: window + REACH_DAYS]
     assert (
         changed
         == {
             "land": [],  # the lake no longer holds what it landed: see the next lines
             "validate_landed": own,
             "transform": own,
-            "validate_transitions": calendar[: inputs.REACH + 1],
+            "validate_transitions": calendar[: REACH_DAYS + 1],
             "features": own,
             "parity": own,
             "validate_training_set": learning,

@@ -142,11 +142,6 @@ def log_density(actions: np.ndarray, mean: np.ndarray, std: float) -> np.ndarray
     return density
 
 
-def sample_box(mean: np.ndarray, width: float, rng: np.random.Generator) -> np.ndarray:
-    """Actions float64[..., k], uniform on mean ± width within [-1, 1]; ``mean`` in [-1, 1]."""
-    return sample_box_at(mean, width, rng.random(mean.shape))
-
-
 def sample_box_at(mean: np.ndarray, width: float, uniforms: np.ndarray) -> np.ndarray:
     """The actions float64[..., k] of uniforms [..., k] in [0, 1)."""
     low, high = np.maximum(mean - width, -1.0), np.minimum(mean + width, 1.0)

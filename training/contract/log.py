@@ -25,8 +25,9 @@ LINE_VERSIONS = range(1, LINE_VERSION + 1)  # that are read
 # ``features_until`` to the decisions, 3 ``exploration_unit`` and ``epoch``.
 LAKE_VERSION = 3
 
-# Feedback may come on the local day of its request and on so many after it: for so long the service knows a
-# request, landing reads a day's feedback, and retention leaves the files of the days after a landed one.
+# Feedback may come on the local day of its request and on so many after it: landing reads a day's feedback
+# until then, and retention leaves the files of the days after a landed one. The service knows a request for
+# so many times 24 hours from when it was served; later feedback names its user and session itself.
 LATE_DAYS = 2
 
 # the arms

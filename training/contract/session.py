@@ -24,6 +24,10 @@ from typing import Any, NamedTuple, Self
 from training.contract.settings import Settings
 from training.contract.state import session_columns
 
+# Days of the log that a session reaches back into, or a day's rows can still change: an idle gap is a day at
+# most (settings). Its last request becomes terminal, or gets its s', once the log has gone on, and users of
+# the day before have come back. Two and not one, because a day's log may end within an idle gap of its start.
+REACH_DAYS = 2
 # Weight of a request relative to the one after it (ours): three requests back weigh a third. Averages so
 # decayed explain more of the hidden satisfaction than those of the session or of the last page do.
 DECAY = 0.7

@@ -116,7 +116,7 @@ def assess(
     actions = {name: act.here.numpy() for name, act in acts.items()}
     logged = stability.LoggedActions(torch.cat([train.actions, test.actions]).numpy(), seed)
     heads = [head.name for head in settings.heads]
-    observed = trajectories.whole_sessions(test, gamma).returns
+    observed = trajectories.whole_sessions(test, gamma)
     calibrations = {
         name: _calibration(estimates.interval(LOGGED), observed, how.confidence)
         for name, estimates in judgement.estimates.items()

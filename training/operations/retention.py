@@ -29,11 +29,12 @@ from training.contract.pointer import ChampionPointer, read_champion
 from training.contract.policy import load_policy
 from training.contract.records import read_record, recorded_days
 from training.contract.rollout import previous
+from training.contract.session import REACH_DAYS
 from training.contract.settings import Settings
 from training.features import EMPTY_DAY
 from training.ingest import changed_days
 from training.ingest.landing import connect, landing_lock
-from training.warehouse.days import LOOK_BACK_DAYS, forget
+from training.warehouse.days import forget
 from training.warehouse.exports import MARTS
 
 PROFILES = ("dim_users",)
@@ -163,7 +164,7 @@ def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[Champio
     newest = landed[-1]
     held: dict[date, str] = {}
     # a day that is opened again reads its window, and that the look-back of the transform before it
-    back = settings.orchestration.reopen_days + settings.learner.window_days - 1 + LOOK_BACK_DAYS
+    back = settings.orchestration.reopen_days + settings.learner.window_days - 1 + REACH_DAYS
     read = [day for day in landed if day >= newest - timedelta(days=back)]
     read += _sound(settings, landed)[-settings.validation.recent_days - 1 :]
     waiting = changed_days(settings)

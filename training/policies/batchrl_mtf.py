@@ -142,7 +142,9 @@ class BatchRLMTF(Learner):
     def target(self, batch: Batch) -> Tensor:
         """Eq. (7): y = r + γ (1 − done) max_a' min_j Q'_j(s', a'), a' from G and P'_ω; [B].
 
-        Where a session ends no candidates are asked for, as their value does not count.
+        Where a session ends no candidates are asked for, as their value does not count. With targets of m > 1
+        steps (``learner.target_steps``) r, done and s' are those of the m steps:
+        :mod:`training.policies.several_steps`.
         """
         on = torch.nonzero(batch.done < 1.0).squeeze(1)
         s, a = batch.next_s[on], self.candidates(batch, on)

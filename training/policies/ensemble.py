@@ -101,14 +101,14 @@ class Ensemble(Learner):
 
 
 class BatchRLMTFEnsemble(Ensemble):
-    """What ``batchrl_mtf of learner.algorithms`` trains."""
+    """What ``batchrl_mtf`` of ``learner.algorithms`` trains."""
 
     kind = BatchRLMTF.kind
     member = BatchRLMTF
 
 
 class BanditEnsemble(Ensemble):
-    """What ``bandit of learner.algorithms`` trains."""
+    """What ``bandit`` of ``learner.algorithms`` trains."""
 
     kind = Bandit.kind
     member = Bandit

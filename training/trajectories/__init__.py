@@ -7,8 +7,8 @@ newest ``learner.replay_capacity`` transitions, as a FIFO replay buffer would ho
 """
 
 from training.trajectories.columns import OPTIONAL
-from training.trajectories.returns import known_returns, whole_sessions
+from training.trajectories.returns import whole_sessions
 from training.trajectories.transitions import Trajectories, Transitions, sequence
 from training.trajectories.window import load
 
-__all__ = ["OPTIONAL", "Trajectories", "Transitions", "known_returns", "load", "sequence", "whole_sessions"]
+__all__ = ["OPTIONAL", "Trajectories", "Transitions", "load", "sequence", "whole_sessions"]

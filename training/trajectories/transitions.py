@@ -18,7 +18,7 @@ class Transitions:
     where that request is not in the window: the row's own action). ``log_densities`` is NaN for an
     action that was not drawn. ``sessions`` numbers the trajectories; ``arms`` indexes ``arm_names``.
     ``users`` are the users' own ids, the same in both splits and on every day: arms are assigned to users, so
-    these are the clusters of whatever is resampled.
+    these are the clusters of what the closed forms resample or sum.
     """
 
     states: Tensor  # float32[N, d], as served

@@ -2,7 +2,7 @@
 
 The day itself, and every day whose landed content is not what was last transformed, with all transformed
 days after it, since users' histories build on it. Transitions and policy metrics are also replaced on the
-days before these that they can still change (:data:`LOOK_BACK_DAYS`). What was transformed is written down
+days before these that they can still change (``REACH_DAYS``). What was transformed is written down
 in ``warehouse/transformed.json`` after a run that passed all its tests; from its beginning until then its
 days have no content there, so that the next run does them again. Days whose validation
 failed are held back: they are in no table until they pass.
@@ -16,12 +16,8 @@ from typing import Any
 from training.contract.files import read_json, sha256, write_json_atomic
 from training.contract.layout import TABLES
 from training.contract.records import read_records, recorded_days
+from training.contract.session import REACH_DAYS
 from training.contract.settings import Settings
-
-# Transformed days before a day whose transitions and metrics its rows can still change: a session's last
-# request becomes terminal, or gets its s', once the log has gone on, and users of the day before have
-# come back. Two and not one, because a day's log may end within an idle gap of its start.
-LOOK_BACK_DAYS = 2
 
 
 def forget(settings: Settings, days: Collection[date], tables: Sequence[str]) -> None:
@@ -56,7 +52,7 @@ def window_of(landed: dict[str, Any], before: dict[str, Any], day: date) -> tupl
     changed = untransformed_days(landed, before, day)
     first = min([day.isoformat(), *changed])
     last = max([day.isoformat(), *before]) if changed else day.isoformat()
-    earlier = sorted(d for d in before if d < first)[-LOOK_BACK_DAYS:]
+    earlier = sorted(d for d in before if d < first)[-REACH_DAYS:]
     back = min([first, *earlier])
     return date.fromisoformat(back), date.fromisoformat(first), date.fromisoformat(last)
 

@@ -131,7 +131,8 @@ def test_one_action_and_many_are_drawn_alike_with_the_same_density(mean, std, se
 )
 def test_one_action_and_many_are_drawn_alike_with_the_same_density_in_a_box(mean, width, seed):
     mean = np.array(mean)
-    action = exploration.sample_box(mean[None], width, np.random.default_rng(seed))
+    uniforms = np.random.default_rng(seed).random(mean[None].shape)
+    action = exploration.sample_box_at(mean[None], width, uniforms)
     assert (np.abs(action) <= 1.0).all() and (np.abs(action - mean) <= width + 1e-12).all()
     one = UniformBox(mean, width)
     np.testing.assert_allclose(one.at(np.random.default_rng(seed).random(len(mean))), action[0], atol=1e-6)

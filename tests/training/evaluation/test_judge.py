@@ -105,7 +105,7 @@ def test_the_paired_difference_ranks_the_policies(judged):
 def test_the_estimate_of_the_logging_policy_is_near_its_observed_return(judged):
     world, _, record = judged
     calibration = record["calibration"]
-    observed = trajectories.whole_sessions(trajectories.load(world.settings, DAY).test, GAMMA).returns
+    observed = trajectories.whole_sessions(trajectories.load(world.settings, DAY).test, GAMMA)
     assert calibration["observed"]["value"] == pytest.approx(observed.mean())
     assert calibration["sessions"] == len(observed) == record["test"]["sessions"]
     assert calibration["bias"]["lower"] <= 0.0 <= calibration["bias"]["upper"]

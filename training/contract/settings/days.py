@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
 
-from training.contract.settings.section import Positive, Section
+from training.contract.settings.section import Section
 
 _FIRST_LISTED, _LAST_LISTED = date(2010, 1, 1), date(2050, 1, 1)
 
@@ -72,7 +72,9 @@ def _midnights(timezone: str) -> tuple[tuple[date, int], ...]:
 
 
 class SessionSettings(Section):
-    gap_minutes: Positive = Field(30.0, description="idle minutes that end a session (ours)")
+    gap_minutes: float = Field(
+        30.0, gt=0.0, le=1440.0, description="idle minutes that end a session, a day at most (ours)"
+    )
     max_requests: int | None = Field(
         None,
         ge=1,

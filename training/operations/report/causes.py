@@ -24,6 +24,11 @@ class Cause:
     setting: str = ""
     section: str = "the-landed-log-is-invalid"
 
+    @property
+    def drift(self) -> bool:
+        """Whether it is that the source, or who comes, is no longer what it was."""
+        return self.section == _DRIFT
+
 
 _MEND = "Mend the source and run the day again, or mend the rows in quarantine."
 _DRIFT = "predictions-drift"
@@ -45,7 +50,7 @@ CAUSES = (
     ),
     Cause(
         "the source's columns changed",
-        r"(_in_source|_from_source)$",
+        r"_in_source$",
         "Map the column in columns.json if it is one under another name; else nothing.",
         "validation.verdicts.column_new, column_retyped",
         _DRIFT,
@@ -66,7 +71,7 @@ CAUSES = (
         "calibration has changed",
         r"_calibration$",
         "Users behave otherwise, or a signal is logged otherwise: compare signals and scores on the page.",
-        "validation.max_calibration_change",
+        "validation.verdicts.calibration",
         _DRIFT,
     ),
     Cause(
@@ -92,8 +97,20 @@ CAUSES = (
     Cause(
         "volume",
         r"_recent_median$",
-        "Are files or hours missing, or is it a feast day? If it is right, widen the bounds.",
-        "validation.min_volume_ratio, max_volume_ratio",
+        "Are files or hours missing, or is it a feast day? If it is right, widen validation.min_volume_ratio "
+        "and max_volume_ratio.",
+        "validation.verdicts.volume",
+    ),
+    Cause("no rows", r"_day \S+ rows$", "Bring the day's files, or see why the stage before made none."),
+    Cause(
+        "a signal that never occurs",
+        r"_day \S+ \S+_rate$",
+        "It is no longer logged, or under another name: a reward without it teaches something else.",
+    ),
+    Cause(
+        "ranked by a policy, and no state logged",
+        r"state_of_served$",
+        "What is not logged with its state is not learnt from: see the service's log.",
     ),
     Cause(
         "requests fell back to static weights",
@@ -123,21 +140,29 @@ CAUSES = (
     Cause("rows twice", r"repeated_rows$", _MEND, "validation.max_bad_shares"),
     Cause(
         "requests contradict themselves",
-        r"requests_of_several_|decisions_for_another_user$|share_without_impressions$|rows_since_landing$",
+        r"requests_of_several_|decisions_for_another_user$|share_without_impressions$|rows_since_landing$"
+        r"|end_known$",
         _MEND,
-    ),
-    Cause(
-        "too little exploration",
-        r"training_set_day .*_(share|coverage)$",
-        _EXPLORE,
-        "serving.shares, validation.min_exploring_share",
-        "the-training-set-is-invalid",
     ),
     Cause(
         "too few transitions",
         r"current_(transitions|spec_share)$|share_of_decisions$",
         "It mends itself as days come in, if states are served and their specification stays.",
         "validation.min_transitions",
+        "the-training-set-is-invalid",
+    ),
+    Cause(
+        "rewards that do not differ, or by far more than before",
+        r"training_set_day \S+ reward_(std|min|max)$",
+        "Compare signals and play times of the window's days: one of them is logged otherwise.",
+        "validation.verdicts.reward_range",
+        "the-training-set-is-invalid",
+    ),
+    Cause(
+        "too little exploration",
+        r"training_set_day .*_(share|coverage)$",
+        _EXPLORE,
+        "serving.shares, validation.min_exploring_share",
         "the-training-set-is-invalid",
     ),
     Cause(

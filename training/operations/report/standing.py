@@ -18,7 +18,7 @@ from training.contract.settings import Settings
 from training.contract.shares import read_shares
 from training.operations.missed import missed, spans
 from training.operations.report import trying
-from training.operations.report.causes import groups
+from training.operations.report.causes import cause_of, groups
 from training.operations.report.outcome import outcome
 from training.operations.report.todo import Todo, of_groups, stopping
 from training.validation import quarantine
@@ -29,7 +29,6 @@ CONFIDENCE = 0.95
 RAN, SERVED, BETTER = "Did today run?", "What is served, since when?", "Is it better than static weights?"
 HELD, DRIFT = "What is in quarantine?", "What is drifting?"
 CARDS = (BETTER, RAN, SERVED)  # questions that the index answers at its head, in this order
-DRIFT_FIELDS = ("_psi", "_psi_warn", "_calibration", "_gone", "_in_source", "_from_source", "_sample_ratio")
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def _validated(settings: Settings) -> tuple[date, Mapping[str, Any]] | None:
 
 def _of_warnings(day: date, record: Mapping[str, Any], drift: bool) -> tuple[Todo, ...]:
     warned = [group for group in groups({"validate_landed": record}) if not group.stops]
-    return of_groups(day, [one for one in warned if (one.cause.section == "predictions-drift") == drift])
+    return of_groups(day, [one for one in warned if one.cause.drift == drift])
 
 
 def _capped(settings: Settings) -> list[Answer]:
@@ -364,10 +363,11 @@ def _capped(settings: Settings) -> list[Answer]:
 
 
 def drifting(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Faults of a day's landed rows that are about scores, calibration, the source's columns or the arms."""
+    """Faults of a day's landed rows that are about scores, calibration, profiles, the source's columns or the
+    arms: those whose cause is :attr:`~training.operations.report.causes.Cause.drift`."""
     return [
         fault
-        for suite in record.get("suites", {}).values()
-        for fault in suite["failed"]
-        if str(fault.get("field", "")).endswith(DRIFT_FIELDS)
+        for suite, result in record.get("suites", {}).items()
+        for fault in result["failed"]
+        if cause_of(suite, fault).drift
     ]

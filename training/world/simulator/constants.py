@@ -28,12 +28,6 @@ TARGET_RATES: Mapping[str, float] = MappingProxyType(
         "play_time": 20.0,
     }
 )
-# Same source: P(long_view | click), P(like | click), P(click | like), P(follow | like).
-TARGET_JOINT: Mapping[str, float] = MappingProxyType(
-    {"long_view|click": 0.719, "like|click": 0.034, "click|like": 0.845, "follow|like": 0.025}
-)
-# Same source: share of days from one visit to the next, for gaps of 1, 2, 3 … days.
-TARGET_RETURN_GAPS = (0.617, 0.165, 0.079, 0.047, 0.031, 0.021, 0.014)
 # Same source: share of rows by local hour, hour 0 first.
 HOUR_SHARE = (
     *(0.0365, 0.0228, 0.0148, 0.0094, 0.0078, 0.0098, 0.0177, 0.0266, 0.0338, 0.0402, 0.0460, 0.0515),

@@ -47,6 +47,24 @@ def test_the_section_and_the_setting_that_a_cause_names_are_there(cause: Cause) 
         ("impressions_day", "rows_to_recent_median", "ExpectColumnMaxToBeBetween", "volume"),
         ("decisions_day", "profile_is_author", "ExpectColumnMaxToBeBetween", "profiles have moved"),
         ("training_set_day", "random_share", "ExpectColumnMaxToBeBetween", "too little exploration"),
+        ("training_set_day", "click_coverage", "ExpectColumnMaxToBeBetween", "too little exploration"),
+        ("training_set_day", "current_spec_share", "ExpectColumnMaxToBeBetween", "too few transitions"),
+        (
+            "training_set_day",
+            "reward_std",
+            "ExpectColumnMaxToBeBetween",
+            "rewards that do not differ, or by far more than before",
+        ),
+        ("impressions_day", "is_click_rate", "ExpectColumnMaxToBeBetween", "a signal that never occurs"),
+        ("impressions_day", "is_click", "ExpectColumnMaxToBeBetween", "measures outside their band"),
+        ("decisions_day", "rows", "ExpectColumnMaxToBeBetween", "no rows"),
+        (
+            "decisions_rows",
+            "state_of_served",
+            "ExpectColumnMinToBeBetween",
+            "ranked by a policy, and no state logged",
+        ),
+        ("transitions_rows", "end_known", "ExpectColumnMinToBeBetween", "requests contradict themselves"),
     ],
 )
 def test_a_fault_finds_its_cause(suite: str, field: str, expectation: str, name: str) -> None:

@@ -183,3 +183,19 @@ def test_what_one_user_has_beyond_the_limits_is_named(settings: Settings) -> Non
     left_out["over_max_user_requests"] = 0
     write_record(settings.layout, DAY, "train", {"lineage": {"left_out": left_out}})
     assert not [one for one in standing(settings, NOW) if "not learnt from" in one.question]
+
+
+def test_profiles_that_moved_are_drift_though_nothing_else_is_warned_of(settings: Settings) -> None:
+    moved = {
+        "expectation": "ExpectColumnMaxToBeBetween",
+        "column": "is_author",
+        "field": "profile_is_author",
+        "severity": "warning",
+        "message": "decisions of 2026-01-05: expected that profile_is_author lies between 0.1 and 0.2",
+    }
+    suites = {"decisions_day": {"success": False, "evaluated": 9, "failed": [moved]}}
+    write_record(settings.layout, DAY, "validate_landed", {"success": True, "suites": suites})
+    told = answer(settings, "drifting")
+    assert (told.state, told.text) == ("held", f"is_author on {DAY}.")
+    [todo] = told.todos
+    assert "profiles have moved" in todo.text

@@ -9,10 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from tests.training.world.simulator.conftest import DAY
 from training.contract.fusion import top
 from training.world.simulator import response
-from training.world.simulator.constants import CONSTANTS, HEADS, KINDS, TARGET_JOINT, TARGET_RATES
+from training.world.simulator.constants import CONSTANTS, HEADS, KINDS, TARGET_RATES
 from training.world.simulator.references import Bench
 from training.world.simulator.sessions import ALIVE, Requests, Sessions
 from training.world.simulator.world import World
+
+# KuaiRand-Pure: P(long_view | click), P(like | click), P(click | like), P(follow | like)
+TARGET_JOINT = {"long_view|click": 0.719, "like|click": 0.034, "click|like": 0.845, "follow|like": 0.025}
 
 
 @pytest.fixture(scope="module")

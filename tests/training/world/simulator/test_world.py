@@ -15,9 +15,12 @@ from training.contract.errors import DataError, SettingsError
 from training.contract.fusion import top
 from training.contract.settings import HeadSettings, SessionSettings, Settings, SignalSettings
 from training.world.simulator import drivers
-from training.world.simulator.constants import CONSTANTS, HOUR_SHARE, TARGET_RETURN_GAPS
+from training.world.simulator.constants import CONSTANTS, HOUR_SHARE
 from training.world.simulator.sessions import ABSENT, ALIVE, FAILED, LEFT, LIMIT, MIDNIGHT, Requests
 from training.world.simulator.world import World
+
+# KuaiRand-Pure: share of days from one visit to the next, for gaps of 1, 2, 3 … days
+TARGET_RETURN_GAPS = (0.617, 0.165, 0.079, 0.047, 0.031, 0.021, 0.014)
 
 
 def static_page(world: World, requests: Requests) -> np.ndarray:
