@@ -1,8 +1,8 @@
 """Which sources does a stage's work rest on?
 
 The stage's function in ``dags/stages.py`` with the functions that it calls there, and all that these import
-(:mod:`training.contract.sources`). What a stage reads as files and not by importing is in :data:`TREES`. The
-rest of ``dags`` is the machinery round the stages, and no stage's work.
+(:mod:`training.contract.code_sources`). What a stage reads as files and not by importing is in :data:`TREES`.
+The rest of ``dags`` is the machinery round the stages, and no stage's work.
 """
 
 import ast
@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from training.contract import sources
+from training.contract import code_sources
+from training.contract.code_sources import ROOT, Sources
 from training.contract.errors import MtfError
-from training.contract.sources import ROOT, Sources
 
 STAGES = Path("dags/stages.py")
 # stage: folders whose files it copies, for dbt and into the Bento
@@ -36,7 +36,7 @@ def fingerprint(stage: str, root: Path = ROOT) -> str:
     Raises :class:`MtfError` as :func:`of_stage`.
     """
     found = of_stage(stage, root)
-    content = [found.code, sources.contents(Sources(found.files, found.libraries), root)]
+    content = [found.code, code_sources.contents(Sources(found.files, found.libraries), root)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -48,12 +48,12 @@ def of_stage(stage: str, root: Path = ROOT) -> StageSources:
     code = _function(stage, root)
     files: set[Path] = set()
     for tree in TREES.get(stage, ()):
-        found = list(sources.files_below(root / tree, _MADE.get(tree, ())))
+        found = list(code_sources.files_below(root / tree, _MADE.get(tree, ())))
         if not found:
             raise MtfError(f"{root / tree} is not there or empty: {stage} reads its files")
         files.update(path.relative_to(root) for path in found)
-    names = [(STAGES, name) for statement in code for name in sources.imported_by(statement, STAGES)]
-    return StageSources(tuple(map(ast.unparse, code)), *sources.reached(names, files, root))
+    names = [(STAGES, name) for statement in code for name in code_sources.imported_by(statement, STAGES)]
+    return StageSources(tuple(map(ast.unparse, code)), *code_sources.reached(names, files, root))
 
 
 def _function(stage: str, root: Path) -> list[ast.stmt]:

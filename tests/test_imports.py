@@ -2,7 +2,7 @@
 
 Two exceptions: ``training/features`` registers what ``feature_repo`` defines and takes users out of its
 store, and ``serving/state`` reads what that keeps. Imports are read from the source by its syntax tree
-(:mod:`training.contract.sources`), so that those inside functions and for type checkers count too.
+(:mod:`training.contract.code_sources`), so that those inside functions and for type checkers count too.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from training.contract.sources import imports
+from training.contract.code_sources import imports
 
 ROOT = Path(__file__).parents[1]
 OURS = {"dags", "dbt_project", "feature_repo", "serving", "tests", "training"}

@@ -29,8 +29,8 @@ from feature_repo.entities import user
 from feature_repo.feast_hooks import redis_client, redis_field
 from serving.control.gathered import Gathered, GatheredCounter
 from tests.servers import redis_server
+from training.contract.code_sources import ROOMS
 from training.contract.settings import Settings
-from training.contract.sources import ROOMS
 
 ROOT = Path(__file__).parents[1]
 HOLDS_FOR = {

@@ -30,7 +30,7 @@ from serving.ranking import arms
 from tests.benchmarks.canary import under
 from tests.benchmarks.nights_page import tables
 from tests.benchmarks.publish import kept
-from training.contract import history, rollout, sources
+from training.contract import code_sources, history, rollout
 from training.contract.epochs import epoch_of_day
 from training.contract.files import json_sha256, sha256
 from training.contract.pointer import ChampionPointer, read_champion
@@ -73,8 +73,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         [
             about,
             sha256(Path(__file__)),
-            sources.sha256_of("serving.control.guardrail", "training.promotion.gate"),
-            sources.sha256_of("training.evaluation.judge", "training.world.simulator.collect"),
+            code_sources.sha256_of("serving.control.guardrail", "training.promotion.gate"),
+            code_sources.sha256_of("training.evaluation.judge", "training.world.simulator.collect"),
         ]
     )
 

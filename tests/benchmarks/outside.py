@@ -22,7 +22,7 @@ from tests.benchmarks.outside_page import BCQ_NAME, BEST, CHOICE, tables
 from tests.benchmarks.publish import is_kept, kept
 from tests.benchmarks.recsim import ROOT, WORLDS, Act, Sessions, collect
 from tests.peers.wire import Peer
-from training.contract import sources
+from training.contract import code_sources
 from training.contract.files import json_sha256, sha256
 from training.contract.policy import Policy, constant_policy
 from training.contract.settings import Settings
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def sources_of_all() -> str:
     """Of what a seed's results depend on; one that was kept holds while this does."""
-    ours = sources.sha256_of("training.experiments.learning", "training.evaluation.estimators")
+    ours = code_sources.sha256_of("training.experiments.learning", "training.evaluation.estimators")
     peers = ROOT / "tests/peers"
     files = [Path(__file__), Path(recsim.__file__), *sorted(peers.glob("*.lock"))]
     files += [peers / name for name in ("wire.py", "recsim_sessions.py", "d3rlpy_bcq.py")]

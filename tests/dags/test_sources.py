@@ -16,10 +16,10 @@ from dags.sources import fingerprint, of_stage
 from serving.release import bento
 from training import ingest, policies
 from training.contract import exploration
+from training.contract.code_sources import ROOMS, ROOT, Sources, contents, imports
 from training.contract.errors import MtfError
 from training.contract.pointer import ChampionPointer
 from training.contract.settings import Settings
-from training.contract.sources import ROOMS, ROOT, Sources, contents, imports
 from training.warehouse import transform
 
 TREES = sorted({*ROOMS, *(tree for trees in sources.TREES.values() for tree in trees)})

@@ -15,7 +15,7 @@ from training.contract.columns import decision_columns, impression_columns
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
-from training.ingest.source_columns import schema_changes
+from training.ingest.column_changes import schema_changes
 from training.warehouse import transform
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from training.contract import sources
+from training.contract import code_sources
 from training.contract.policy import constant_policy
 from training.contract.settings import Settings
 from training.evaluation import assess
@@ -99,4 +99,4 @@ def _constant(settings: Settings, action: np.ndarray, name: str) -> Learnt:
 
 def sources_sha256() -> str:
     """Of the sources that a unit's result depends on."""
-    return sources.sha256_of("training.experiments.unit")
+    return code_sources.sha256_of("training.experiments.unit")

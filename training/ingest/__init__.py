@@ -8,10 +8,10 @@ land through :mod:`landing`, which keeps a day atomic, idempotent and versioned.
 from training.ingest.daily import land_day
 from training.ingest.kuairand import land_kuairand
 from training.ingest.landing import changed_days, land, landed, late_users
+from training.ingest.own_files import land_files
 from training.ingest.predictions import with_predictions
 from training.ingest.service_log import has_service_log, land_service_log
 from training.ingest.sources import source_files
-from training.ingest.template import land_files
 
 __all__ = [
     "changed_days",

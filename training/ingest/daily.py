@@ -7,8 +7,8 @@ from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
 from training.ingest.landing import landed, together
+from training.ingest.own_files import has_delivery, land_files
 from training.ingest.service_log import has_service_log, land_service_log
-from training.ingest.template import has_delivery, land_files
 
 
 def land_day(settings: Settings, day: date) -> dict[str, Any]:

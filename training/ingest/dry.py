@@ -11,8 +11,8 @@ from training.contract.settings import Settings
 from training.ingest.columns_file import Mapped, read_columns
 from training.ingest.csv_files import SEPARATORS, open_text
 from training.ingest.files import TEXT, Asked, is_data, read_file
+from training.ingest.own_files import delivered_days, table_files
 from training.ingest.schema import table_spec
-from training.ingest.template import delivered_days, table_files
 
 
 def days(folder: Path) -> list[date]:

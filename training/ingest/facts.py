@@ -82,7 +82,11 @@ def shown(settings: Settings, days: Sequence[date]) -> Shown:
 
 
 def sessions(settings: Settings, days: Sequence[date]) -> Sessions | None:
-    """Of the days' impressions; None where there are fewer than two."""
+    """Of the days' impressions; None where there are fewer than two.
+
+    An estimate of what dbt will make of them, for planning: cut to the microsecond, and a session that comes
+    back after another of its user counts twice.
+    """
     reward = settings.reward
     signals = " + ".join(f'{s.weight!r} * coalesce("{s.column}", 0)' for s in settings.signals)
     cap = reward.play_time_cap_s

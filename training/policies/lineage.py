@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.contract import sources
+from training.contract import code_sources
 from training.contract.files import json_sha256
 from training.contract.settings import Settings
 from training.trajectories import Trajectories
@@ -38,7 +38,7 @@ def code_version() -> str:
 
 def code_sha256() -> str:
     """Of the sources that turn transitions into weights: a changed learner must not resume an old one."""
-    return sources.sha256_of("training.policies.retrain")
+    return code_sources.sha256_of("training.policies.retrain")
 
 
 def describe(

@@ -9,9 +9,9 @@ from training.contract.log import NO_POLICY
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.contract.transitions import MART
+from training.ingest.column_changes import schema_changes
 from training.ingest.landing import read_note
 from training.ingest.merging import SERVICE
-from training.ingest.source_columns import schema_changes
 from training.validation import rules as table_rules
 from training.validation import sample_ratio
 from training.validation.checks import measure, severity_of

@@ -25,7 +25,7 @@ from tests.training.ingest.conftest import (
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.settings import Settings
-from training.ingest import land, land_files, land_service_log, source_columns
+from training.ingest import column_changes, land, land_files, land_service_log
 
 NEXT = DAY + timedelta(days=1)
 
@@ -160,5 +160,5 @@ def test_columns_of_each_source_are_held_against_its_own(settings: Settings, tmp
     pq.write_table(table.append_column("shelf", pa.array([3])), path)
     land_service_log(settings, NEXT)
     land_files(settings, NEXT, folder)
-    changes = source_columns.schema_changes(settings, IMPRESSIONS, NEXT)
+    changes = column_changes.schema_changes(settings, IMPRESSIONS, NEXT)
     assert [(one["column"], one["change"], one["since"]) for one in changes] == [("shelf", "new", str(DAY))]

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from training.contract import sources
+from training.contract import code_sources
 from training.contract.files import read_json, write_json_atomic, write_text_atomic
 from training.contract.policy import load_policy
 from training.contract.settings import Estimator, Settings
@@ -154,7 +154,7 @@ def _units(
 
 def _sources() -> str:
     """Of what a unit's result depends on."""
-    return sources.sha256_of(bench.__name__, policies.__name__, judging.__name__)
+    return code_sources.sha256_of(bench.__name__, policies.__name__, judging.__name__)
 
 
 def _run_unit(

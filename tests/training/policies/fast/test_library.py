@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.training.policies.fast.compiled import compiled
-from training.contract import sources
+from training.contract import code_sources
 from training.contract.errors import SettingsError
 from training.contract.settings import LearnerSettings
 from training.policies import fast, lineage
@@ -92,11 +92,11 @@ def test_a_learner_without_a_second_form_is_of_float32_whatever_is_asked_of_batc
 
 
 def test_the_code_of_a_policy_is_that_of_both_forms():
-    files = {path.as_posix() for path in sources.reached([(Path(), "training.policies.retrain")]).files}
+    files = {path.as_posix() for path in code_sources.reached([(Path(), "training.policies.retrain")]).files}
     own = "batchrl_mtf.py", "fast/kernels.c", "fast/step.py"
     assert files >= {f"training/policies/{name}" for name in own}
     assert "training/trajectories/split.py" in files
-    assert lineage.code_sha256() == sources.sha256_of("training.policies.retrain")
+    assert lineage.code_sha256() == code_sources.sha256_of("training.policies.retrain")
 
 
 def test_both_forms_are_tested_with_the_instructions_hidden():

@@ -15,7 +15,7 @@ from training.contract.errors import DataError
 from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.ingest import land, land_files
-from training.ingest.source_columns import schema_changes
+from training.ingest.column_changes import schema_changes
 
 NEXT = DAY + timedelta(days=1)
 
