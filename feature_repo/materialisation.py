@@ -6,6 +6,7 @@ time to the two stores that it knows, and leaves everything else to Feast's. ``f
 ``FeatureStore.materialize`` call it like any other.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import python_values_to_proto_values
 from feast.types import FeastType, Float64
 from google.protobuf.timestamp_pb2 import Timestamp
+from redis import RedisCluster
 
 from feature_repo.feast_hooks import redis_client, redis_field
 from feature_repo.online_store import entity_keys, sliced
@@ -96,7 +98,7 @@ class ArrowComputeEngine(LocalComputeEngine):
             return lambda view, rows: store.write_arrow(config, view, rows)
         if (
             isinstance(store, RedisOnlineStore)
-            and config.online_store.redis_type == RedisType.redis
+            and config.online_store.redis_type in (RedisType.redis, RedisType.redis_cluster)
             and config.online_store.skip_dedup
         ):
             return lambda view, rows: write_redis(store, config, view, rows)
@@ -106,6 +108,7 @@ class ArrowComputeEngine(LocalComputeEngine):
 def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, rows: pa.Table) -> None:
     """Write a hash a user in Feast's own layout, with the commands encoded here, many at a time.
 
+    Of a cluster each server gets the commands of its own keys; one that is failing over fails the write.
     Raises redis-py's ``ResponseError`` for the first command that the server refused.
     """
     assert view.batch_source is not None  # a plain view has one
@@ -115,32 +118,48 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
     head = b"*%d\r\n$4\r\nHSET\r\n" % (4 + 2 * len(view.features))
     expiry = b"" if not lifetime else _bulk(str(lifetime).encode())
     client = redis_client(store, config)
-    connection = client.connection_pool.get_connection()
-    try:
-        for first in range(0, len(rows), USERS_A_PIPELINE):
-            part = rows.slice(first, USERS_A_PIPELINE)
-            keys = [_bulk(key + project) for key in entity_keys(config, view, part)]
-            stamps = _stamps(part[view.batch_source.timestamp_field])
-            columns = [
-                [_bulk(f"_ts:{name}".encode()) + stamp for stamp in stamps],
-                *[
-                    _field(redis_field(name, field.name), part[field.name], field.dtype)
-                    for field in view.features
-                ],
-            ]
-            commands = [head + key + b"".join(pairs) for key, *pairs in zip(keys, *columns, strict=True)]
+    for first in range(0, len(rows), USERS_A_PIPELINE):
+        part = rows.slice(first, USERS_A_PIPELINE)
+        keys = [key + project for key in entity_keys(config, view, part)]
+        stamps = _stamps(part[view.batch_source.timestamp_field])
+        columns = [
+            [_bulk(f"_ts:{name}".encode()) + stamp for stamp in stamps],
+            *[
+                _field(redis_field(name, field.name), part[field.name], field.dtype)
+                for field in view.features
+            ],
+        ]
+        commands: dict[Any, list[bytes]] = defaultdict(list)
+        for key, *pairs in zip(keys, *columns, strict=True):
+            whole, own = _bulk(key), commands[_pool(client, key)]
+            own.append(head + whole + b"".join(pairs))
             if lifetime:
-                commands += [b"*3\r\n$6\r\nEXPIRE\r\n" + key + expiry for key in keys]
-            connection.send_packed_command([b"".join(commands)])
-            answers = [connection.read_response() for _ in commands]
-            refused = next((a for a in answers if isinstance(a, Exception)), None)
-            if refused is not None:
-                raise refused
+                own.append(b"*3\r\n$6\r\nEXPIRE\r\n" + whole + expiry)
+        for pool, own in commands.items():
+            _send(pool, own)
+
+
+def _pool(client: Any, key: bytes) -> Any:
+    """The connections to the server that has the key."""
+    if isinstance(client, RedisCluster):
+        cluster: Any = client  # whose methods have no types
+        client = cluster.get_redis_connection(cluster.get_node_from_key(key))
+    return client.connection_pool
+
+
+def _send(pool: Any, commands: list[bytes]) -> None:
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command([b"".join(commands)])
+        answers = [connection.read_response() for _ in commands]
+        refused = next((a for a in answers if isinstance(a, Exception)), None)
+        if refused is not None:
+            raise refused
     except BaseException:
         connection.disconnect()  # answers may be left in it
         raise
     finally:
-        client.connection_pool.release(connection)
+        pool.release(connection)
 
 
 def _field(key: bytes, column: pa.ChunkedArray, dtype: FeastType) -> list[bytes]:

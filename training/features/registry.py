@@ -77,6 +77,8 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
             "connection_string": databases.redis(settings),
             "skip_dedup": True,
         }
+        if settings.store.redis_cluster:
+            online["redis_type"] = "redis_cluster"
         if settings.store.redis_key_ttl_days:
             online["key_ttl_seconds"] = settings.store.redis_key_ttl_days * 86_400
     registry = {"path": str(folder / "registry.db"), "cache_ttl_seconds": 0}  # never expires
@@ -97,7 +99,7 @@ def _online(configuration: Mapping[str, Any]) -> tuple[str, str]:
     """Kind and place of a configuration's online store."""
     online = configuration["online_store"]
     place = online["path"] if "path" in online else online["connection_string"].split(",")[0]
-    return online["type"], place
+    return online.get("redis_type", online["type"]), place
 
 
 def _place(file: Path) -> tuple[str, str] | None:

@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     def _replicas(self) -> Self:
         if self.serving.index == "redis" and self.store.online != "redis":
             raise ValueError("serving.index: redis is kept beside the states: set store.online: redis, too")
+        if self.serving.index == "redis" and self.store.redis_cluster:
+            raise ValueError(
+                "serving.index: redis needs one Redis server, and store.redis_cluster is on: take "
+                "serving.index: file, or a server that is no cluster"
+            )
         return self
 
     @model_validator(mode="after")
