@@ -126,6 +126,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _executors_reach_the_online_store(self) -> Self:
+        master = self.warehouse.spark.master
+        of_cluster = self.warehouse.engine == "spark" and not master.startswith("local")
+        if of_cluster and self.store.online == "sqlite":
+            raise ValueError(
+                f"warehouse.spark.master: the executors of {master} fill the online store, which cannot be a "
+                f"file of this machine: set store.online: redis"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedule(self) -> Self:
         """A night's run whose hour is left out when clocks are put forward would be of another day."""
         fields = self.orchestration.schedule.split()

@@ -28,3 +28,11 @@ def test_settings_are_frozen_and_the_spec_follows_the_profile() -> None:
 def test_a_redis_cluster_is_named_as_one_and_holds_states_alone(sections, said) -> None:
     with pytest.raises(ValueError, match=said):
         Settings(**sections)
+
+
+def test_a_file_as_online_store_is_for_local_executors() -> None:
+    warehouse = {"engine": "spark", "spark": {"master": "spark://a.internal:7077"}}
+    with pytest.raises(ValueError, match=r"executors of spark://a.internal:7077 .* set store.online: redis"):
+        Settings(warehouse=warehouse)
+    Settings(warehouse=warehouse, store={"online": "redis"})
+    Settings(warehouse=warehouse | {"engine": "duckdb"})
