@@ -12,7 +12,8 @@ from feast.infra.online_stores.redis import RedisOnlineStore
 
 
 def redis_client(store: OnlineStore, config: RepoConfig) -> Any:
-    """The redis-py client that a store in Redis reads and writes by; it is made at the first call."""
+    """The redis-py client, ``Redis`` or ``RedisCluster``, that a store in Redis reads and writes by; it is
+    made at the first call."""
     assert isinstance(store, RedisOnlineStore)
     return store._get_client(config.online_store)
 

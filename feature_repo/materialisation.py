@@ -3,10 +3,13 @@
 Feast's local engine turns every value into a protobuf message, by way of pandas, and hands them over a
 row at a time. This one, which ``feature_store.yaml`` names as the ``batch_engine``, hands a column at a
 time to the two stores that it knows, and leaves everything else to Feast's. ``feast materialize`` and
-``FeatureStore.materialize`` call it like any other.
+``FeatureStore.materialize`` call it like any other. Where Spark is the offline store, its executors write,
+and no row comes to the driver.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,11 +26,15 @@ from feast.infra.compute_engines.local.feature_builder import LocalFeatureBuilde
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
+from feast.infra.provider import get_provider
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.protos.feast.core.FeatureView_pb2 import FeatureView as FeatureViewProto
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import load_repo_config
 from feast.type_map import python_values_to_proto_values
 from feast.types import FeastType, Float64
 from google.protobuf.timestamp_pb2 import Timestamp
+from redis import RedisCluster
 
 from feature_repo.feast_hooks import redis_client, redis_field
 from feature_repo.online_store import entity_keys, sliced
@@ -54,7 +61,7 @@ class ArrowComputeEngine(LocalComputeEngine):
     ) -> list[MaterializationJob]:
         jobs: list[MaterializationJob] = []
         for task in tasks if isinstance(tasks, list) else [tasks]:
-            view, write = task.feature_view, self._writer()
+            view, write = task.feature_view, _writer(self.online_store, self.repo_config)
             if write is None or type(view) is not FeatureView or not view.online or view.offline:
                 jobs += super().materialize(registry, task, **kwargs)
             else:
@@ -72,7 +79,7 @@ class ArrowComputeEngine(LocalComputeEngine):
                 registry, task, backend=BackendFactory.from_name("pandas")
             ).get_column_info(view)
             # the latest row of each user, whatever pull_latest_features says: no other is wanted
-            rows = self.offline_store.pull_latest_from_table_or_query(
+            job = self.offline_store.pull_latest_from_table_or_query(
                 config=self.repo_config,
                 data_source=view.batch_source,
                 join_key_columns=columns.join_keys,
@@ -81,31 +88,61 @@ class ArrowComputeEngine(LocalComputeEngine):
                 created_timestamp_column=columns.created_ts_col,
                 start_date=task.start_time,
                 end_date=task.end_time,
-            ).to_arrow()
-            if columns.field_mapping:
-                rows = rows.rename_columns([columns.field_mapping.get(c, c) for c in rows.column_names])
-            if len(rows):
-                write(view, rows)
+            )
+            if hasattr(job, "to_spark_df"):
+                _write_by_executors(job.to_spark_df(), view, self.online_store, self.repo_config)
+            else:
+                rows = job.to_arrow()
+                if columns.field_mapping:
+                    rows = rows.rename_columns([columns.field_mapping.get(c, c) for c in rows.column_names])
+                if len(rows):
+                    write(view, rows)
         except Exception as error:  # Feast raises it from the job
             return LocalMaterializationJob(job_id, MaterializationJobStatus.ERROR, error)
         return LocalMaterializationJob(job_id, MaterializationJobStatus.SUCCEEDED)
 
-    def _writer(self) -> Write | None:
-        store, config = self.online_store, self.repo_config
-        if hasattr(store, "write_arrow"):
-            return lambda view, rows: store.write_arrow(config, view, rows)
-        if (
-            isinstance(store, RedisOnlineStore)
-            and config.online_store.redis_type == RedisType.redis
-            and config.online_store.skip_dedup
-        ):
-            return lambda view, rows: write_redis(store, config, view, rows)
-        return None
+
+def _writer(store: Any, config: RepoConfig) -> Write | None:
+    """Writes columns to the stores that we know."""
+    if hasattr(store, "write_arrow"):
+        return lambda view, rows: store.write_arrow(config, view, rows)
+    if (
+        isinstance(store, RedisOnlineStore)
+        and config.online_store.redis_type in (RedisType.redis, RedisType.redis_cluster)
+        and config.online_store.skip_dedup
+    ):
+        return lambda view, rows: write_redis(store, config, view, rows)
+    return None
+
+
+def _write_by_executors(frame: Any, view: FeatureView, store: Any, config: RepoConfig) -> None:
+    """Let those of a data frame of Spark's write its rows; one of them where the store is a file."""
+    if not isinstance(store, RedisOnlineStore):
+        frame = frame.repartition(1)
+    definition, folder = view.to_proto().SerializeToString(), str(config.repo_path)
+
+    def written(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return _written(batches, definition, folder)
+
+    frame.mapInArrow(written, "users bigint").agg({"users": "sum"}).collect()
+
+
+def _written(batches: Iterable[pa.RecordBatch], definition: bytes, folder: str) -> Iterator[pa.RecordBatch]:
+    """On an executor: it reads ``feature_store.yaml`` itself, so no password is sent to it."""
+    config = load_repo_config(Path(folder), Path(folder) / "feature_store.yaml")
+    view = FeatureView.from_proto(FeatureViewProto.FromString(definition))
+    write = _writer(get_provider(config).online_store, config)
+    assert write is not None  # the driver has one
+    for batch in batches:
+        if batch.num_rows:
+            write(view, pa.Table.from_batches([batch]))
+        yield pa.RecordBatch.from_pydict({"users": [batch.num_rows]})
 
 
 def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, rows: pa.Table) -> None:
     """Write a hash a user in Feast's own layout, with the commands encoded here, many at a time.
 
+    Of a cluster each server gets the commands of its own keys; one that is failing over fails the write.
     Raises redis-py's ``ResponseError`` for the first command that the server refused.
     """
     assert view.batch_source is not None  # a plain view has one
@@ -115,32 +152,48 @@ def write_redis(store: RedisOnlineStore, config: RepoConfig, view: FeatureView, 
     head = b"*%d\r\n$4\r\nHSET\r\n" % (4 + 2 * len(view.features))
     expiry = b"" if not lifetime else _bulk(str(lifetime).encode())
     client = redis_client(store, config)
-    connection = client.connection_pool.get_connection()
-    try:
-        for first in range(0, len(rows), USERS_A_PIPELINE):
-            part = rows.slice(first, USERS_A_PIPELINE)
-            keys = [_bulk(key + project) for key in entity_keys(config, view, part)]
-            stamps = _stamps(part[view.batch_source.timestamp_field])
-            columns = [
-                [_bulk(f"_ts:{name}".encode()) + stamp for stamp in stamps],
-                *[
-                    _field(redis_field(name, field.name), part[field.name], field.dtype)
-                    for field in view.features
-                ],
-            ]
-            commands = [head + key + b"".join(pairs) for key, *pairs in zip(keys, *columns, strict=True)]
+    for first in range(0, len(rows), USERS_A_PIPELINE):
+        part = rows.slice(first, USERS_A_PIPELINE)
+        keys = [key + project for key in entity_keys(config, view, part)]
+        stamps = _stamps(part[view.batch_source.timestamp_field])
+        columns = [
+            [_bulk(f"_ts:{name}".encode()) + stamp for stamp in stamps],
+            *[
+                _field(redis_field(name, field.name), part[field.name], field.dtype)
+                for field in view.features
+            ],
+        ]
+        commands: dict[Any, list[bytes]] = defaultdict(list)
+        for key, *pairs in zip(keys, *columns, strict=True):
+            whole, own = _bulk(key), commands[_pool(client, key)]
+            own.append(head + whole + b"".join(pairs))
             if lifetime:
-                commands += [b"*3\r\n$6\r\nEXPIRE\r\n" + key + expiry for key in keys]
-            connection.send_packed_command([b"".join(commands)])
-            answers = [connection.read_response() for _ in commands]
-            refused = next((a for a in answers if isinstance(a, Exception)), None)
-            if refused is not None:
-                raise refused
+                own.append(b"*3\r\n$6\r\nEXPIRE\r\n" + whole + expiry)
+        for pool, own in commands.items():
+            _send(pool, own)
+
+
+def _pool(client: Any, key: bytes) -> Any:
+    """The connections to the server that has the key."""
+    if isinstance(client, RedisCluster):
+        cluster: Any = client  # whose methods have no types
+        client = cluster.get_redis_connection(cluster.get_node_from_key(key))
+    return client.connection_pool
+
+
+def _send(pool: Any, commands: list[bytes]) -> None:
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command([b"".join(commands)])
+        answers = [connection.read_response() for _ in commands]
+        refused = next((a for a in answers if isinstance(a, Exception)), None)
+        if refused is not None:
+            raise refused
     except BaseException:
         connection.disconnect()  # answers may be left in it
         raise
     finally:
-        client.connection_pool.release(connection)
+        pool.release(connection)
 
 
 def _field(key: bytes, column: pa.ChunkedArray, dtype: FeastType) -> list[bytes]:

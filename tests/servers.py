@@ -7,11 +7,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+import redis
 
 from serving.release.bento import free_port
 
@@ -98,3 +99,60 @@ def files_with(folder: Path, secret: str) -> list[str]:
         if path.is_file() and not path.is_symlink() and secret.encode() in path.read_bytes():
             found.append(os.fspath(path.relative_to(folder)))
     return found
+
+
+class RedisCluster:
+    """Three primaries and a replica of each, on 127.0.0.1; the second half of ``nodes`` begins as replicas.
+
+    A node that is silent for ``timeout_ms`` is taken for dead; what the others have goes on meanwhile.
+    """
+
+    def __init__(self, folder: Path, *options: str, timeout_ms: int = 1_000) -> None:
+        fixed = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms), *options]
+        fixed += ["--cluster-require-full-coverage", "no", "--repl-ping-replica-period", "1"]
+        self._buses = [free_port() for _ in range(6)]  # a port's own bus, 10,000 above, may be none
+        self.nodes = []
+        for number, bus in enumerate(self._buses):
+            (own := folder / str(number)).mkdir(parents=True)
+            self.nodes.append(Redis(*fixed, "--cluster-port", str(bus), "--dir", str(own)))
+
+    @property
+    def url(self) -> str:
+        """As ``store.redis_url`` takes it."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def start(self, password: str | None = None) -> None:
+        """Returns once every slot is served and every replica follows."""
+        for node in self.nodes:
+            node.start()
+        clients = [redis.Redis(port=node.port, password=password, protocol=2) for node in self.nodes]
+        for client in clients[1:]:
+            client.execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port, self._buses[0])
+        for first, last, client in zip((0, 5461, 10923), (5460, 10922, 16383), clients, strict=False):
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+        names = [client.execute_command("CLUSTER MYID") for client in clients[:3]]
+        _until(lambda: all(len(one.execute_command("CLUSTER NODES")) == 6 for one in clients))
+        for client, name in zip(clients[3:], names, strict=True):
+            client.execute_command("CLUSTER REPLICATE", name)
+        _until(lambda: all(one.info("replication").get("master_link_status") == "up" for one in clients[3:]))
+        _until(lambda: all(map(_covered, clients)))
+        for client in clients:
+            client.close()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop(signal.SIGKILL)
+
+
+def _covered(client: redis.Redis) -> bool:
+    """Whether each range of slots has a primary and a replica."""
+    ranges = client.execute_command("CLUSTER SLOTS")
+    return len(ranges) == 3 and all(len(servers) == 2 for _, _, *servers in ranges)
+
+
+def _until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise RuntimeError(f"the servers are not one cluster within {seconds:g} s")
+        time.sleep(0.05)

@@ -226,6 +226,7 @@ class OnlineState:
                 raise StoreError(f"the feature registry {registry['path']} is missing: run `mtf day` again")
             # never looks at the file again, which a materialisation rewrites in place
             registry.update(cache_mode="thread")
+        content["offline_store"] = {"type": "duckdb"}  # nothing is read of it, and Spark's would be imported
         online = content["online_store"]
         if online["type"] != self._settings.store.online_type:
             raise StoreError(

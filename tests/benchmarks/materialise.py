@@ -92,10 +92,10 @@ def materialise(folder: Path, port: int | None, default: bool, times: int) -> li
 def apply_as_it_is(settings: Settings) -> None:
     from feast import FeatureStore
 
-    from feature_repo import data_sources, entities, features
+    from feature_repo import entities, features
 
     store = FeatureStore(repo_path=str(settings.layout.feast))
-    store.apply([entities.user, data_sources.session_push(settings), *features.views(settings)])
+    store.apply([entities.user(settings), *features.views(settings)])
 
 
 def store_materialise(settings: Settings) -> None:

@@ -26,7 +26,8 @@ class Marts:
         # int8 and int32 as dbt gives them: the views' types are wider
         kinds = {"flag": pa.int8(), "categorical": pa.string(), "numeric": pa.float64(), "log": pa.int32()}
         profile = {p.column: kinds[p.kind] for p in settings.state.profile}
-        keys = {"user_id": pa.int64(), "event_timestamp": INSTANT, "dt": pa.date32()}
+        users = {"int64": pa.int64(), "string": pa.string()}[settings.ids.kept("user_id")]
+        keys = {"user_id": users, "event_timestamp": INSTANT, "dt": pa.date32()}
         self.schemas = {
             "dim_users": pa.schema({**keys, **profile}),
             "fct_user_history": pa.schema({**keys, **history, "hist_last_ts": INSTANT}),

@@ -60,6 +60,11 @@ class Layout:
         return self.root / "warehouse" / "spark"
 
     @property
+    def spark_scratch(self) -> Path:
+        """What Spark spills while it runs."""
+        return self.root / "warehouse" / "spark_scratch"
+
+    @property
     def marts(self) -> Path:
         return self.root / "warehouse" / "marts"
 

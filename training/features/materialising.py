@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import duckdb
-
 from training.contract.files import read_json, write_json_atomic
 from training.contract.settings import Settings
+from training.features.offline import counted, session
 from training.features.store import (
     HISTORY,
+    MICROSECOND,
     PUSHED,
-    export_of,
     open_store,
     quiet,
     readable,
@@ -39,12 +38,14 @@ def materialise(settings: Settings, day: date) -> dict[str, Any]:
     store = open_store(settings)
     start, end = settings.day_start(day), settings.day_start(day + timedelta(days=1))
     record: dict[str, Any] = {"until": end.isoformat(), "views": {}}
-    for view in _batch_views(settings, store):
-        done, until = view.most_recent_end_time, usable(view.name, end)
-        first = datetime.fromtimestamp(0, UTC) if done is None else min(done, start) - LOOK_BACK
-        with readable(view), quiet():
-            store.materialize(first, until if done is None else max(until, done), feature_views=[view.name])
-            record["views"][view.name] = _count(view, usable(view.name, start), until)
+    with session(settings):
+        for view in _batch_views(settings, store):
+            done, until = view.most_recent_end_time, usable(view.name, end)
+            first = datetime.fromtimestamp(0, UTC) if done is None else min(done, start) - LOOK_BACK
+            last = until if done is None else max(until, done)
+            with readable(view), quiet():
+                store.materialize(first, last, feature_views=[view.name])
+                record["views"][view.name] = _count(store, view, usable(view.name, start), until)
     if settings.store.online == "sqlite":
         record["purged"] = _purge(settings, store, end)
     _note_until(settings, end)
@@ -76,12 +77,17 @@ def _note_until(settings: Settings, end: datetime) -> None:
     write_json_atomic(path, {"until": end.isoformat()})
 
 
-def _count(view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
-    source = export_of(view)
-    with duckdb.connect() as connection:
-        ((rows, users),) = connection.execute(
-            f"SELECT count(*), count(DISTINCT user_id) FROM read_parquet(?)"  # noqa: S608
-            f" WHERE {source.timestamp_field} > ? AND {source.timestamp_field} <= ?",
-            [source.path, start, end],
-        ).fetchall()
-    return {"rows": rows, "users": users}
+def _count(store: "FeatureStore", view: "FeatureView", start: datetime, end: datetime) -> Mapping[str, int]:
+    """The rows after ``start``, up to ``end``, as the offline store reads them."""
+    source = view.batch_source
+    assert source is not None  # every view of ours has one
+    job = store.provider.offline_store.pull_all_from_table_or_query(
+        config=store.config,
+        data_source=source,
+        join_key_columns=view.join_keys,
+        feature_name_columns=[],
+        timestamp_field=source.timestamp_field,
+        start_date=start + MICROSECOND,
+        end_date=end,
+    )
+    return counted(job)

@@ -11,6 +11,7 @@ from training.contract.errors import DataError
 from training.contract.session import is_current
 from training.contract.settings import Settings
 from training.contract.state import context_values, days_since, history_columns, session_columns
+from training.features.offline import session
 from training.features.store import PUSHED, open_store, readable, state_service, usable
 
 if TYPE_CHECKING:
@@ -46,16 +47,17 @@ def historical(settings: Settings, entity_df: pd.DataFrame) -> pd.DataFrame:
         until = entity_df["features_until"].dt.tz_convert("UTC").dt.as_unit("us")
         midnights = midnights.where(~(until < midnights), until)
     users = entity_df["user_id"].to_numpy(np.int64 if settings.ids.kept("user_id") == "int64" else object)
-    parts = [
-        _point_in_time(store, users, usable(name, midnights), features)
-        for name, features in references.items()
-        if name != PUSHED
-    ]
-    if "request_id" in entity_df:
-        latest = _point_in_time(store, users, instants, [f"{PUSHED}:request_id"])["request_id"]
-        own = latest.to_numpy() == entity_df["request_id"].to_numpy()
-        instants = instants - pd.to_timedelta(own.astype(np.int64), unit="us")
-    parts.append(_point_in_time(store, users, instants, references[PUSHED]))
+    with session(settings):
+        parts = [
+            _point_in_time(store, users, usable(name, midnights), features)
+            for name, features in references.items()
+            if name != PUSHED
+        ]
+        if "request_id" in entity_df:
+            latest = _point_in_time(store, users, instants, [f"{PUSHED}:request_id"])["request_id"]
+            own = latest.to_numpy() == entity_df["request_id"].to_numpy()
+            instants = instants - pd.to_timedelta(own.astype(np.int64), unit="us")
+        parts.append(_point_in_time(store, users, instants, references[PUSHED]))
     return pd.concat([entity_df.reset_index(drop=True), *parts], axis=1)
 
 
@@ -115,6 +117,8 @@ def _point_in_time(
         for name in sorted({reference.split(":")[0] for reference in references}):
             stack.enter_context(readable(store.get_feature_view(name)))
         found = store.get_historical_features(entity_df=rows, features=references).to_df()
+    for name in found.select_dtypes("datetime"):  # Spark gives UTC without saying so
+        found[name] = found[name].dt.tz_localize("UTC").dt.as_unit("us")
     return found.sort_values("row", ignore_index=True).drop(columns=list(rows.columns))
 
 

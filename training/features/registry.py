@@ -12,7 +12,8 @@ import yaml
 from training.contract import databases
 from training.contract.files import write_atomic, write_text_atomic
 from training.contract.settings import Settings
-from training.features.store import PROJECT, export_of, quiet
+from training.features import offline
+from training.features.store import PROJECT, quiet
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -32,7 +33,7 @@ def apply(settings: Settings) -> dict[str, Any]:
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
 
-    from feature_repo import data_sources, entities, feature_services, features
+    from feature_repo import entities, feature_services, features
 
     folder = settings.layout.feast.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def apply(settings: Settings) -> dict[str, Any]:
             # forgets how far it was materialised: what is new is wanted for all days
             store.registry.delete_feature_view(view.name, PROJECT)
     with quiet():
-        store.apply([entities.user(settings), data_sources.session_push(settings), *views, service])
+        store.apply([entities.user(settings), *views, service])
     return {
         "project": PROJECT,
         "service": service.name,
@@ -77,6 +78,8 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
             "connection_string": databases.redis(settings),
             "skip_dedup": True,
         }
+        if settings.store.redis_cluster:
+            online["redis_type"] = "redis_cluster"
         if settings.store.redis_key_ttl_days:
             online["key_ttl_seconds"] = settings.store.redis_key_ttl_days * 86_400
     registry = {"path": str(folder / "registry.db"), "cache_ttl_seconds": 0}  # never expires
@@ -86,7 +89,7 @@ def _configuration(settings: Settings, folder: Path) -> dict[str, Any]:
         "project": PROJECT,
         "provider": "local",
         "registry": registry,
-        "offline_store": {"type": "duckdb"},
+        "offline_store": offline.configuration(settings),
         "online_store": online,
         "entity_key_serialization_version": 3,
         "batch_engine": {"type": ArrowComputeEngineConfig().type},
@@ -97,7 +100,7 @@ def _online(configuration: Mapping[str, Any]) -> tuple[str, str]:
     """Kind and place of a configuration's online store."""
     online = configuration["online_store"]
     place = online["path"] if "path" in online else online["connection_string"].split(",")[0]
-    return online["type"], place
+    return online.get("redis_type", online["type"]), place
 
 
 def _place(file: Path) -> tuple[str, str] | None:
@@ -128,7 +131,23 @@ def _columns(view: "FeatureView") -> dict[str, str]:
 
 
 def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
-    """A partition without rows, first in the order of days, that fixes the mart's column types."""
+    """A partition without rows, first in the order of days, so that there is one to read.
+
+    It fixes the mart's column types for DuckDB. Spark wants every day's to be the same, and casts itself.
+    """
+    assert view.batch_source is not None  # every view of ours has one
+    mart = settings.layout.mart(view.batch_source.name)
+    path = mart / f"dt={EMPTY_DAY.isoformat()}" / "part-0.parquet"
+    schema = _schema(settings, view)
+    if settings.warehouse.engine == "spark":
+        days = sorted(other for other in mart.glob("dt=*/part-0.parquet") if other != path)
+        schema = pq.read_schema(days[-1]) if days else schema
+    if not path.exists() or pq.read_schema(path) != schema:
+        write_atomic(path, lambda temporary: pq.write_table(schema.empty_table(), temporary))
+
+
+def _schema(settings: Settings, view: "FeatureView") -> pa.Schema:
+    """The columns that the view reads, of its types."""
     from feast.types import FeastType, Float64, Int64, String, UnixTimestamp
 
     instant = pa.timestamp("us", "UTC")
@@ -138,14 +157,11 @@ def _write_empty_partition(settings: Settings, view: "FeatureView") -> None:
         String: pa.string(),
         UnixTimestamp: instant,
     }
-    source = export_of(view)
-    schema = pa.schema(
+    assert view.batch_source is not None
+    return pa.schema(
         [
-            pa.field("user_id", {"int64": pa.int64(), "string": pa.string()}[settings.ids.kept("user_id")]),
-            pa.field(source.timestamp_field, instant),
+            *[pa.field(column.name, types[column.dtype]) for column in view.entity_columns],
+            pa.field(view.batch_source.timestamp_field, instant),
             *[pa.field(field.name, types[field.dtype]) for field in view.features],
         ]
     )
-    path = settings.layout.mart(source.name) / f"dt={EMPTY_DAY.isoformat()}" / "part-0.parquet"
-    if not path.exists() or pq.read_schema(path) != schema:
-        write_atomic(path, lambda temporary: pq.write_table(schema.empty_table(), temporary))

@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pandas as pd
@@ -13,7 +13,7 @@ from training.contract.errors import DataError
 from training.contract.settings import Settings
 
 if TYPE_CHECKING:
-    from feast import FeatureService, FeatureStore, FeatureView, FileSource
+    from feast import FeatureService, FeatureStore, FeatureView
 
 Instants = TypeVar("Instants", datetime, pd.Series)
 
@@ -45,22 +45,25 @@ def usable(view: str, midnight: Instants) -> Instants:
     return midnight - MICROSECOND if view == CHANGED else midnight
 
 
-def export_of(view: "FeatureView") -> "FileSource":
-    """The mart's export that a view of ours is materialised from."""
-    from feast import FileSource
-
-    assert isinstance(view.batch_source, FileSource)
-    return view.batch_source
-
-
 @contextlib.contextmanager
 def readable(view: "FeatureView") -> Iterator[None]:
-    """Turns what DuckDB cannot read of the view's mart into a :class:`DataError` that names it."""
+    """Turns what cannot be read of the view's mart into a :class:`DataError` that names it."""
     try:
         yield
-    except duckdb.Error as error:
-        source = export_of(view)
+    except _unreadable(view) as error:
+        source: Any = view.batch_source
         raise DataError(f"cannot read the export of {source.name} ({source.path}): {error}") from error
+
+
+def _unreadable(view: "FeatureView") -> type[Exception]:
+    """What the offline store raises of files and columns; of Spark all else may pass with another try."""
+    from feast import FileSource
+
+    if isinstance(view.batch_source, FileSource):
+        return duckdb.Error
+    from pyspark.errors import AnalysisException
+
+    return AnalysisException
 
 
 def quiet() -> contextlib.redirect_stdout[io.StringIO]:

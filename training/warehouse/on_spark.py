@@ -39,9 +39,9 @@ _KEPT_LINES = 60  # of what dbt says, for a failure's message
 
 class Spark:
     def __init__(self, settings: Settings) -> None:
+        self._whole = settings
         self._settings = settings.warehouse.spark
         self._folder = settings.layout.spark_tables.resolve()
-        self._scratch = self._folder.with_name("spark_scratch")
         self.target: str = self._settings.target
         self.namespace = f"file://{self._folder}"
 
@@ -64,12 +64,7 @@ class Spark:
 
     def environment(self) -> dict[str, str]:
         spark = self._settings
-        for module in _NEEDED[spark.target]:
-            if not _installed(module):
-                raise MtfError(
-                    f"warehouse.engine is spark, and {module} is not installed: run `make scale`, or "
-                    f'pip install "mtf[scale]"'
-                )
+        _need(*_NEEDED[spark.target])
         environment = {
             "MTF_SPARK_TABLES": " ".join(path.name for path in self._tables()),
             "MTF_SPARK_FOLDER": str(self._folder),
@@ -78,17 +73,13 @@ class Spark:
         if spark.target == "thrift":
             self._reach()
             return environment | {"MTF_SPARK_HOST": spark.host, "MTF_SPARK_PORT": str(spark.port)}
-        environment |= {
-            "JAVA_HOME": str(java_home(self._folder.with_name("java"))),
+        return environment | {
+            **session_environment(self._whole),
             "MTF_SPARK_MASTER": spark.master,
             "MTF_SPARK_MEMORY": spark.memory,
             "MTF_SPARK_PARTITIONS": str(spark.partitions),
-            "MTF_SPARK_SCRATCH": str(self._scratch),
-            "PYSPARK_PYTHON": sys.executable,
+            "MTF_SPARK_SCRATCH": str(self._whole.layout.spark_scratch.resolve()),
         }
-        if spark.master.startswith("local"):
-            environment["SPARK_LOCAL_IP"] = "127.0.0.1"
-        return environment
 
     def invoke(self, arguments: list[str], environment: dict[str, str], folder: Path) -> Answer:
         """In a new process, not a fork: a JVM is started in it, and dies with it."""
@@ -153,6 +144,28 @@ class Spark:
             fcntl.flock(log, fcntl.LOCK_EX)
             log.truncate(0)
             yield log
+
+
+def session_environment(settings: Settings) -> dict[str, str]:
+    """What a process needs for a session of Spark in it; raises :class:`MtfError` where there can be none."""
+    _need("pyspark")
+    spark = settings.warehouse.spark
+    environment = {
+        "JAVA_HOME": str(java_home(settings.layout.spark_tables.resolve().with_name("java"))),
+        "PYSPARK_PYTHON": sys.executable,
+    }
+    if spark.master.startswith("local"):
+        environment["SPARK_LOCAL_IP"] = "127.0.0.1"
+    return environment
+
+
+def _need(*modules: str) -> None:
+    for module in modules:
+        if not _installed(module):
+            raise MtfError(
+                f"warehouse.engine is spark, and {module} is not installed: run `make scale`, or "
+                f'pip install "mtf[scale]"'
+            )
 
 
 def _installed(module: str) -> bool:

@@ -10,6 +10,10 @@ from training.contract.settings.section import Name, Section
 class StoreSettings(Section):
     online: Literal["sqlite", "redis"] = "sqlite"
     redis_url: str = Field("localhost:6379", description="host:port, for online: redis")
+    redis_cluster: bool = Field(
+        False,
+        description="whether that is a Redis Cluster; redis_url then names some nodes: host:port,host:port",
+    )
     redis_password: bool = Field(False, description="whether Redis asks for $MTF_REDIS_PASSWORD")
     history_ttl_days: int | None = Field(
         None,
@@ -26,6 +30,14 @@ class StoreSettings(Section):
             raise ValueError("history_ttl_days is for online: sqlite; Redis has redis_key_ttl_days")
         if self.redis_key_ttl_days and self.online == "sqlite":
             raise ValueError("redis_key_ttl_days is for online: redis; SQLite has history_ttl_days")
+        return self
+
+    @model_validator(mode="after")
+    def _one_server_or_a_cluster(self) -> Self:
+        if self.redis_cluster and self.online != "redis":
+            raise ValueError("redis_cluster is for online: redis")
+        if "," in self.redis_url and not self.redis_cluster:
+            raise ValueError("redis_url names several servers: for a Redis Cluster set redis_cluster: true")
         return self
 
     @property

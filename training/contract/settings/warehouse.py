@@ -16,13 +16,13 @@ class SparkSettings(Section):
     master: str = Field(
         "local[2]",
         pattern=r"^(local(\[[0-9*,]+\])?|(spark|k8s)://\S+|yarn)$",
-        description="for target: session (ours)",
+        description="of Feast's session, and of dbt's for target: session (ours)",
     )
     memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*[mg]$")] = Field(
-        "4g", description="of the driver, for target: session; of all of it where the master is local (ours)"
+        "4g", description="of the sessions' drivers; of all of a session where the master is local (ours)"
     )
     partitions: int = Field(
-        8, ge=1, description="tasks of a shuffle, at most, for target: session; 2 to 4 a core (ours)"
+        8, ge=1, description="tasks of a session's shuffle, at most; 2 to 4 a core (ours)"
     )
     host: str = Field("localhost", pattern=r"^[A-Za-z0-9._-]+$", description="for target: thrift")
     port: int = Field(10000, ge=1, le=65535, description="for target: thrift")

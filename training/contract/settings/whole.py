@@ -118,6 +118,22 @@ class Settings(BaseSettings):
     def _replicas(self) -> Self:
         if self.serving.index == "redis" and self.store.online != "redis":
             raise ValueError("serving.index: redis is kept beside the states: set store.online: redis, too")
+        if self.serving.index == "redis" and self.store.redis_cluster:
+            raise ValueError(
+                "serving.index: redis needs one Redis server, and store.redis_cluster is on: take "
+                "serving.index: file, or a server that is no cluster"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _executors_reach_the_online_store(self) -> Self:
+        master = self.warehouse.spark.master
+        of_cluster = self.warehouse.engine == "spark" and not master.startswith("local")
+        if of_cluster and self.store.online == "sqlite":
+            raise ValueError(
+                f"warehouse.spark.master: the executors of {master} fill the online store, which cannot be a "
+                f"file of this machine: set store.online: redis"
+            )
         return self
 
     @model_validator(mode="after")
