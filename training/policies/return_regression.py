@@ -32,6 +32,7 @@ from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
 from training.returns import Parts, ReturnModel, Surface
 from training.trajectories import Transitions
+from training.trajectories.requests import Log, PickInitialStates, Targets, log_of
 
 CONSTANT, MENU = "constant", "return_regression"
 ALGORITHMS = (CONSTANT, MENU)
@@ -74,7 +75,7 @@ def leaning_name(factor: float) -> str:
 def propose(
     fusion: Fusion,
     how: ReturnRegressionSettings,
-    data: Transitions,
+    data: Transitions | Log,
     seed: int,
     leanings: Sequence[float] = (),
 ) -> dict[str, Proposal]:
@@ -84,19 +85,22 @@ def propose(
     ``data`` holds whole sessions of every arm. Deterministic in ``seed``. Raises
     :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
     """
-    states = initial_states(data, seed)
-    if not leanings:
-        return from_model(returns.learn(fusion, data, how.gamma, how.rank), states, how, seed)
-    model, parts = returns.learn_parts(fusion, data, how.gamma, how.rank)
-    found = from_model(model, states, how, seed)
-    return found | sweep(model, parts, leanings, found[MENU], states, how, seed)
+    log = log_of(data)
+    if leanings:
+        model, parts = returns.learn_parts(fusion, log, how.gamma, how.rank)
+        states = initial_states(log, Targets(how.gamma, parts=True), seed)
+        found = from_model(model, states, how, seed)
+        return found | sweep(model, parts, leanings, found[MENU], states, how, seed)
+    model = returns.learn(fusion, log, how.gamma, how.rank)
+    return from_model(model, initial_states(log, Targets(how.gamma), seed), how, seed)
 
 
-def initial_states(data: Transitions, seed: int) -> Float64Array:
+def initial_states(log: Log, of: Targets, seed: int) -> Float64Array:
     """States float64[n, d] of some sessions' first requests, that proposals are chosen on."""
-    first = np.flatnonzero(data.steps.numpy() == 0)
-    chosen = np.random.default_rng(seed).permutation(len(first))[:_STATES]
-    return data.states[first[chosen]].numpy().astype(np.float64)
+    chosen = np.random.default_rng(seed).permutation(log.counts(of).sessions)[:_STATES]
+    picked = log.total(of, PickInitialStates(np.sort(chosen)))
+    found: Float64Array = picked.states[np.argsort(picked.numbers)].astype(np.float64)
+    return found[np.argsort(np.argsort(chosen))]
 
 
 def from_model(

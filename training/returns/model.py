@@ -24,8 +24,9 @@ from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.returns.features import Features
-from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
+from training.returns.statistics import Parts, Statistics, Sums, of_log
 from training.trajectories import Transitions
+from training.trajectories.requests import Log, Targets, log_of
 
 LEAST = 50  # sessions
 _ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
@@ -160,30 +161,34 @@ class Surface:
         return differences @ self.theta, np.sqrt(np.maximum(variance, 0.0))
 
 
-def learn(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> ReturnModel:
+def learn(fusion: Fusion, data: Transitions | Log, gamma: float, rank: int) -> ReturnModel:
     """The model of a log of whole sessions, with at most ``rank`` traits of the state.
 
     ``gamma`` discounts the return-to-go. Raises :class:`DataError` for fewer than :data:`LEAST` sessions.
     """
-    features = _with_traits(fusion, data, gamma, rank)
-    return fit(features, of_transitions(features, data, gamma))
+    features, sums = _with_traits(fusion, log_of(data), Targets(gamma), rank)
+    return fit(features, sums.whole)
 
 
-def learn_parts(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> tuple[ReturnModel, Parts]:
+def learn_parts(
+    fusion: Fusion, data: Transitions | Log, gamma: float, rank: int
+) -> tuple[ReturnModel, Parts]:
     """The same model, and the statistics of both parts of the reward, with the same traits.
 
     Raises as :func:`learn`, and ValueError where ``data`` was loaded without its ``watch_rewards``.
     """
-    features = _with_traits(fusion, data, gamma, rank)
-    parts = of_parts(features, data, gamma)
-    return fit(features, parts.whole), parts
+    features, sums = _with_traits(fusion, log_of(data), Targets(gamma, parts=True), rank)
+    return fit(features, sums.whole), sums.parts
 
 
-def _with_traits(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> Features:
-    entries = Features(fusion, data.states.shape[1])
-    statistics = of_transitions(entries, data, gamma)
-    spread = data.states.double().std(dim=0).numpy()
-    return Features(fusion, entries.d, traits(fit(entries, statistics), statistics, rank, spread))
+def _with_traits(fusion: Fusion, log: Log, of: Targets, rank: int) -> tuple[Features, Sums]:
+    """Features with the log's traits, and its sums of these: two passes, after the one that counts."""
+    spread = log.counts(of).spread
+    entries = Features(fusion, len(spread.mean))
+    statistics = of_log(entries, log, of).whole
+    projection = traits(fit(entries, statistics), statistics, rank, spread.deviation)
+    features = Features(fusion, entries.d, projection)
+    return features, of_log(features, log, of)
 
 
 def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float64Array) -> Float64Array:

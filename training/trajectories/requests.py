@@ -1,0 +1,185 @@
+"""A log as what is summed over it sees it: parts of its requests, each with the return from there on.
+
+What a :class:`Log` gives does not depend on where it lies: in memory (:class:`InMemory`), or in a window's
+exports (:class:`training.trajectories.shares.Window`), whose sums may be taken in several processes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
+
+from training.contract.arrays import Float64Array
+from training.trajectories.to_go import returns_to_go
+from training.trajectories.transitions import Transitions
+
+_PART = 65_536  # requests of a log in memory that are seen at once
+
+
+class Targets(NamedTuple):
+    """Which returns-to-go are asked for: discounted by ``gamma``; with ``parts`` also the time part's."""
+
+    gamma: float
+    parts: bool = False
+
+
+@dataclass(frozen=True)
+class Requests:
+    """n requests of a log, of any sessions, in the order of the log."""
+
+    states: np.ndarray  # float32[n, d]
+    actions: np.ndarray  # float32[n, k]
+    users: np.ndarray  # int64[n]
+    first: np.ndarray  # bool[n], of its session
+    drawn_each: np.ndarray  # bool[n], its own deviation was drawn for it
+    to_go: Float64Array  # [1, n], of the whole reward; with parts [2, n], also of its time part
+    sessions_before: int  # sessions that begin in the log before these requests
+
+
+class Sum(Protocol):
+    def __add__(self, other: Self, /) -> Self: ...
+
+
+S = TypeVar("S", bound=Sum)
+Work = Callable[[Iterable[Requests]], S]  # the same sum whatever the order of the parts, but for rounding
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``count`` states, their ``mean`` [d], and ``squares`` [d], the sums of squares about it."""
+
+    count: int
+    mean: Float64Array
+    squares: Float64Array
+
+    @classmethod
+    def of(cls, states: np.ndarray) -> "Spread":
+        values = states.astype(np.float64)
+        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
+        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
+
+    def __add__(self, other: "Spread") -> "Spread":
+        """Chan, Golub and LeVeque 1979: nothing cancels however far the mean is from zero."""
+        count = self.count + other.count
+        if not count:
+            return self
+        apart, share = other.mean - self.mean, other.count / count
+        return Spread(
+            count,
+            self.mean + share * apart,
+            self.squares + other.squares + self.count * share * np.square(apart),
+        )
+
+    @property
+    def deviation(self) -> Float64Array:
+        """float64[d], of a sample."""
+        found: Float64Array = np.sqrt(self.squares / max(self.count - 1, 1))
+        return found
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What has to be known of a whole log before sums over it can be taken."""
+
+    sessions: int  # that begin in it
+    spread: Spread  # of the states of all its requests
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.sessions + other.sessions, self.spread + other.spread)
+
+    @property
+    def length(self) -> float:
+        """Requests a session."""
+        return self.spread.count / max(self.sessions, 1)
+
+
+def count(parts: Iterable[Requests]) -> Counts:
+    found: Counts | None = None
+    for part in parts:
+        own = Counts(int(part.first.sum()), Spread.of(part.states))
+        found = own if found is None else found + own
+    if found is None:
+        raise ValueError("there is no part to count")
+    return found
+
+
+class Log(Protocol):
+    """The usable requests of all arms, over some days."""
+
+    def counts(self, of: Targets) -> Counts: ...
+
+    def total(self, of: Targets, work: Work[S]) -> S:
+        """The sum of ``work`` over parts of the log: equal but for rounding however it is parted."""
+        ...
+
+
+class InMemory:
+    """A log that is there. Raises ValueError where parts are asked for that it does not know."""
+
+    def __init__(self, data: Transitions) -> None:
+        self._data = data
+        self._to_go: dict[Targets, Float64Array] = {}
+
+    def counts(self, of: Targets) -> Counts:
+        return self.total(of, count)
+
+    def total(self, of: Targets, work: Work[S]) -> S:
+        return work(self._parts(of))
+
+    def _parts(self, of: Targets) -> Iterator[Requests]:
+        data = self._data
+        if of.parts and data.watch_rewards is None:
+            raise ValueError("these transitions do not know the time part of their rewards")
+        if of not in self._to_go:
+            rewards = [data.rewards, data.watch_rewards][: 1 + of.parts]
+            self._to_go[of] = np.stack([returns_to_go(data, of.gamma, one) for one in rewards])
+        first = data.steps.numpy() == 0
+        drawn_each = np.isfinite(data.log_densities.numpy()) & ~data.by_session.numpy()
+        begun = 0
+        for at in range(0, max(len(data), 1), _PART):
+            own = slice(at, at + _PART)
+            yield Requests(
+                data.states[own].numpy(),
+                data.actions[own].numpy(),
+                data.users[own].numpy(),
+                first[own],
+                drawn_each[own],
+                self._to_go[of][:, own],
+                begun,
+            )
+            begun += int(first[own].sum())
+
+
+def log_of(data: Transitions | Log) -> Log:
+    return InMemory(data) if isinstance(data, Transitions) else data
+
+
+@dataclass(frozen=True)
+class InitialStates:
+    """States [n, d] of some sessions' first requests, and ``numbers`` [n] of these sessions in the log."""
+
+    numbers: np.ndarray
+    states: np.ndarray
+
+    def __add__(self, other: "InitialStates") -> "InitialStates":
+        return InitialStates(
+            np.concatenate([self.numbers, other.numbers]), np.concatenate([self.states, other.states])
+        )
+
+
+@dataclass(frozen=True)
+class PickInitialStates:
+    """Takes the states of those sessions' first requests, ascending ``numbers``."""
+
+    numbers: np.ndarray
+
+    def __call__(self, parts: Iterable[Requests]) -> InitialStates:
+        numbers, states = [], []
+        for part in parts:
+            rows = np.flatnonzero(part.first)
+            low, high = np.searchsorted(self.numbers, part.sessions_before + np.array([0, len(rows)]))
+            own = self.numbers[low:high]
+            numbers.append(own)
+            states.append(part.states[rows[own - part.sessions_before]])
+        return InitialStates(np.concatenate(numbers), np.concatenate(states))
