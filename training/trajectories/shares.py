@@ -256,7 +256,8 @@ def _in_order(table: pa.Table, file: pq.ParquetFile, groups: list[int]) -> pa.Ta
     if (np.diff(stamps) > 0).all():
         return table
     keys = file.read_row_groups(groups, columns=["request_id"]).append_column("ts", pa.array(stamps))
-    order = pc.sort_indices(keys, [("ts", "ascending"), ("request_id", "ascending")]).to_numpy()
+    order = pc.sort_indices(keys, [("ts", "ascending"), ("request_id", "ascending")])
+    order = order.to_numpy().astype(np.int64)  # unsigned ones have no descent
     return table if (np.diff(order) > 0).all() else table.take(order)
 
 
