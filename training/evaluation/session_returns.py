@@ -40,7 +40,6 @@ from training.policies import return_regression
 from training.returns import ReturnModel
 from training.returns.statistics import CLUSTERS, cluster_of
 from training.trajectories import Transitions
-from training.trajectories.requests import InMemory, Targets
 from training.trajectories.to_go import returns_to_go
 
 PARTS = ("time", "interaction")
@@ -102,7 +101,7 @@ def estimate(
     served = {name: visited.by(policy.act_in_parts) for name, policy in every.items()}
     made: list[dict[str, Met]] = [{}, {}]  # those in closed form, as each half makes them
     if refit:
-        first = return_regression.initial_states(InMemory(data), Targets(how.gamma), seed)
+        first = return_regression.initial_states(data, seed)
         for k, model in enumerate(models):
             proposed = return_regression.from_model(model, first, regression, seed)
             if leanings:

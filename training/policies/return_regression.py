@@ -32,7 +32,7 @@ from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
 from training.returns import Parts, ReturnModel, Surface
 from training.trajectories import Transitions
-from training.trajectories.requests import Log, PickInitialStates, Targets, log_of
+from training.trajectories.requests import Log, Targets, log_of
 
 CONSTANT, MENU = "constant", "return_regression"
 ALGORITHMS = (CONSTANT, MENU)
@@ -85,22 +85,24 @@ def propose(
     ``data`` holds whole sessions of every arm. Deterministic in ``seed``. Raises
     :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
     """
-    log = log_of(data)
-    if leanings:
-        model, parts = returns.learn_parts(fusion, log, how.gamma, how.rank)
-        states = initial_states(log, Targets(how.gamma, parts=True), seed)
-        found = from_model(model, states, how, seed)
-        return found | sweep(model, parts, leanings, found[MENU], states, how, seed)
-    model = returns.learn(fusion, log, how.gamma, how.rank)
-    return from_model(model, initial_states(log, Targets(how.gamma), seed), how, seed)
+    log, of = log_of(data), Targets(how.gamma, parts=bool(leanings))
+    chosen = some_sessions(log.counts(of).sessions, seed)
+    model, sums, states = returns.learn_log(fusion, log, of, how.rank, chosen)
+    found = from_model(model, states, how, seed)
+    if not leanings:
+        return found
+    return found | sweep(model, sums.parts, leanings, found[MENU], states, how, seed)
 
 
-def initial_states(log: Log, of: Targets, seed: int) -> Float64Array:
-    """States float64[n, d] of some sessions' first requests, that proposals are chosen on."""
-    chosen = np.random.default_rng(seed).permutation(log.counts(of).sessions)[:_STATES]
-    picked = log.total(of, PickInitialStates(np.sort(chosen)))
-    found: Float64Array = picked.states[np.argsort(picked.numbers)].astype(np.float64)
-    return found[np.argsort(np.argsort(chosen))]
+def some_sessions(count: int, seed: int) -> np.ndarray:
+    """Of a log's sessions those, int64[n], on whose initial states proposals are chosen."""
+    return np.random.default_rng(seed).permutation(count)[:_STATES]
+
+
+def initial_states(data: Transitions, seed: int) -> Float64Array:
+    """States float64[n, d] of these sessions' first requests."""
+    first = np.flatnonzero(data.steps.numpy() == 0)
+    return data.states[first[some_sessions(len(first), seed)]].numpy().astype(np.float64)
 
 
 def from_model(

@@ -15,6 +15,7 @@ against what independent rows would have, divides all statistics: the posterior 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
@@ -24,7 +25,7 @@ from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
 from training.contract.fusion import Fusion
 from training.returns.features import Features
-from training.returns.statistics import Parts, Statistics, Sums, of_log
+from training.returns.statistics import Parts, Statistics, Sums, entries_of_log, of_log
 from training.trajectories import Transitions
 from training.trajectories.requests import Log, Targets, log_of
 
@@ -166,8 +167,7 @@ def learn(fusion: Fusion, data: Transitions | Log, gamma: float, rank: int) -> R
 
     ``gamma`` discounts the return-to-go. Raises :class:`DataError` for fewer than :data:`LEAST` sessions.
     """
-    features, sums = _with_traits(fusion, log_of(data), Targets(gamma), rank)
-    return fit(features, sums.whole)
+    return learn_log(fusion, log_of(data), Targets(gamma), rank).model
 
 
 def learn_parts(
@@ -177,18 +177,32 @@ def learn_parts(
 
     Raises as :func:`learn`, and ValueError where ``data`` was loaded without its ``watch_rewards``.
     """
-    features, sums = _with_traits(fusion, log_of(data), Targets(gamma, parts=True), rank)
-    return fit(features, sums.whole), sums.parts
+    learnt = learn_log(fusion, log_of(data), Targets(gamma, parts=True), rank)
+    return learnt.model, learnt.sums.parts
 
 
-def _with_traits(fusion: Fusion, log: Log, of: Targets, rank: int) -> tuple[Features, Sums]:
-    """Features with the log's traits, and its sums of these: two passes, after the one that counts."""
-    spread = log.counts(of).spread
-    entries = Features(fusion, len(spread.mean))
-    statistics = of_log(entries, log, of).whole
-    projection = traits(fit(entries, statistics), statistics, rank, spread.deviation)
+class Learnt(NamedTuple):
+    """A log's model, the sums that it is made of, and the initial states [m, d] that were asked for."""
+
+    model: ReturnModel
+    sums: Sums
+    initial: Float64Array
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def learn_log(fusion: Fusion, log: Log, of: Targets, rank: int, initial: np.ndarray = _NONE) -> Learnt:
+    """In three passes over the log: its counts, every entry, the traits. ``initial`` int64[m] are numbers of
+    sessions whose first states are asked for."""
+    entries = Features(fusion, log.width())
+    found = entries_of_log(entries, log, of, np.sort(initial))
+    statistics = found.sums.whole
+    projection = traits(fit(entries, statistics), statistics, rank, found.spread.deviation)
     features = Features(fusion, entries.d, projection)
-    return features, of_log(features, log, of)
+    sums = of_log(features, log, of)
+    states = found.initial.states[np.argsort(found.initial.numbers)].astype(np.float64)
+    return Learnt(fit(features, sums.whole), sums, states[np.argsort(np.argsort(initial))])
 
 
 def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float64Array) -> Float64Array:

@@ -11,8 +11,10 @@ A reward's parts share Σ z zᵀ, so one pass gives the statistics of every weig
 (:class:`Parts`): a sweep over what the reward asks for costs no further look at the log.
 """
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ import numpy as np
 from training.contract.arrays import Float64Array
 from training.returns.features import Features
 from training.trajectories import Transitions
-from training.trajectories.requests import Log, Requests, Targets, log_of
+from training.trajectories.requests import InitialStates, Log, Requests, Spread, Targets, log_of
 
 CLUSTERS = 16  # hash clusters of users: rows of one are not independent
 _PART = 4_096  # rows whose features are in memory at once
@@ -170,9 +172,48 @@ class TakeSums:
             sums.yy[i, j] += np.bincount(clusters, y[:, i] * y[:, j], minlength=CLUSTERS)
 
 
+@dataclass(frozen=True)
+class Entries:
+    """What the first pass over a log finds: the sums of every entry, the states' spread among all requests,
+    and the initial states that were asked for."""
+
+    sums: Sums
+    spread: Spread
+    initial: InitialStates
+
+    def __add__(self, other: "Entries") -> "Entries":
+        return Entries(self.sums + other.sums, self.spread + other.spread, self.initial + other.initial)
+
+
+@dataclass(frozen=True)
+class TakeEntries:
+    """Takes them; ``initial`` int64[m] are numbers of sessions, ascending."""
+
+    sums: TakeSums
+    initial: np.ndarray
+
+    def __call__(self, parts: Iterable[Requests]) -> Entries:
+        nothing = np.zeros((0, self.sums.features.d), dtype=np.float32)
+        spread, initial = Spread.of(nothing), [InitialStates(self.initial[:0], nothing)]
+
+        def seen() -> Iterator[Requests]:
+            nonlocal spread
+            for part in parts:
+                spread += Spread.of(part.states)
+                initial.append(InitialStates.of(part, self.initial))
+                yield part
+
+        sums = self.sums(seen())
+        return Entries(sums, spread, reduce(operator.add, initial))
+
+
 def of_log(features: Features, log: Log, of: Targets) -> Sums:
     """The sums of all rows of a log."""
     return log.total(of, TakeSums(features, log.counts(of).length, 1 + of.parts))
+
+
+def entries_of_log(features: Features, log: Log, of: Targets, initial: np.ndarray) -> Entries:
+    return log.total(of, TakeEntries(TakeSums(features, log.counts(of).length, 1 + of.parts), initial))
 
 
 def of_transitions(features: Features, data: Transitions | Log, gamma: float = 1.0) -> Statistics:

@@ -15,6 +15,7 @@ from training.trajectories.to_go import returns_to_go
 from training.trajectories.transitions import Transitions
 
 _PART = 65_536  # requests of a log in memory that are seen at once
+_CACHED = 2_048  # states that stay in the processor's cache
 
 
 class Targets(NamedTuple):
@@ -55,9 +56,13 @@ class Spread:
 
     @classmethod
     def of(cls, states: np.ndarray) -> "Spread":
-        values = states.astype(np.float64)
-        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
-        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
+        found = cls(0, np.zeros(states.shape[1]), np.zeros(states.shape[1]))
+        for at in range(0, len(states), _CACHED):
+            values = states[at : at + _CACHED].astype(np.float64)
+            mean = values.mean(axis=0)
+            values -= mean
+            found += cls(len(values), mean, np.einsum("ij,ij->j", values, values))
+        return found
 
     def __add__(self, other: "Spread") -> "Spread":
         """Chan, Golub and LeVeque 1979: nothing cancels however far the mean is from zero."""
@@ -82,30 +87,24 @@ class Spread:
 class Counts:
     """What has to be known of a whole log before sums over it can be taken."""
 
+    requests: int
     sessions: int  # that begin in it
-    spread: Spread  # of the states of all its requests
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.sessions + other.sessions, self.spread + other.spread)
+        return Counts(self.requests + other.requests, self.sessions + other.sessions)
 
     @property
     def length(self) -> float:
         """Requests a session."""
-        return self.spread.count / max(self.sessions, 1)
-
-
-def count(parts: Iterable[Requests]) -> Counts:
-    found: Counts | None = None
-    for part in parts:
-        own = Counts(int(part.first.sum()), Spread.of(part.states))
-        found = own if found is None else found + own
-    if found is None:
-        raise ValueError("there is no part to count")
-    return found
+        return self.requests / max(self.sessions, 1)
 
 
 class Log(Protocol):
     """The usable requests of all arms, over some days."""
+
+    def width(self) -> int:
+        """Of its states."""
+        ...
 
     def counts(self, of: Targets) -> Counts: ...
 
@@ -121,8 +120,11 @@ class InMemory:
         self._data = data
         self._to_go: dict[Targets, Float64Array] = {}
 
+    def width(self) -> int:
+        return self._data.states.shape[1]
+
     def counts(self, of: Targets) -> Counts:
-        return self.total(of, count)
+        return Counts(len(self._data), int((self._data.steps == 0).sum()))
 
     def total(self, of: Targets, work: Work[S]) -> S:
         return work(self._parts(of))
@@ -167,19 +169,10 @@ class InitialStates:
             np.concatenate([self.numbers, other.numbers]), np.concatenate([self.states, other.states])
         )
 
-
-@dataclass(frozen=True)
-class PickInitialStates:
-    """Takes the states of those sessions' first requests, ascending ``numbers``."""
-
-    numbers: np.ndarray
-
-    def __call__(self, parts: Iterable[Requests]) -> InitialStates:
-        numbers, states = [], []
-        for part in parts:
-            rows = np.flatnonzero(part.first)
-            low, high = np.searchsorted(self.numbers, part.sessions_before + np.array([0, len(rows)]))
-            own = self.numbers[low:high]
-            numbers.append(own)
-            states.append(part.states[rows[own - part.sessions_before]])
-        return InitialStates(np.concatenate(numbers), np.concatenate(states))
+    @classmethod
+    def of(cls, part: Requests, wanted: np.ndarray) -> "InitialStates":
+        """Of those sessions, ascending ``wanted`` [m], that begin in the part."""
+        rows = np.flatnonzero(part.first)
+        low, high = np.searchsorted(wanted, part.sessions_before + np.array([0, len(rows)]))
+        own = wanted[low:high]
+        return cls(own, part.states[rows[own - part.sessions_before]])

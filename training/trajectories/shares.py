@@ -15,7 +15,7 @@ from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +25,13 @@ import pyarrow.parquet as pq
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
 from training.trajectories.export import file_identity, hashed, read, readable, user_keys, window_paths
-from training.trajectories.requests import Counts, Requests, S, Spread, Targets, Work, count
+from training.trajectories.requests import Counts, Requests, S, Targets, Work
 from training.trajectories.to_go import Ahead, Backwards
 
 LEAST = 131_072  # requests of a share; fewer are not worth a sum of their own
-_READ = (
-    *("session_id", "user_id", "event_ts", "step", "done", "truncated", "state_spec"),
-    *("state", "action", "log_density", "exploration_unit", "reward"),
-)
+_KEYS = ("session_id", "user_id", "event_ts", "step", "done", "truncated", "state_spec")
+_REQUEST = ["state", "action", "log_density", "exploration_unit"]
+_DAY_MINUTES = 24 * 60
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -57,72 +56,77 @@ class Share:
         """All usable ones, in parts, from the last one back. Raises :class:`MtfError` when a file is replaced
         meanwhile, :class:`DataError` where one is not as :func:`training.trajectories.load` takes it."""
         assert self.ahead is not None
-        yield from self._read(of, Backwards(of.gamma, self.ahead, np.zeros(1 + of.parts)))
+        backwards, begun = Backwards(of.gamma, self.ahead, np.zeros(1 + of.parts)), self.sessions_until
+        for part in self._read(of, backwards, _REQUEST):
+            begun -= int(part.first.sum())
+            table = part.table
+            if len(part.rows) < len(table):
+                table = table.select(_REQUEST).take(part.rows)
+            drawn = pc.fill_null(table["log_density"].cast(pa.float64()), float("nan")).to_numpy()
+            held = pc.fill_null(pc.equal(table["exploration_unit"].cast(pa.string()), "session"), False)
+            yield Requests(
+                _vectors(part.path, table, "state", self.settings.state_spec.width),
+                _vectors(part.path, table, "action", len(self.settings.heads)),
+                part.users,
+                part.first,
+                np.isfinite(drawn) & ~_flags(held),
+                part.to_go,
+                begun,
+            )
 
     def look(self, of: Targets) -> "Looks":
         # beside the rewards a target of none, before which a return of 1 comes: the power of γ
         backwards = Backwards(of.gamma, Ahead.nothing(2 + of.parts), np.append(np.zeros(1 + of.parts), 1.0))
-        counts = Counts(0, Spread.of(np.zeros((0, self.settings.state_spec.width))))
-        for part in self._read(of, backwards):
-            counts += Counts(int(part.first.sum()), Spread.of(part.states))
+        counts = Counts(0, 0)
+        for part in self._read(of, backwards, []):
+            counts += Counts(len(part.rows), int(part.first.sum()))
         return Looks((Look(self.number, counts, backwards.ahead),))
 
-    def _read(self, of: Targets, backwards: Backwards) -> Iterator[Requests]:
-        begun = self.sessions_until
+    def _read(self, of: Targets, backwards: Backwards, more: list[str]) -> Iterator["_Part"]:
+        columns = [*_KEYS, "reward", *(["watch_reward"] if of.parts else []), *more]
         for path, identity in reversed(self.files):
-            with readable(path):
-                for part in self._file(path, of, backwards):
-                    begun -= int(part.first.sum())
-                    yield replace(part, sessions_before=begun)
+            limits = _UserLimit(self.settings, path)
+            with readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
+                groups = [[i] for i in range(file.num_row_groups)]
+                if not _one_after_another(file.metadata):
+                    groups = [[i for (i,) in groups]]
+                for group in reversed(groups):
+                    # shares are read at the same time
+                    table = file.read_row_groups(group, columns=columns, use_threads=False)
+                    if len(table):
+                        yield self._part(path, _in_order(table, file, group), backwards, limits)
             if file_identity(path) != identity:
                 raise MtfError(f"{path} was written again while it was read: run this again")
 
-    def _file(self, path: Path, of: Targets, backwards: Backwards) -> Iterator[Requests]:
-        columns = [*_READ, *(["watch_reward"] if of.parts else [])]
-        limits = _UserLimit(self.settings, path)
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            groups = [[i] for i in range(file.num_row_groups)]
-            if not _one_after_another(file.metadata):
-                groups = [[i for (i,) in groups]]
-            for group in reversed(groups):
-                table = file.read_row_groups(group, columns=columns)
-                if len(table):
-                    table = _in_order(table, file, group)
-                    yield self._part(path, table, of, backwards, limits)
-
-    def _part(
-        self, path: Path, table: pa.Table, of: Targets, backwards: Backwards, limits: "_UserLimit"
-    ) -> Requests:
+    def _part(self, path: Path, table: pa.Table, backwards: Backwards, limits: "_UserLimit") -> "_Part":
         settings = self.settings
-        current = pc.equal(table["state_spec"], settings.state_spec.version)
-        is_current, done = _flags(current), _flags(table["done"])
+        is_current = _flags(pc.equal(table["state_spec"], settings.state_spec.version))
         users, steps = _users(settings, path, table), table["step"].to_numpy().astype(np.int64)
+        done = _flags(table["done"])
         usable = is_current & (done | ~_flags(table["truncated"]))
         usable &= (steps < settings.learner.max_session_requests) & limits.within(users)
-        names = ["reward", "watch_reward"][: 1 + of.parts]
         rewards = np.zeros((len(backwards.ahead.to_go), len(table)))
-        for target, name in zip(rewards, names, strict=False):
-            target[:] = table[name].to_numpy().astype(np.float32)  # as the learners' are
+        for target, name in zip(rewards, ("reward", "watch_reward"), strict=False):
+            if name in table.column_names:
+                target[:] = table[name].to_numpy().astype(np.float32)  # as the learners' are
         # a session's id need not be another user's
         keys = hashed(table["session_id"]) ^ (users.astype(np.uint64) * _ODD)
         try:
             kept = backwards.part(keys, steps, rewards, usable, is_current, done)
         except DataError as error:
             raise DataError(f"{path}: {error}; transform that day again") from None
-        rows = kept.rows
-        if len(rows) < len(table):
-            table = table.select(["state", "action", "log_density", "exploration_unit"]).take(rows)
-        drawn = pc.fill_null(table["log_density"].cast(pa.float64()), float("nan")).to_numpy()
-        held = pc.fill_null(pc.equal(table["exploration_unit"].cast(pa.string()), "session"), False)
-        return Requests(
-            _vectors(path, table, "state", settings.state_spec.width),
-            _vectors(path, table, "action", len(settings.heads)),
-            users[rows],
-            steps[rows] == 0,
-            np.isfinite(drawn) & ~_flags(held),
-            kept.to_go,
-            0,
-        )
+        return _Part(path, table, kept.rows, users[kept.rows], steps[kept.rows] == 0, kept.to_go)
+
+
+class _Part(NamedTuple):
+    """A row group of a file; of its usable ``rows`` who asked, and as of :class:`Requests`."""
+
+    path: Path
+    table: pa.Table  # of all rows
+    rows: np.ndarray
+    users: np.ndarray
+    first: np.ndarray
+    to_go: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -151,11 +155,14 @@ class Window:
     """
 
     def __init__(self, settings: Settings, day: date, add_up: AddUp, least: int = LEAST) -> None:
-        self._add_up = add_up
+        self._add_up, self._width = add_up, settings.state_spec.width
         self._shares = _shares(settings, window_paths(settings, day), least)
         self._of: Targets | None = None
         self._counts: Counts | None = None
         self._kept: list[Requests] | None = None
+
+    def width(self) -> int:
+        return self._width
 
     def counts(self, of: Targets) -> Counts:
         self._look(of)
@@ -176,7 +183,9 @@ class Window:
         if len(self._shares) == 1 and self._shares[0].rows <= 2 * LEAST:
             whole = replace(self._shares[0], ahead=Ahead.nothing(1 + of.parts))
             kept = list(whole.requests(of))
-            self._counts = count(kept)
+            self._counts = Counts(
+                sum(len(part.users) for part in kept), sum(int(part.first.sum()) for part in kept)
+            )
             begin = self._counts.sessions  # they were counted from 0 down
             self._kept = [replace(part, sessions_before=part.sessions_before + begin) for part in kept]
             return
@@ -202,17 +211,18 @@ def _look_at(of: Targets, share: Share) -> Looks:
 
 
 def _before(opening: Ahead, ahead: Ahead) -> Ahead:
-    """What is ahead of what lies before a share, given what is ahead of the share itself."""
+    """What is ahead of what lies before a share, given what is ahead of the share itself. A session without a
+    request in the share is none of it: the idle gap has ended it."""
     at, goes_on = ahead.find(opening.keys)
     to_go, power = opening.to_go[:-1].copy(), opening.to_go[-1]
     to_go[:, goes_on] += power[goes_on] * ahead.to_go[:, at[goes_on]]
-    return ahead.updated(opening._replace(to_go=to_go), opening.keys)
+    return opening._replace(to_go=to_go)
 
 
 def _shares(settings: Settings, paths: Mapping[date, Path], least: int) -> list[Share]:
-    """Whether a row counts may depend on the next request of its session, where that is of another state
-    specification: a window that has one is one share."""
-    files, rows, mixed = [], [], False
+    """One share where a row's session may tell more of it than what is ahead does: where its next request is
+    of another state specification, or may be more than a day later."""
+    files, rows, mixed = [], [], settings.session.gap_minutes >= _DAY_MINUTES
     for path in paths.values():
         with readable(path):
             metadata = pq.read_metadata(path)
