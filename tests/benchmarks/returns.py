@@ -46,11 +46,9 @@ RANK = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
-    parser.add_argument(
-        "--request-rows", type=int, nargs="*", default=[1_000_000], help="deviation a request"
-    )
+    parser.add_argument("--request-rows", type=int, nargs="*", default=[100_000], help="deviation a request")
     parser.add_argument("--spark", type=int, nargs="*", default=[], help="rows; needs `make scale`")
-    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
 
 
 def settings(folder: Path, days: int, threads: int = 1, spark: bool = False) -> Settings:
@@ -194,7 +192,7 @@ def floors(made: Settings, days: int, rows: float, widths: list[int]) -> dict[st
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = [("session", rows) for rows in arguments.rows]
     asked += [("request", rows) for rows in arguments.request_rows]
-    results: dict[str, Any] = {"load": 0.0, "logs": []}
+    results: dict[str, Any] = {"logs": []}
     for unit, rows in asked:
         with tempfile.TemporaryDirectory(prefix="mtf-bench-", dir=os.environ.get("TMPDIR")) as folder:
             days = write(Path(folder), rows, unit)
@@ -206,9 +204,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 thetas.append(np.array(found.pop("theta")))
                 found["off"] = float(np.abs(thetas[-1] - thetas[0]).max() / np.abs(thetas[0]).max())
                 one = {"transitions": rows, "unit": unit, "days": days, "way": name, **found}
+                one["load"] = psutil.getloadavg()[0]
                 results["logs"].append(one)
                 print(one, flush=True)
-    results["load"] = psutil.getloadavg()[0]
     return results
 
 
@@ -218,8 +216,8 @@ def tables(results: dict[str, Any]) -> str:
         "every entry and sum the traits, then the fits. The processor's seconds and the most memory are of "
         "all processes, the JVM with Spark. The floors are one core's: reading all the columns once "
         "(the passes read them three times), and BLAS's symmetric products alone, of as many rows as the "
-        "model takes and of both widths. Files are in the page cache. "
-        f"The machine's load at the end was {results['load']:.1f}."
+        "model takes and of both widths. Files are in the page cache. Load is the machine's average over the "
+        "minute before the end: where it is above its cores, the processor's seconds say more than seconds."
     )
     rows = []
     for one in results["logs"]:
@@ -236,10 +234,11 @@ def tables(results: dict[str, Any]) -> str:
                 *floor,
                 f"{one['peak_gb']:.2f}",
                 f"{one['off']:.0e}" if one["off"] else "same",
+                f"{one['load']:.1f}",
             ]
         )
     columns = ("transitions", "where", "rows", "s", "of these sums", "processor s", "floor: reading, s")
-    columns += ("floor: BLAS, s", "most memory, GB", "θ against the first")
+    columns += ("floor: BLAS, s", "most memory, GB", "θ against the first", "load")
     sizes = {one["transitions"]: one for one in results["logs"] if "bytes" in one}
     told = "; ".join(
         f"{rows / 1e6:g} M: {one['bytes'] / 1e9:.2f} GB, {one['days']} days, {one['gflops'] / 1e3:.2f} TFLOP"

@@ -163,7 +163,8 @@ class TakeSums:
             own = order[bounds[cluster] : bounds[cluster + 1]]
             for rows in np.array_split(own, max(1, -(-len(own) // _PART))):
                 z = self.features.rows(states[rows], actions[rows])
-                z[:, self.features.action.start :] *= share[rows, None]
+                if (share[rows] != 1.0).any():
+                    z[:, self.features.action.start :] *= share[rows, None]
                 sums.zz[cluster] += z.T @ z
                 for target in range(self.targets):
                     sums.zy[target, cluster] += z.T @ y[rows, target]

@@ -28,7 +28,8 @@ from training.trajectories.export import file_identity, hashed, read, readable, 
 from training.trajectories.requests import Counts, Requests, S, Targets, Work
 from training.trajectories.to_go import Ahead, Backwards
 
-LEAST = 131_072  # requests of a share; fewer are not worth a sum of their own
+LEAST = 500_000  # requests of a share; fewer are not worth a sum of their own
+_KEPT = 250_000  # requests of a window that stay in memory, about 100 MB
 _KEYS = ("session_id", "user_id", "event_ts", "step", "done", "truncated", "state_spec")
 _REQUEST = ["state", "action", "log_density", "exploration_unit"]
 _DAY_MINUTES = 24 * 60
@@ -180,7 +181,7 @@ class Window:
         if of == self._of:
             return
         self._of = of
-        if len(self._shares) == 1 and self._shares[0].rows <= 2 * LEAST:
+        if len(self._shares) == 1 and self._shares[0].rows <= _KEPT:
             whole = replace(self._shares[0], ahead=Ahead.nothing(1 + of.parts))
             kept = list(whole.requests(of))
             self._counts = Counts(
@@ -305,6 +306,6 @@ def _users(settings: Settings, path: Path, table: pa.Table) -> np.ndarray:
 def _vectors(path: Path, table: pa.Table, name: str, width: int) -> np.ndarray:
     """float32[n, width]"""
     values = table[name].cast(pa.list_(pa.float32())).combine_chunks().flatten().to_numpy()
-    if len(values) != len(table) * width or not np.isfinite(values).all():
+    if len(values) != len(table) * width or not np.isfinite(values.sum()):
         raise DataError(f"{path}: {name} is not {width} numbers in every row")
     return values.reshape(-1, width)

@@ -80,9 +80,12 @@ class Backwards:
         followed by a request that is not ``current``. Raises :class:`DataError` for a session whose later
         requests come in an earlier part.
         """
-        order = np.lexsort((steps, keys))
+        order = np.argsort(keys, kind="stable")
+        of_next = keys[order[1:]] == keys[order[:-1]]
+        if (of_next & (steps[order[1:]] < steps[order[:-1]])).any():  # not in the order of time
+            order = np.lexsort((steps, keys))
         sorted_keys, sorted_steps, is_current = keys[order], steps[order], current[order]
-        begins = np.flatnonzero(np.append(True, sorted_keys[1:] != sorted_keys[:-1])[: len(order)])
+        begins = np.flatnonzero(np.append(True, ~of_next)[: len(order)])
         lengths = np.diff(begins, append=len(order))
         ends, names = begins + lengths - 1, sorted_keys[begins]
         at, goes_on = self.ahead.find(names)

@@ -68,7 +68,10 @@ class SparkSums:
         from pyspark.sql import SparkSession
 
         spark = self._spark
-        own = {"JAVA_HOME": str(java_home(self._folder.with_name("java")))}
+        own = {
+            "JAVA_HOME": str(java_home(self._folder.with_name("java"))),
+            "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
+        }
         if spark.master.startswith("local"):
             own["SPARK_LOCAL_IP"] = "127.0.0.1"
         before = {name: os.environ.get(name) for name in own}
@@ -78,7 +81,6 @@ class SparkSums:
             for name, value in {
                 "spark.driver.memory": spark.memory,
                 "spark.local.dir": str(self._folder.with_name("spark_scratch")),
-                "spark.pyspark.python": sys.executable,
                 "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # as in this process: a task is a core's
                 "spark.ui.enabled": "false",
                 "spark.ui.showConsoleProgress": "false",
