@@ -114,17 +114,20 @@ class Log(Protocol):
 
 
 class InMemory:
-    """A log that is there. Raises ValueError where parts are asked for that it does not know."""
+    """A log that is there; of some users' sessions only, where ``kept`` bool[N] tells their rows.
 
-    def __init__(self, data: Transitions) -> None:
-        self._data = data
+    Raises ValueError where parts are asked for that it does not know.
+    """
+
+    def __init__(self, data: Transitions, kept: np.ndarray | None = None) -> None:
+        self._data, self._kept = data, np.ones(len(data), dtype=bool) if kept is None else kept
         self._to_go: dict[Targets, Float64Array] = {}
 
     def width(self) -> int:
         return self._data.states.shape[1]
 
     def counts(self, of: Targets) -> Counts:
-        return Counts(len(self._data), int((self._data.steps == 0).sum()))
+        return Counts(int(self._kept.sum()), int(((self._data.steps.numpy() == 0) & self._kept).sum()))
 
     def total(self, of: Targets, work: Work[S]) -> S:
         return work(self._parts(of))
@@ -141,16 +144,19 @@ class InMemory:
         begun = 0
         for at in range(0, max(len(data), 1), _PART):
             own = slice(at, at + _PART)
+            kept: np.ndarray | slice = self._kept[own]
+            if self._kept[own].all():
+                kept = slice(None)  # a view
             yield Requests(
-                data.states[own].numpy(),
-                data.actions[own].numpy(),
-                data.users[own].numpy(),
-                first[own],
-                drawn_each[own],
-                self._to_go[of][:, own],
+                data.states[own].numpy()[kept],
+                data.actions[own].numpy()[kept],
+                data.users[own].numpy()[kept],
+                first[own][kept],
+                drawn_each[own][kept],
+                self._to_go[of][:, own][:, kept],
                 begun,
             )
-            begun += int(first[own].sum())
+            begun += int(first[own][kept].sum())
 
 
 def log_of(data: Transitions | Log) -> Log:
