@@ -215,10 +215,11 @@ def tables(results: dict[str, Any]) -> str:
     text = prose(
         "Seconds of a night's model of session returns, both parts of the reward: the passes that count, sum "
         "every entry and sum the traits, then the fits. The processor's seconds and the most memory are of "
-        "all processes, the JVM with Spark. The floors are one core's: reading all the columns once "
-        "(the passes read them three times), and BLAS's symmetric products alone, of as many rows as the "
-        "model takes and of both widths. Files are in the page cache. Load is the machine's average over the "
-        "minute before the end: where it is above its cores, the processor's seconds say more than seconds."
+        "all processes, the JVM with Spark, and all that a process imports. The floors are the processor's "
+        "seconds, too, in the same process: reading all the columns once (the passes read the states twice), "
+        "and BLAS's symmetric products alone, of as many rows as the model takes and of both widths. Files "
+        "are in the page cache. Load is the machine's average over the minute before the end: where it is "
+        "above its cores, the processor's seconds say more than seconds."
     )
     rows = []
     for one in results["logs"]:
