@@ -241,7 +241,9 @@ def tables(results: dict[str, Any]) -> str:
         )
     columns = ("transitions", "where", "rows", "s", "of these sums", "processor s", "floor: reading, s")
     columns += ("floor: BLAS, s", "most memory, GB", "θ against the first", "load")
-    sizes = {one["transitions"]: one for one in results["logs"] if "bytes" in one}
+    sizes = {
+        one["transitions"]: one for one in results["logs"] if "bytes" in one and one["unit"] == "session"
+    }
     told = "; ".join(
         f"{rows / 1e6:g} M: {one['bytes'] / 1e9:.2f} GB, {one['days']} days, {one['gflop'] / 1e3:.2f} TFLOP"
         for rows, one in sorted(sizes.items())
