@@ -26,8 +26,8 @@ from training.experiments.ground import Ground
 from training.experiments.table import ExplorationLog, load_table
 from training.policies.networks import standardisation, standardise
 from training.policies.retrain import reproducible
-from training.returns.statistics import returns_to_go
 from training.trajectories import Transitions
+from training.trajectories.to_go import returns_to_go
 from training.world.simulator.references import Bench
 from training.world.simulator.sessions import Requests
 

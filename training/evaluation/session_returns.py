@@ -38,7 +38,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 from scipy.stats import norm
 
@@ -50,8 +49,10 @@ from training.evaluation.intervals import Estimates
 from training.evaluation.visited import Visited
 from training.policies import return_regression
 from training.returns import Features, ReturnModel
-from training.returns.statistics import CLUSTERS, cluster_of, returns_to_go
+from training.returns.statistics import CLUSTERS, cluster_of
 from training.trajectories import Transitions
+from training.trajectories.requests import InMemory
+from training.trajectories.to_go import returns_to_go
 
 PARTS = ("time", "interaction")
 _DRAWS = 400  # of the posterior
@@ -96,10 +97,10 @@ def estimate(
     """
     how, regression = settings.evaluation, settings.learner.return_regression
     half = np.arange(CLUSTERS) % 2
-    half_of = torch.from_numpy(half[cluster_of(data.users.numpy())])
+    half_of = half[cluster_of(data.users.numpy())]
     models, parts = [], []
     for k in range(2):
-        mine = data.take(half_of == k)
+        mine = InMemory(data, half_of == k)
         if leanings:
             model, both = returns.learn_parts(settings.fusion, mine, how.gamma, regression.rank)
             parts.append(both)

@@ -31,6 +31,8 @@ from training.policies import (
 )
 from training.policies.learner import Learner
 from training.trajectories import Transitions
+from training.trajectories.shares import Window
+from training.warehouse.sums import adding_up
 
 ALGORITHMS: dict[str, type[Learner]] = {
     learner.kind: learner
@@ -82,35 +84,38 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
         {need for name in algorithms if name in ALGORITHMS for need in ALGORITHMS[name].needs}
         | ({"watch_rewards"} if leanings else set())
     )
-    data = trajectories.load(settings, day, needs, every=bool(closed))
-    seed = _seed(settings.seed, day)
-    warnings = list(data.warnings)
     pool: dict[str, Any] = {}
     swept: dict[str, Any] = {}  # by leaning
     with reproducible(settings.learner.threads):
-        arithmetic: dict[str, str] = {
-            name: ALGORITHMS[name].arithmetic(settings.learner) for name in algorithms if name not in closed
-        }
-        about = lineage.describe(settings, day, seed, data, arithmetic)
-        if closed:
-            assert data.every is not None  # asked for
-            how = settings.learner.return_regression
-            factors = list(leanings.values())
-            try:
-                proposals = return_regression.propose(settings.fusion, how, data.every, seed, factors)
-            except DataError as error:
-                if len(closed) == len(algorithms):
-                    raise
-                warnings.append(f"left out of the pool: {' and '.join(closed)} ({error})")
-                algorithms = tuple(name for name in algorithms if name not in closed)
-                closed, leanings = [], {}
-            for name in closed:
-                if progress is not None:
-                    progress(name, 1, 1, {})
-                pool[name] = _propose(settings, day, about | {"algorithm": name}, proposals[name])
-            for leaning, factor in leanings.items():
-                own = about | {"algorithm": return_regression.MENU, "leaning": factor}
-                swept[leaning] = {"factor": factor, **_propose(settings, day, own, proposals[leaning])}
+        with adding_up(settings) as add_up:
+            # made first: it refuses files that take the place of those that load reads
+            log = Window(settings, day, add_up) if closed else None
+            data = trajectories.load(settings, day, needs)
+            seed, warnings = _seed(settings.seed, day), list(data.warnings)
+            arithmetic: dict[str, str] = {
+                name: ALGORITHMS[name].arithmetic(settings.learner)
+                for name in algorithms
+                if name not in closed
+            }
+            about = lineage.describe(settings, day, seed, data, arithmetic)
+            if log is not None:
+                how = settings.learner.return_regression
+                factors = list(leanings.values())
+                try:
+                    proposals = return_regression.propose(settings.fusion, how, log, seed, factors)
+                except DataError as error:
+                    if len(closed) == len(algorithms):
+                        raise
+                    warnings.append(f"left out of the pool: {' and '.join(closed)} ({error})")
+                    algorithms = tuple(name for name in algorithms if name not in closed)
+                    closed, leanings = [], {}
+        for name in closed:
+            if progress is not None:
+                progress(name, 1, 1, {})
+            pool[name] = _propose(settings, day, about | {"algorithm": name}, proposals[name])
+        for leaning, factor in leanings.items():
+            own = about | {"algorithm": return_regression.MENU, "leaning": factor}
+            swept[leaning] = {"factor": factor, **_propose(settings, day, own, proposals[leaning])}
         for name in algorithms:
             if name not in closed:
                 pool[name], warning = _learn(settings, day, name, data.train, about, seed, progress)

@@ -32,6 +32,7 @@ from training.contract.policy import Actor, make_actor
 from training.contract.settings import ReturnRegressionSettings
 from training.returns import Parts, ReturnModel, Surface
 from training.trajectories import Transitions
+from training.trajectories.requests import Log, Targets, log_of
 
 CONSTANT, MENU = "constant", "return_regression"
 ALGORITHMS = (CONSTANT, MENU)
@@ -74,7 +75,7 @@ def leaning_name(factor: float) -> str:
 def propose(
     fusion: Fusion,
     how: ReturnRegressionSettings,
-    data: Transitions,
+    data: Transitions | Log,
     seed: int,
     leanings: Sequence[float] = (),
 ) -> dict[str, Proposal]:
@@ -84,19 +85,24 @@ def propose(
     ``data`` holds whole sessions of every arm. Deterministic in ``seed``. Raises
     :class:`~training.contract.errors.DataError` for fewer than 50 sessions.
     """
-    states = initial_states(data, seed)
-    if not leanings:
-        return from_model(returns.learn(fusion, data, how.gamma, how.rank), states, how, seed)
-    model, parts = returns.learn_parts(fusion, data, how.gamma, how.rank)
+    log, of = log_of(data), Targets(how.gamma, parts=bool(leanings))
+    chosen = some_sessions(log.counts(of).sessions, seed)
+    model, sums, states = returns.learn_log(fusion, log, of, how.rank, chosen)
     found = from_model(model, states, how, seed)
-    return found | sweep(model, parts, leanings, found[MENU], states, how, seed)
+    if not leanings:
+        return found
+    return found | sweep(model, sums.parts, leanings, found[MENU], states, how, seed)
+
+
+def some_sessions(count: int, seed: int) -> np.ndarray:
+    """Of a log's sessions those, int64[n], on whose initial states proposals are chosen."""
+    return np.random.default_rng(seed).permutation(count)[:_STATES]
 
 
 def initial_states(data: Transitions, seed: int) -> Float64Array:
-    """States float64[n, d] of some sessions' first requests, that proposals are chosen on."""
+    """States float64[n, d] of these sessions' first requests."""
     first = np.flatnonzero(data.steps.numpy() == 0)
-    chosen = np.random.default_rng(seed).permutation(len(first))[:_STATES]
-    return data.states[first[chosen]].numpy().astype(np.float64)
+    return data.states[first[some_sessions(len(first), seed)]].numpy().astype(np.float64)
 
 
 def from_model(

@@ -6,11 +6,21 @@ estimator (:mod:`training.evaluation.session_returns`) read the same model: suff
 """
 
 from training.returns.features import Features
-from training.returns.model import ReturnModel, Surface, fit, fit_like, learn, learn_parts
+from training.returns.model import (
+    Learnt,
+    ReturnModel,
+    Surface,
+    fit,
+    fit_like,
+    learn,
+    learn_log,
+    learn_parts,
+)
 from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
 
 __all__ = [
     "Features",
+    "Learnt",
     "Parts",
     "ReturnModel",
     "Statistics",
@@ -18,6 +28,7 @@ __all__ = [
     "fit",
     "fit_like",
     "learn",
+    "learn_log",
     "learn_parts",
     "of_parts",
     "of_transitions",

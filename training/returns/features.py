@@ -98,10 +98,15 @@ class Features:
 
     def rows(self, states: np.ndarray, actions: np.ndarray) -> Float64Array:
         """float64[n, width] of states [n, d] and actions [n, k]."""
-        of_action = self.of_actions(actions)
-        products = self.of_states(states)[:, :, None] * of_action[:, None, : self.modulated]
-        flat = products.reshape(len(states), self.traits * self.modulated)
-        return np.hstack([np.ones((len(states), 1)), np.asarray(states, dtype=np.float64), of_action, flat])
+        of_action, n = self.of_actions(actions), len(states)
+        found = np.empty((n, self.width))
+        found[:, 0], found[:, self.state], found[:, self.action] = 1.0, states, of_action
+        np.multiply(
+            self.of_states(states)[:, :, None],
+            of_action[:, None, : self.modulated],
+            out=found[:, self.products].reshape(n, self.traits, self.modulated),  # a view
+        )
+        return found
 
     def mean_row(
         self, states: np.ndarray, actions: np.ndarray, weights: np.ndarray | None = None

@@ -15,6 +15,7 @@ against what independent rows would have, divides all statistics: the posterior 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack
@@ -23,9 +24,11 @@ from scipy.sparse import csr_array
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError
 from training.contract.fusion import Fusion
+from training.returns.design import Design
 from training.returns.features import Features
-from training.returns.statistics import Parts, Statistics, of_parts, of_transitions
+from training.returns.statistics import Parts, Statistics, Sums, entries_of_log, of_log
 from training.trajectories import Transitions
+from training.trajectories.requests import Log, Targets, log_of
 
 LEAST = 50  # sessions
 _ROUNDS, _ROUNDS_FROM_LIKE = 60, 8
@@ -35,55 +38,6 @@ _OUT = 0.05  # n τ² in σ² of a group that is falling: of what it could say, 
 _STILL = 0.1  # of an entry's deviation among all requests: below it a first request says nothing of it
 _FREE = 100.0  # τ² of the state's own part, in σ²: hardly any penalty
 _CAUTION = 0.25  # of the largest group of a surface: no other one's share of its variance is taken to be less
-
-
-class Design:
-    """The features of a log's rows, standardised, without the returns: what all rewards' models share.
-
-    ``centre`` and ``scale`` (float64[p]; 0 where a feature never varies) standardise a row of
-    :meth:`Features.rows`, whose map to the standardised features is ``change`` float64[p, width]; ``a`` is
-    Σ z zᵀ [p, p] of these.
-    """
-
-    def __init__(self, features: Features, statistics: Statistics) -> None:
-        self.features, self.rows, self.by_cluster = features, float(statistics.rows.sum()), statistics.rows
-        self._zz_of = statistics.zz
-        total = statistics.zz.sum(axis=0)
-        mean = total[0] / self.rows
-        # (u − ū) ⊗ (φ − μ) = u ⊗ φ − ū ⊗ φ − u ⊗ μ + ū ⊗ μ, u = s P: a linear map of the row
-        change = np.eye(features.width)
-        u, mu = features.of_states(mean[None, features.state])[0], mean[features.action][: features.modulated]
-        projection = np.eye(features.d) if features.projection is None else features.projection
-        of_action = slice(features.action.start, features.action.start + features.modulated)
-        for trait in range(features.traits):
-            start = features.products.start + trait * features.modulated
-            rows_of = np.arange(start, start + features.modulated)
-            change[rows_of, np.arange(of_action.start, of_action.stop)] -= u[trait]
-            change[rows_of, features.state] -= np.outer(mu, projection[:, trait])
-            change[rows_of, 0] += u[trait] * mu
-        total = change @ total @ change.T
-        mean = total[0] / self.rows
-        spread = np.sqrt(np.maximum(np.diag(total) / self.rows - mean**2, 0.0))[1:]
-        self.centre = mean[1:]
-        # an entry that is the same in all rows says nothing
-        self.scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 1e-4)
-        change = change[1:].copy()
-        change[:, 0] -= self.centre
-        self.change = change * self.scale[:, None]
-        about_the_mean = total[1:, 1:] - self.rows * np.outer(self.centre, self.centre)
-        self.a = about_the_mean * np.outer(self.scale, self.scale)
-
-    def members(self) -> dict[str, np.ndarray]:
-        """Places of each group's features among the standardised ones, without those that never vary."""
-        groups = self.features.groups.items()
-        places = {name: np.arange(part.start, part.stop) - 1 for name, part in groups}
-        varying = {name: own[self.scale[own] > 0.0] for name, own in places.items()}
-        return {name: own for name, own in varying.items() if len(own)}
-
-    def fitted(self, theta: Float64Array) -> Float64Array:
-        """Σ z zᵀθ of each cluster, float64[clusters, p]."""
-        fitted: Float64Array = (self._zz_of @ (self.change.T @ theta)) @ self.change.T
-        return fitted
 
 
 @dataclass(frozen=True)
@@ -193,30 +147,47 @@ class Surface:
         return differences @ self.theta, np.sqrt(np.maximum(variance, 0.0))
 
 
-def learn(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> ReturnModel:
+def learn(fusion: Fusion, data: Transitions | Log, gamma: float, rank: int) -> ReturnModel:
     """The model of a log of whole sessions, with at most ``rank`` traits of the state.
 
     ``gamma`` discounts the return-to-go. Raises :class:`DataError` for fewer than :data:`LEAST` sessions.
     """
-    features = _with_traits(fusion, data, gamma, rank)
-    return fit(features, of_transitions(features, data, gamma))
+    return learn_log(fusion, log_of(data), Targets(gamma), rank).model
 
 
-def learn_parts(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> tuple[ReturnModel, Parts]:
+def learn_parts(
+    fusion: Fusion, data: Transitions | Log, gamma: float, rank: int
+) -> tuple[ReturnModel, Parts]:
     """The same model, and the statistics of both parts of the reward, with the same traits.
 
     Raises as :func:`learn`, and ValueError where ``data`` was loaded without its ``watch_rewards``.
     """
-    features = _with_traits(fusion, data, gamma, rank)
-    parts = of_parts(features, data, gamma)
-    return fit(features, parts.whole), parts
+    learnt = learn_log(fusion, log_of(data), Targets(gamma, parts=True), rank)
+    return learnt.model, learnt.sums.parts
 
 
-def _with_traits(fusion: Fusion, data: Transitions, gamma: float, rank: int) -> Features:
-    entries = Features(fusion, data.states.shape[1])
-    statistics = of_transitions(entries, data, gamma)
-    spread = data.states.double().std(dim=0).numpy()
-    return Features(fusion, entries.d, traits(fit(entries, statistics), statistics, rank, spread))
+class Learnt(NamedTuple):
+    """A log's model, the sums that it is made of, and the initial states [m, d] that were asked for."""
+
+    model: ReturnModel
+    sums: Sums
+    initial: Float64Array
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def learn_log(fusion: Fusion, log: Log, of: Targets, rank: int, initial: np.ndarray = _NONE) -> Learnt:
+    """In three passes over the log: its counts, every entry, the traits. ``initial`` int64[m] are numbers of
+    sessions whose first states are asked for."""
+    entries = Features(fusion, log.width())
+    found = entries_of_log(entries, log, of, np.sort(initial))
+    statistics = found.sums.whole
+    projection = traits(fit(entries, statistics), statistics, rank, found.spread.deviation)
+    features = Features(fusion, entries.d, projection)
+    sums = of_log(features, log, of)
+    states = found.initial.states[np.argsort(found.initial.numbers)].astype(np.float64)
+    return Learnt(fit(features, sums.whole), sums, states[np.argsort(np.argsort(initial))])
 
 
 def traits(model: ReturnModel, statistics: Statistics, rank: int, spread: Float64Array) -> Float64Array:

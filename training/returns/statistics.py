@@ -11,18 +11,22 @@ A reward's parts share Σ z zᵀ, so one pass gives the statistics of every weig
 (:class:`Parts`): a sweep over what the reward asks for costs no further look at the log.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from training.contract.arrays import Float64Array
 from training.returns.features import Features
 from training.trajectories import Transitions
+from training.trajectories.requests import InitialStates, Log, Requests, Spread, Targets, log_of
 
 CLUSTERS = 16  # hash clusters of users: rows of one are not independent
 _PART = 4_096  # rows whose features are in memory at once
+_BLOCK = CLUSTERS * _PART  # rows that are gathered before they are summed
 
 
 @dataclass(frozen=True)
@@ -80,72 +84,150 @@ class Parts:
         )
 
 
-def returns_to_go(data: Transitions, gamma: float, rewards: Tensor | None = None) -> Float64Array:
-    """Σ_{u ≥ t} γ^{u−t} r_u of every row, float64[N]; of other ``rewards`` [N] than the data's where given.
+@dataclass(frozen=True)
+class Sums:
+    """Of m targets by cluster Σ z zᵀ, Σ z y, Σ y yᵀ and the number of rows; those of other parts may be
+    added."""
 
-    A session counts with the rows that are there: of one that was cut, with what it brought until then.
-    """
-    sessions = data.sessions.numpy()
-    order = np.lexsort((data.steps.numpy(), sessions))
-    begins = np.flatnonzero(np.diff(sessions[order], prepend=-1))
-    lengths = np.diff(begins, append=len(order))
-    longest_first = np.argsort(-lengths, kind="stable")
-    begins, lengths = begins[longest_first], lengths[longest_first]
-    to_go = (data.rewards if rewards is None else rewards).numpy().astype(np.float64)[order]
-    # from the last request but one of the longest sessions to the first: no power of γ is divided by
-    for place in range(int(lengths.max(initial=1)) - 2, -1, -1):
-        at = begins[: np.searchsorted(-lengths, -(place + 1))] + place
-        to_go[at] += gamma * to_go[at + 1]
-    found = np.empty_like(to_go)
-    found[order] = to_go
-    return found
+    zz: Float64Array  # [clusters, p, p]
+    zy: Float64Array  # [m, clusters, p]
+    yy: Float64Array  # [m, m, clusters]
+    rows: Float64Array  # [clusters]
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.zz + other.zz, self.zy + other.zy, self.yy + other.yy, self.rows + other.rows)
+
+    @property
+    def whole(self) -> Statistics:
+        return Statistics(self.zz, self.zy[0], self.yy[0, 0], self.rows)
+
+    @property
+    def parts(self) -> Parts:
+        return Parts(self.whole, Statistics(self.zz, self.zy[1], self.yy[1, 1], self.rows), self.yy[0, 1])
 
 
-def of_transitions(features: Features, data: Transitions, gamma: float = 1.0) -> Statistics:
+class _Rows(NamedTuple):
+    """n rows of the model: states, actions, share of the session [n], cluster [n] and returns [n, m]."""
+
+    states: np.ndarray
+    actions: np.ndarray
+    share: np.ndarray
+    clusters: np.ndarray
+    y: Float64Array
+
+
+@dataclass(frozen=True)
+class TakeSums:
+    """Takes the sums of parts of a log whose sessions have ``length`` requests on average; memory is that of
+    a block of rows whatever their number."""
+
+    features: Features
+    length: float
+    targets: int
+
+    def __call__(self, parts: Iterable[Requests]) -> Sums:
+        p, m = self.features.width, self.targets
+        sums = Sums(
+            np.zeros((CLUSTERS, p, p)),
+            np.zeros((m, CLUSTERS, p)),
+            np.zeros((m, m, CLUSTERS)),
+            np.zeros(CLUSTERS),
+        )
+        block: list[_Rows] = []
+        for part in parts:
+            block.append(self._rows(part))
+            if sum(len(rows.share) for rows in block) >= _BLOCK:
+                self._add(sums, block)
+                block = []
+        self._add(sums, block)
+        return sums
+
+    def _rows(self, part: Requests) -> _Rows:
+        rows = np.flatnonzero(part.first | part.drawn_each)
+        return _Rows(
+            part.states[rows],
+            part.actions[rows],
+            np.where(part.drawn_each[rows], 1.0 / self.length, 1.0),
+            cluster_of(part.users[rows]),
+            part.to_go[:, rows].T,
+        )
+
+    def _add(self, sums: Sums, block: list[_Rows]) -> None:
+        """To ``sums``, in place. Of one cluster at a time: the products are of thousands of rows, then."""
+        if not block:
+            return
+        states, actions, share, clusters, y = (np.concatenate(column) for column in zip(*block, strict=True))
+        order = np.argsort(clusters, kind="stable")
+        bounds = np.searchsorted(clusters[order], np.arange(CLUSTERS + 1))
+        for cluster in range(CLUSTERS):
+            own = order[bounds[cluster] : bounds[cluster + 1]]
+            for rows in np.array_split(own, max(1, -(-len(own) // _PART))):
+                z = self.features.rows(states[rows], actions[rows])
+                if (share[rows] != 1.0).any():
+                    z[:, self.features.action.start :] *= share[rows, None]
+                sums.zz[cluster] += z.T @ z
+                for target in range(self.targets):
+                    sums.zy[target, cluster] += z.T @ y[rows, target]
+        sums.rows[:] += np.bincount(clusters, minlength=CLUSTERS)
+        for i, j in np.ndindex(self.targets, self.targets):
+            sums.yy[i, j] += np.bincount(clusters, y[:, i] * y[:, j], minlength=CLUSTERS)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the first pass over a log finds: the sums of every entry, the states' spread among all requests,
+    and the initial states that were asked for."""
+
+    sums: Sums
+    spread: Spread
+    initial: InitialStates
+
+    def __add__(self, other: "Entries") -> "Entries":
+        return Entries(self.sums + other.sums, self.spread + other.spread, self.initial + other.initial)
+
+
+@dataclass(frozen=True)
+class TakeEntries:
+    """Takes them; ``initial`` int64[m] are numbers of sessions, ascending."""
+
+    sums: TakeSums
+    initial: np.ndarray
+
+    def __call__(self, parts: Iterable[Requests]) -> Entries:
+        nothing = np.zeros((0, self.sums.features.d), dtype=np.float32)
+        spread, initial = Spread.of(nothing), [InitialStates(self.initial[:0], nothing)]
+
+        def seen() -> Iterator[Requests]:
+            nonlocal spread
+            for part in parts:
+                spread += Spread.of(part.states)
+                initial.append(InitialStates.of(part, self.initial))
+                yield part
+
+        sums = self.sums(seen())
+        return Entries(sums, spread, reduce(operator.add, initial))
+
+
+def of_log(features: Features, log: Log, of: Targets) -> Sums:
+    """The sums of all rows of a log."""
+    return log.total(of, TakeSums(features, log.counts(of).length, 1 + of.parts))
+
+
+def entries_of_log(features: Features, log: Log, of: Targets, initial: np.ndarray) -> Entries:
+    return log.total(of, TakeEntries(TakeSums(features, log.counts(of).length, 1 + of.parts), initial))
+
+
+def of_transitions(features: Features, data: Transitions | Log, gamma: float = 1.0) -> Statistics:
     """The statistics of all rows of ``data``; memory is that of a part whatever their number."""
-    y = returns_to_go(data, gamma)
-    zz, (zy,), (yy,), rows = _pass(features, data, [y], [y * y])
-    return Statistics(zz, zy, yy, rows)
+    return of_log(features, log_of(data), Targets(gamma)).whole
 
 
-def of_parts(features: Features, data: Transitions, gamma: float = 1.0) -> Parts:
+def of_parts(features: Features, data: Transitions | Log, gamma: float = 1.0) -> Parts:
     """The same pass for both parts of the reward; ``whole`` is :func:`of_transitions`, bit for bit.
 
     Raises ValueError where ``data`` was loaded without its ``watch_rewards``.
     """
-    if data.watch_rewards is None:
-        raise ValueError("these transitions do not know the time part of their rewards")
-    y, time = returns_to_go(data, gamma), returns_to_go(data, gamma, data.watch_rewards)
-    zz, (zy, zy_time), (yy, yy_time, cross), rows = _pass(
-        features, data, [y, time], [y * y, time * time, y * time]
-    )
-    return Parts(Statistics(zz, zy, yy, rows), Statistics(zz, zy_time, yy_time, rows), cross)
-
-
-def _pass(
-    features: Features, data: Transitions, targets: Sequence[Float64Array], squares: Sequence[Float64Array]
-) -> tuple[Float64Array, list[Float64Array], list[Float64Array], Float64Array]:
-    """By cluster Σ z zᵀ, Σ z y of each of ``targets``, the sums of ``squares``, and the number of rows."""
-    steps, by_session = data.steps.numpy(), data.by_session.numpy()
-    drawn_each = np.isfinite(data.log_densities.numpy()) & ~by_session
-    rows = np.flatnonzero((steps == 0) | drawn_each)
-    length = len(data) / max(int((steps == 0).sum()), 1)
-    share = np.where(drawn_each, 1.0 / length, 1.0)
-    clusters = cluster_of(data.users.numpy())
-    p = features.width
-    zz, zy = np.zeros((CLUSTERS, p, p)), [np.zeros((CLUSTERS, p)) for _ in targets]
-    rows = rows[np.argsort(clusters[rows], kind="stable")]
-    for cluster in range(CLUSTERS):
-        own = rows[clusters[rows] == cluster]
-        for part in np.array_split(own, max(1, -(-len(own) // _PART))):
-            z = features.rows(data.states[part].numpy(), data.actions[part].numpy())
-            z[:, features.action.start :] *= share[part, None]
-            zz[cluster] += z.T @ z
-            for sums, y in zip(zy, targets, strict=True):
-                sums[cluster] += z.T @ y[part]
-    count = np.bincount(clusters[rows], minlength=CLUSTERS).astype(float)
-    yy = [np.bincount(clusters[rows], square[rows], minlength=CLUSTERS).astype(float) for square in squares]
-    return zz, zy, yy, count
+    return of_log(features, log_of(data), Targets(gamma, parts=True)).parts
 
 
 def cluster_of(users: np.ndarray, clusters: int = CLUSTERS) -> np.ndarray:

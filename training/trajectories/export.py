@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ PART_ROWS = 32_768  # rows that are read at once
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -26,14 +27,14 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def read(path: Path, columns: list[str]) -> pa.Table:
-    with _readable(path):
+    with readable(path):
         # partitioning=None: the folder's dt= is also a column of the file
         return pq.read_table(path, columns=columns, partitioning=None)
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     # otherwise all row groups would be read before the first batch comes
-    with _readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
+    with readable(path), pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(PART_ROWS, columns=columns):
             yield pa.Table.from_batches([batch])
 
@@ -50,6 +51,20 @@ def parts(path: Path, columns: list[str], places: np.ndarray) -> Iterator[tuple[
     for table in tables:
         yield places[at : at + len(table)], table
         at += len(table)
+
+
+def window_paths(settings: Settings, day: date) -> dict[date, Path]:
+    """The exports of the ``learner.window_days`` days that end with ``day``, by day: those that there are.
+
+    Raises :class:`DataError` where ``day`` has none.
+    """
+    window = [day - timedelta(days=back) for back in range(settings.learner.window_days - 1, -1, -1)]
+    paths = {d: settings.layout.mart(MART) / f"dt={d.isoformat()}" / "part-0.parquet" for d in window}
+    if not paths[day].is_file():
+        raise DataError(
+            f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
+        )
+    return {d: path for d, path in paths.items() if path.is_file()}
 
 
 def file_identity(path: Path) -> tuple[int, int, int]:
@@ -69,7 +84,7 @@ def largest_page(paths: Iterable[Path], version: str) -> int:
 
 
 def refuse_missing(settings: Settings, path: Path, columns: list[str]) -> None:
-    with _readable(path):
+    with readable(path):
         present = pq.read_schema(path).names
     missing = next((name for name in columns if name not in present), None)
     if missing:
@@ -175,7 +190,7 @@ def checked(
     return {
         "request_id": requests,
         "session_id": plain("session_id", object),
-        "user_id": _user_keys(path, table) if text else plain("user_id", np.int64),
+        "user_id": user_keys(path, table) if text else plain("user_id", np.int64),
         "event_ts": table["event_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         "step": plain("step", np.int64),
         "arm": plain("arm", object),
@@ -195,8 +210,14 @@ def checked(
     }
 
 
-def _user_keys(path: Path, table: pa.Table) -> np.ndarray:
+def user_keys(path: Path, table: pa.Table) -> np.ndarray:
     """int64[n] of users whose ids are text: the same key for the same id in any window, on any machine."""
     refuse_null(path, table, "user_id")
-    users = table["user_id"].to_numpy(zero_copy_only=False).astype(object)
-    return pd.util.hash_array(users).view(np.int64)
+    return hashed(table["user_id"]).view(np.int64)
+
+
+def hashed(column: pa.ChunkedArray) -> np.ndarray:
+    """uint64[n], the same for the same text, on any machine."""
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    known = pd.util.hash_array(encoded.dictionary.to_numpy(zero_copy_only=False).astype(object))
+    return known[encoded.indices.to_numpy()]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
 from training.contract.transitions import MART, OF_EVERY_LEARNER
 from training.trajectories.columns import OPTIONAL, row_bytes, row_kinds
-from training.trajectories.export import checked, file_identity, largest_page, parts, refuse_missing
+from training.trajectories.export import (
+    checked,
+    file_identity,
+    largest_page,
+    parts,
+    refuse_missing,
+    window_paths,
+)
 from training.trajectories.keys import Keys
 from training.trajectories.mapped import SplitColumns, Storage
 from training.trajectories.split import last_sessions, mixed_exploration
@@ -34,13 +41,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
     checked and put in their places. Memory holds the keys, one part and the set; above
     ``learner.map_above_bytes`` the set is in mapped files instead, with the same values.
     """
-    window = [day - timedelta(days=back) for back in range(settings.learner.window_days - 1, -1, -1)]
-    paths = {d: settings.layout.mart(MART) / f"dt={d.isoformat()}" / "part-0.parquet" for d in window}
-    if not paths[day].is_file():
-        raise DataError(
-            f"no transitions of {day}: {paths[day]} does not exist; run the transform of that day"
-        )
-    paths = {d: path for d, path in paths.items() if path.is_file()}
+    paths = window_paths(settings, day)
     columns = [*OF_EVERY_LEARNER, *sorted({column for name in needs for column in OPTIONAL[name]})]
     for path in paths.values():
         refuse_missing(settings, path, columns)
@@ -60,7 +61,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
     left_out |= capped
     if not len(usable):
         raise DataError(
-            f"no usable transition of state specification {version} from {window[0]} to {day} below "
+            f"no usable transition of state specification {version} from {min(paths)} to {day} below "
             f"{settings.layout.mart(MART)} (left out: {left_out})"
         )
     # numbered by their start
@@ -84,7 +85,7 @@ def load(settings: Settings, day: date, needs: Collection[str] = (), *, every: b
     capacity = settings.learner.replay_capacity
     left_out["over_replay_capacity"] = max(0, len(train) - capacity)
     if len(train) == 0:
-        raise DataError(f"all transitions from {window[0]} to {day} are in the test split: too few sessions")
+        raise DataError(f"all transitions from {min(paths)} to {day} are in the test split: too few sessions")
 
     page = largest_page(paths.values(), version) if "item_rewards" in columns else 0
     kinds = row_kinds(settings, columns, page)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.training.session_log import FEATURES, LENGTH, Sessions, with_rewards
 from training.returns import Statistics, of_parts, of_transitions
-from training.returns.statistics import cluster_of, returns_to_go
+from training.returns.statistics import cluster_of
+from training.trajectories.to_go import returns_to_go
 
 LOG = Sessions(static=0.3, users=80).log(150)
 
