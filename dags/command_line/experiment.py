@@ -13,7 +13,8 @@ from training.contract.settings import load_settings
 
 def experiment(
     table: Annotated[
-        str, typer.Argument(help="a table's YAML, the name of a shipped one, or `estimators`: see below")
+        str,
+        typer.Argument(help="a table's YAML, the name of a shipped one, or `estimators` or `closed_forms`"),
     ],
     workers: Annotated[int, typer.Option(min=1, help="processes, of one thread each")] = 2,
     out: Annotated[
@@ -33,24 +34,27 @@ def experiment(
 
     `estimators` measures the judge instead: the rank correlation of every estimator with the true return
     over policies of very different quality, and the coverage of its intervals over many logs, with the
-    world and the judge's sizes of the settings file. Writes `estimators.json`, `.md` and `.png`; see
-    docs/judging.md.
+    world and the judge's sizes of the settings file. `closed_forms` measures those in closed form alone, on
+    20 large logs. They write `.json` and `.md` of their name; see docs/judging.md.
     """
     from training.experiments import estimators, load_table
     from training.experiments.run import run as measure
     from training.experiments.run import units
 
-    if table == "estimators":
+    if table in ("estimators", "closed_forms"):
         folder = out or Path("build/experiments/estimators")
         with days.progress_bar(console) as progress:
-            bar = progress.add_task("estimators: units", total=None)
+            bar = progress.add_task(f"{table}: units", total=None)
 
             def told(done: int, known: int, name: str) -> None:
                 progress.update(bar, completed=done, total=known)
                 progress.console.print(f"done   {name}")
 
-            estimators.run(load_settings(), folder, told, workers=workers, draws=draws)
-        _tell(folder / "estimators.md", table, publish)
+            if table == "estimators":
+                estimators.run(load_settings(), folder, told, workers=workers, draws=draws)
+            else:
+                estimators.run_closed(load_settings(), folder, told, workers=workers)
+        _tell(folder / f"{table}.md", table, publish)
         return
     chosen = load_table(table)
     folder = out or Path("build/experiments") / chosen.name

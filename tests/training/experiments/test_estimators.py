@@ -57,3 +57,22 @@ def test_it_measures_every_estimator_and_goes_on_where_it_was_stopped(
     again = estimators.run(settings, tmp_path, **SIZES)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
     assert all(path.stat().st_mtime_ns == at for path, at in units.items())
+
+
+@pytest.mark.slow
+def test_the_closed_forms_are_measured_on_large_logs_of_the_same_policies(
+    settings: Settings, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    sizes = {name: size for name, size in SIZES.items() if name != "draws"} | {
+        "logs": 2,
+        "judge_sessions": 400,
+    }
+    result = estimators.run_closed(settings, tmp_path, lambda done, units, name: told.append(name), **sizes)
+    assert set(result["whole"]) == {"session_return", "lstd_q"}
+    for own in result["whole"].values():
+        assert own["logs"] == 2 and len(own["policies"]) == len(result["truth"]) - 1
+        assert set(own["coverage"]) == {"constants", "untrained networks", "BatchRL-MTF", "TD3 (corners)"}
+        assert own["regret"]["worst"] >= own["regret"]["median"] >= 0.0
+    assert "| session_return |" in (tmp_path / "closed_forms.md").read_text()
+    assert {"whole_0", "whole_1"} <= set(told)

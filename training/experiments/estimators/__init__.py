@@ -13,6 +13,6 @@ its settings, sizes and sources; a run that was killed goes on with the units it
 draws adds to those that are there.
 """
 
-from training.experiments.estimators.study import run
+from training.experiments.estimators.study import run, run_closed
 
-__all__ = ["run"]
+__all__ = ["run", "run_closed"]

@@ -116,9 +116,22 @@ def whole(truth: Mapping[str, Any], logs: list[dict[str, Any]]) -> dict[str, Any
             "spearman_without_corners": float(
                 np.median([spearmanr(row[inner], true[inner]).statistic for row in value])
             ),
-            "regret": {"mean": float(regret.mean()), "worst": float(regret.max())},
+            "regret": {
+                "median": float(np.median(regret)),
+                "mean": float(regret.mean()),
+                "worst": float(regret.max()),
+            },
             "coverage": {str(name): float(covered[:, kind == name].mean()) for name in np.unique(kind)},
             "bias": float((value - true).mean()),
+            "policies": {
+                name: {
+                    "true": float(t),
+                    "mean": float(v.mean()),
+                    "least": float(v.min()),
+                    "most": float(v.max()),
+                }
+                for name, t, v in zip(names, true, value.T, strict=True)
+            },
         }
     return result
 
@@ -161,24 +174,6 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
     lines += [
         "",
         wrapped(
-            f"The closed forms on {result['sizes']['logs']} logs of {result['sizes']['judge_sessions']} "
-            "sessions, of differences to static weights in undiscounted return: median Spearman with the "
-            "truth, regret of the policy with the highest lower bound, how often intervals of "
-            f"{WHOLE_CONFIDENCE:.0%} hold the truth."
-        ),
-        "",
-        "| estimator | Spearman | without TD3 | regret, mean | worst | coverage |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, own in result["whole"].items():
-        held = ", ".join(f"{kind} {share:.0%}" for kind, share in own["coverage"].items())
-        lines.append(
-            f"| {name} | {own['spearman']:.2f} | {own['spearman_without_corners']:.2f} | "
-            f"{own['regret']['mean']:.2f} | {own['regret']['worst']:.2f} | {held} |"
-        )
-    lines += [
-        "",
-        wrapped(
             f"Intervals of {result['evaluation']['confidence']:.0%} over {result['sizes']['draws']} logs of "
             f"{result['sizes']['draw_sessions']} sessions. *Better* and *worse*: shares of logs on which the "
             f"interval of the difference lies above or below 0; *passed*: on which its lower bound is above "
@@ -202,6 +197,43 @@ def markdown(result: Mapping[str, Any], above: str) -> str:
         lines += [
             f"| {name} | {s['mean']:.3f} | {s['worst']:.3f} |" for name, s in result["seed_spread"].items()
         ]
+    return "\n".join(lines) + "\n"
+
+
+def closed_markdown(result: Mapping[str, Any], above: str) -> str:
+    """The estimators in closed form as a page, below what stands ``above``."""
+    lines = [
+        "# The closed forms of the judge against the truth",
+        "",
+        above,
+        "",
+        wrapped(
+            f"{len(result['truth']) - 1} policies and static weights, on {result['sizes']['logs']} logs of "
+            f"{result['sizes']['judge_sessions']} sessions each; all is of differences to static weights in "
+            "undiscounted return. Median Spearman with the truth; regret of the policy with the highest "
+            "lower bound (of static weights where none is above 0) against the truly best; how often "
+            f"intervals of {WHOLE_CONFIDENCE:.0%} hold the truth."
+        ),
+        "",
+        "| estimator | Spearman | without TD3 | regret, median | mean | worst | bias |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, own in result["whole"].items():
+        lines.append(
+            f"| {name} | {own['spearman']:.2f} | {own['spearman_without_corners']:.2f} | "
+            f"{own['regret']['median']:.2f} | {own['regret']['mean']:.2f} | {own['regret']['worst']:.2f} | "
+            f"{own['bias']:+.2f} |"
+        )
+    kinds = list(next(iter(result["whole"].values()))["coverage"])
+    lines += ["", f"| intervals hold the truth of | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name, own in result["whole"].items():
+        held = [f"{own['coverage'][kind]:.0%}" for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(held)} |")
+    lines += ["", "| policy | truly | by session_return, mean | lowest | highest |", "|---|---|---|---|---|"]
+    for name, own in result["whole"]["session_return"]["policies"].items():
+        lines.append(
+            f"| {name} | {own['true']:+.2f} | {own['mean']:+.2f} | {own['least']:+.2f} | {own['most']:+.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

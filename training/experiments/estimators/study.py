@@ -19,7 +19,14 @@ from training.contract.settings import Estimator, Settings
 from training.evaluation import stability
 from training.experiments.estimators import bench, judging, policies
 from training.experiments.estimators.bench import DRAWS, LOG, STATIC, WHOLE, Sizes, served_log
-from training.experiments.estimators.results import coverage, markdown, plot, rank, whole
+from training.experiments.estimators.results import (
+    closed_markdown,
+    coverage,
+    markdown,
+    plot,
+    rank,
+    whole,
+)
 from training.experiments.pages import header, provenance
 from training.policies.retrain import ALGORITHMS
 
@@ -41,46 +48,14 @@ UNITS = {
 def run(
     settings: Settings, out: Path, progress: Progress | None = None, *, workers: int = 2, **sizes: Any
 ) -> dict[str, Any]:
-    """Run what is missing below ``out``; write ``estimators.json``, ``.md`` and ``.png`` there.
+    """All estimators: run what is missing below ``out``; write ``estimators.json``, ``.md``, ``.png`` there.
 
     ``sizes`` are those of :class:`Sizes`. ``progress(done, units, name)`` is called after every unit.
     Returns the result.
     """
-    how = Sizes(**sizes)
-    out = out.resolve()
-    measured = settings.evaluation.model_copy(update={"estimators": get_args(Estimator)})
-    settings = settings.model_copy(update={"evaluation": measured})
-    settings_json, folder = settings.model_dump_json(), out / "policies"
-    folder.mkdir(parents=True, exist_ok=True)
-    algorithms = [a for a in ("batchrl_mtf", "td3") if a in ALGORITHMS]
-    makers: dict[str, Unit] = {
-        "constants": ("make_constants", ()),
-        "untrained": ("make_random_networks", ()),
-    }
-    for algorithm in algorithms:
-        for seed in range(how.learner_seeds):
-            makers[f"learnt_{algorithm}_{seed}"] = ("make_learnt", (algorithm, seed))
-
-    total = 0
-
-    def stage(units: Mapping[str, Unit]) -> dict[str, Any]:
-        nonlocal total
-        total += len(units)
-        return _units(settings_json, how, out, units, workers, lambda name, done: tell(name, done))
-
-    finished = 0
-
-    def tell(name: str, done: int) -> None:
-        nonlocal finished
-        finished += done
-        if progress is not None:
-            progress(finished, max(total, finished), name)
-
-    made = stage(makers)
-    names = [name for unit in made.values() for name in unit]
-    truth = stage({f"truth_{name}": ("measure_truth", (name,)) for name in names})
-    truth = {name: truth[f"truth_{name}"] for name in names}
-    others = [name for name in names if name != STATIC]
+    study = _Study(settings, out, progress, workers, Sizes(**sizes))
+    truth, others = study.truth()
+    how = study.sizes
     groups = [others[at : at + how.batch] for at in range(0, len(others), how.batch)]
     longest = f"batchrl_mtf_{how.learner_steps[-1]}_seed{how.learner_seeds - 1}"
     few = (STATIC, "best", "myopic", "untrained_0", longest)
@@ -88,28 +63,87 @@ def run(
         f"rank_{i}": ("judge", ((STATIC, *group), LOG, how.log_sessions)) for i, group in enumerate(groups)
     }
     units |= {f"draw_{i}": ("judge", (few, DRAWS + i, how.draw_sessions)) for i in range(how.draws)}
-    units |= {
-        f"whole_{i}": ("judge_closed", ((STATIC, *others), WHOLE + i, how.judge_sessions))
-        for i in range(how.logs)
-    }
-    judged = stage(units)
+    judged = study.stage(units)
     result = {
-        "sizes": asdict(how),
+        **study.about,
         "gate": {"gain": settings.gate.gain},
-        "evaluation": settings.evaluation.model_dump(mode="json"),
         "truth": truth,
         "rank": rank(truth, [judged[f"rank_{i}"] for i in range(len(groups))]),
-        "whole": whole(truth, [judged[f"whole_{i}"] for i in range(how.logs)]),
         "coverage": coverage(
-            truth, few, [judged[f"draw_{i}"] for i in range(how.draws)], settings.gate.gain, measured
+            truth,
+            few,
+            [judged[f"draw_{i}"] for i in range(how.draws)],
+            settings.gate.gain,
+            study.settings.evaluation,
         ),
-        "seed_spread": _seed_spread(settings_json, how, folder, algorithms),
+        "seed_spread": _seed_spread(study.settings_json, how, study.folder, study.algorithms),
     }
-    write_json_atomic(out / "estimators.json", result)
+    write_json_atomic(study.out / "estimators.json", result)
     facts = provenance(f"mtf experiment estimators --workers {workers} --draws {how.draws}")
-    write_text_atomic(out / "estimators.md", markdown(result, header(facts)))
-    plot(out / "estimators.png", result)
+    write_text_atomic(study.out / "estimators.md", markdown(result, header(facts)))
+    plot(study.out / "estimators.png", result)
     return result
+
+
+def run_closed(
+    settings: Settings, out: Path, progress: Progress | None = None, *, workers: int = 2, **sizes: Any
+) -> dict[str, Any]:
+    """The estimators in closed form alone, of all policies on each of ``logs`` large logs: writes
+    ``closed_forms.json`` and ``.md``. Policies and truths are those of :func:`run` below the same ``out``."""
+    study = _Study(settings, out, progress, workers, Sizes(**sizes))
+    truth, others = study.truth()
+    how = study.sizes
+    judged = study.stage(
+        {
+            f"whole_{i}": ("judge_closed", ((STATIC, *others), WHOLE + i, how.judge_sessions))
+            for i in range(how.logs)
+        }
+    )
+    result = {**study.about, "truth": truth, "whole": whole(truth, list(judged.values()))}
+    write_json_atomic(study.out / "closed_forms.json", result)
+    facts = provenance(f"mtf experiment closed_forms --workers {workers}")
+    write_text_atomic(study.out / "closed_forms.md", closed_markdown(result, header(facts)))
+    return result
+
+
+class _Study:
+    """What both have: the policies, their truths, and units that are run where they are missing."""
+
+    def __init__(
+        self, settings: Settings, out: Path, progress: Progress | None, workers: int, sizes: Sizes
+    ) -> None:
+        measured = settings.evaluation.model_copy(update={"estimators": get_args(Estimator)})
+        self.settings = settings.model_copy(update={"evaluation": measured})
+        self.settings_json, self.sizes, self.workers = self.settings.model_dump_json(), sizes, workers
+        self.out, self._progress = out.resolve(), progress
+        self.folder = self.out / "policies"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.algorithms = [a for a in ("batchrl_mtf", "td3") if a in ALGORITHMS]
+        self.about = {"sizes": asdict(sizes), "evaluation": measured.model_dump(mode="json")}
+        self._finished = self._total = 0
+
+    def truth(self) -> tuple[dict[str, Any], list[str]]:
+        """What every policy truly returns, and the names of all but static weights."""
+        makers: dict[str, Unit] = {
+            "constants": ("make_constants", ()),
+            "untrained": ("make_random_networks", ()),
+        }
+        for algorithm in self.algorithms:
+            for seed in range(self.sizes.learner_seeds):
+                makers[f"learnt_{algorithm}_{seed}"] = ("make_learnt", (algorithm, seed))
+        names = [name for unit in self.stage(makers).values() for name in unit]
+        truth = self.stage({f"truth_{name}": ("measure_truth", (name,)) for name in names})
+        return {name: truth[f"truth_{name}"] for name in names}, [n for n in names if n != STATIC]
+
+    def stage(self, units: Mapping[str, Unit]) -> dict[str, Any]:
+        """The units' results by name, in their order."""
+        self._total += len(units)
+        return _units(self.settings_json, self.sizes, self.out, units, self.workers, self._tell)
+
+    def _tell(self, name: str, done: int) -> None:
+        self._finished += done
+        if self._progress is not None:
+            self._progress(self._finished, max(self._total, self._finished), name)
 
 
 def _units(
@@ -123,7 +157,9 @@ def _units(
     """Results of the units, by name; those whose file is there and of the same inputs are not run."""
     found, missing = {}, {}
     compared = {k: v for k, v in json.loads(settings_json).items() if k not in ("gate", "data")}  # not read
-    own = {k: v for k, v in asdict(sizes).items() if k != "draws"}  # more draws are more units
+    own = {
+        k: v for k, v in asdict(sizes).items() if k not in ("draws", "logs")
+    }  # more of them are more units
     sources = _sources()
     for name, (function, arguments) in units.items():
         inputs = json.dumps([compared, own, function, arguments, sources])
