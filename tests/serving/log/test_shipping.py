@@ -295,15 +295,20 @@ def test_an_object_that_was_changed_is_refused_and_put_there_again(traffic, repl
     assert ingest.land_service_log(landing, DAY)["tables"][DECISIONS]["rows"] == 10
 
 
-def test_a_replica_keeps_its_files_until_their_day_is_whole_and_a_week_old(traffic, replicas):
+def test_a_replica_keeps_its_files_for_a_week_and_until_their_day_is_whole(traffic, replicas, store):
     traffic.send(DAY, range(10))
     replica = replicas[0]
     log, kept = replica.settings.layout.serving_log, replica.settings.serving.ship.keep_days
-    for days in (1, kept - 1):
-        pass_midnight([replica], days)
-        assert len([*log.glob("*/*.jsonl")]) == 3
+    for path in log.glob("*/*.jsonl"):
+        os.utime(path, times=(MIDNIGHT.timestamp(), MIDNIGHT.timestamp()))
+    pass_midnight([replica], kept - 1)
+    assert len([*log.glob("*/*.jsonl")]) == 3
+    store.stop()
     pass_midnight([replica], kept)
-    assert [path.name[:10] for path in log.glob("*/*.jsonl")] == [str(NEXT)]
+    store.start()
+    assert len([*log.glob("*/*.jsonl")]) == 3
+    replica.look()
+    assert [*log.glob("*/*.jsonl")] == []
 
 
 def test_a_user_who_is_forgotten_is_in_no_object(traffic, replicas, landing, tmp_path):

@@ -95,7 +95,7 @@ class ShipSettings(Section):
     keep_days: int = Field(
         7,
         gt=LATE_DAYS,
-        description="days that a replica keeps its own files of, once a day is shipped whole (ours)",
+        description="days for which a replica keeps its own files of days that are shipped whole (ours)",
     )
 
 
