@@ -1,5 +1,6 @@
 """The service: the arms' shares, the canary, the guardrail, limits and time budgets."""
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -80,13 +81,11 @@ class ShipSettings(Section):
 
     to: str | None = Field(
         None,
-        pattern=r"^(s3://[a-z0-9.-]{3,63}(/[A-Za-z0-9._/-]*)?|/.*)$",
         description="s3://bucket/prefix, or an absolute path of a folder that is there; none ships nothing, "
         "and days are landed from the log's own folder",
     )
     endpoint: str | None = Field(
         None,
-        pattern=r"^https?://[A-Za-z0-9._:-]+$",
         description="address of an S3 server that is not Amazon's",
     )
     every_seconds: Positive = Field(
@@ -97,6 +96,23 @@ class ShipSettings(Section):
         gt=LATE_DAYS,
         description="days for which a replica keeps its own files of days that are shipped whole (ours)",
     )
+
+    @field_validator("to")
+    @classmethod
+    def _place(cls, to: str | None) -> str | None:
+        if to is not None and not re.fullmatch(r"s3://[a-z0-9.-]{3,63}(/[A-Za-z0-9._/-]*)?|/.+", to):
+            raise ValueError(f"{to!r} is neither s3://bucket/prefix nor an absolute path")
+        return to
+
+    @field_validator("endpoint")
+    @classmethod
+    def _server(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.fullmatch(r"https?://[A-Za-z0-9._-]+(:\d+)?", endpoint):
+            # nor shown: it may hold a password, which is $AWS_SECRET_ACCESS_KEY's
+            raise ValueError(
+                "is no address of a server alone, such as https://s3.internal or http://10.0.0.5:9000"
+            )
+        return endpoint
 
 
 class ServingSettings(Section):
