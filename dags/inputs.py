@@ -55,7 +55,7 @@ _ASSIGNMENT = (
 _WINDOW = ("learner.window_days", "learner.mixed_exploration")
 # sections, or single entries of one, that a stage reads or that what it reads was made with
 _SETTINGS: dict[str, tuple[str, ...]] = {
-    "land": (*_DATA, "logs"),
+    "land": (*_DATA, "logs", "serving.ship"),
     "validate_landed": (*_DATA, "validation", "session", "serving.default_shown", *_ASSIGNMENT),
     "transform": (*_TRAJECTORIES, "world.max_requests"),  # the limit of sessions that a world made
     "validate_transitions": (*_TRAJECTORIES, "validation"),

@@ -15,6 +15,7 @@ from serving.log.day_files import DayFiles
 from serving.log.feedback import FeedbackPipeline
 from serving.log.index.request_index import RequestIndex
 from serving.log.ranked_lines import RankedLines
+from serving.log.shipping import Shipper
 from serving.log.times import timestamp
 from serving.policy.champion import Champion, ChampionFollower, Source
 from serving.ranking import arms
@@ -28,6 +29,7 @@ from training.contract.reward import is_negative, item_reward
 from training.contract.settings import Settings
 
 _PULSE_S = 1.0
+_SHIPPED_S = 1.0  # that a worker which ends waits for the object store: the next one ships what is left
 
 
 class Engine:
@@ -87,6 +89,12 @@ class Engine:
         self._feedback = FeedbackPipeline(
             settings, parser, self._index, self._store, self._feedback_files, ranked
         )
+        self._shipping: Following | None = None
+        if serving.ship.to is not None:
+            shipper = Shipper(settings, metrics.shipped)
+            looks = [self._decision_files.roll, self._feedback_files.roll, shipper.look]
+            self._shipping = Following(serving.ship.every_seconds, looks)
+            self._shipping.start()
         self._closed = threading.Event()
         self._pulse = threading.Thread(target=self._measure, name="pulse", daemon=True)
         self._pulse.start()
@@ -97,6 +105,8 @@ class Engine:
         self._pulse.join()
         self._following.stop()
         self._watching.stop()
+        if self._shipping is not None:
+            self._shipping.stop(_SHIPPED_S)
         self._guardrail.close()
         self._ranking.close()
         self._store.close()

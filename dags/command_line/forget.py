@@ -38,6 +38,12 @@ def forget(
         console.print(f"{found[name]} {what}")
     with busy("making the tables anew without them"):
         forgetting.made_anew(settings)
+    if settings.serving.ship.to is not None:
+        console.print(
+            f"{settings.serving.ship.to} holds them no more, unless the bucket keeps versions. Replicas keep "
+            f"on their disks what they shipped for {settings.serving.ship.keep_days} days: run it there, too",
+            soft_wrap=True,
+        )
     console.print(
         "Not changed: files of `mtf backup`, which hold the user until they are deleted or written anew; "
         "policies that were learnt with their days, until retention deletes them; your own source files"

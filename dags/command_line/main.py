@@ -26,6 +26,7 @@ from dags.command_line import (
     retention,
     reward,
     sample,
+    ship,
     stack,
     status,
     upgrade,
@@ -34,7 +35,7 @@ from dags.command_line import (
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
 from dags.command_line.quiet import quiet
-from training.contract.errors import MtfError, SettingsError
+from training.contract.errors import MtfError, SettingsError, StoreError
 from training.contract.settings import load_settings, settings_path
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ app.command()(retention.keep)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(forget.forget)
+app.command()(ship.ship)
 app.command()(upgrade.upgrade)
 
 
@@ -92,7 +94,7 @@ def run() -> None:
         app()
     except SystemExit as ending:
         code = ending.code
-    except MtfError as error:
+    except (MtfError, StoreError) as error:
         errors.print(Text("error:", "bold red"), str(error))
         code = 2 if isinstance(error, SettingsError) else 1
     atexit._run_exitfuncs()

@@ -25,6 +25,7 @@ from training.contract.fusion import AT_BOUND
 
 if TYPE_CHECKING:
     from serving.control.evidence import Difference
+    from serving.log.shipping import Behind
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -59,6 +60,17 @@ shed = Counter(
 )
 log_queue = Gauge("mtf_log_queue", "Lines waiting for the disk", ["log"], multiprocess_mode="livesum")
 log_lag = Gauge("mtf_log_lag_seconds", "Age of the oldest waiting line", ["log"], multiprocess_mode="livemax")
+ship_behind = Gauge(
+    "mtf_ship_behind_seconds",
+    "Age of the oldest closed file of the log that is not in the object store",
+    multiprocess_mode="livemax",
+)
+ship_waiting = Gauge(
+    "mtf_ship_waiting_bytes",
+    "Closed files of the log that are not in the object store",
+    multiprocess_mode="livemax",
+)
+ship_errors = Counter("mtf_ship_errors", "Looks after which the object store lacked what it could have had")
 swaps = Counter("mtf_policy_swaps", "Policies taken", ["role"])
 refused = Counter(
     "mtf_refused", "Policies (by role) or shares refused; what was in force stayed so", ["what"]
@@ -137,6 +149,12 @@ def policy_serves(role: str, version: str, sha256: str, loaded: float, promoted:
     if promoted is not None:
         policy_promoted.labels(role).set(promoted)
     swaps.labels(role).inc()
+
+
+def shipped(behind: "Behind", failed: bool) -> None:
+    ship_behind.set(behind.seconds)
+    ship_waiting.set(behind.bytes)
+    ship_errors.inc(float(failed))
 
 
 def rolled_back(role: str, rule: str) -> None:

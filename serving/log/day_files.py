@@ -10,6 +10,7 @@ an ``@``.
 import fcntl
 import os
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class _Open:
 
 
 class DayFiles:
-    """Appends lines to one file a day, a new one when it is full. Not thread-safe: one writer thread.
+    """Appends lines to one file a day, a new one when it is full. :meth:`write` is for one thread.
 
     A day's file is opened when its first line comes, so replayed traffic may go back and forth
     between days; the least recently used of more than ``open_days`` is closed.
@@ -70,6 +71,7 @@ class DayFiles:
         self._open_days = open_days
         self._files: OrderedDict[str, _Open] = OrderedDict()
         self._sequence = 0
+        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         cut_torn_tails(folder, replica=worker.rpartition("@")[0])
 
@@ -81,6 +83,10 @@ class DayFiles:
         Raises OSError when the disk refuses; the files then end where they ended before the call, or
         are left behind with a torn tail that no reader counts.
         """
+        with self._lock:
+            return self._write(lines)
+
+    def _write(self, lines: Sequence[tuple[str, bytes]]) -> list[Place]:
         by_day: dict[str, list[int]] = {}
         for at, (day, _) in enumerate(lines):
             by_day.setdefault(day, []).append(at)
@@ -95,10 +101,14 @@ class DayFiles:
                 start += size + 1
         return places
 
-    def close(self) -> None:
-        for file in self._files.values():
-            os.close(file.descriptor)
-        self._files.clear()
+    def roll(self) -> None:
+        """Close every file: the next lines begin others. For any thread."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file.descriptor)
+            self._files.clear()
+
+    close = roll
 
     def _append(self, day: str, block: bytes) -> tuple[str, int]:
         """The file's name, and where in it the block begins."""
@@ -169,26 +179,39 @@ def cut_torn_tails(folder: Path, replica: str = "") -> list[Path]:
     """
     cut = []
     for path in sorted(folder.glob("*.jsonl")):
-        if worker_of(path).rpartition("@")[0] != replica:
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            size = os.fstat(descriptor).st_size
-            good = _end_of_last_line(descriptor, size)
-            if good < size:
-                os.ftruncate(descriptor, good)
-                os.fsync(descriptor)
+        if worker_of(path).rpartition("@")[0] == replica:
+            found = _cut(path)
+            if found is not None and found[0] < found[1]:
                 cut.append(path)
-                _log.warning("torn tail cut", file=path.name, bytes=size - good)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
     return cut
+
+
+def closed_size(path: Path) -> int | None:
+    """Bytes of a file that no writer holds any more, its torn tail cut; None where one does, or where
+    there is no file."""
+    found = _cut(path)
+    return None if found is None else found[0]
+
+
+def _cut(path: Path) -> tuple[int, int] | None:
+    """A file's bytes up to its last newline, beyond which it is cut, and those that there were."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = os.fstat(descriptor).st_size
+        good = _end_of_last_line(descriptor, size)
+        if good < size:
+            os.ftruncate(descriptor, good)
+            os.fsync(descriptor)
+            _log.warning("torn tail cut", file=path.name, bytes=size - good)
+        return good, size
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _end_of_last_line(descriptor: int, size: int) -> int:

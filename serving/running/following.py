@@ -19,9 +19,10 @@ class Following:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, seconds: float | None = None) -> None:
+        """Returns when the last look has ended, or after ``seconds``."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):

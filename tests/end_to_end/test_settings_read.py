@@ -15,7 +15,7 @@ from training.contract.settings.section import Section
 
 pytestmark = pytest.mark.slow
 (DAY,) = small_days.days(1)
-PLACE = {"data", "version"}  # records lie in the data folder that they speak of
+PLACE = {"data", "version", "log_folder"}  # records lie in the data folder that they speak of
 
 
 def watched(values: BaseModel, read: set[str], section: str = "") -> Any:

@@ -21,5 +21,10 @@ class DataError(MtfError):
         self.breaks = breaks
 
 
+class StoreError(OSError):
+    """An object store does not answer, or refuses; a message for the same person. Like a disk's failure it
+    may have passed when the step is tried again."""
+
+
 class PolicyError(MtfError):
     """A policy file is broken, or does not fit the state specification or the heads in use."""

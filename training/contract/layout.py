@@ -25,6 +25,7 @@ class Layout:
     """Paths below the data folder. Nothing is created here: writers make their own parents."""
 
     root: Path
+    log_folder: Path | None = None  # of the service's own log, where it lies outside
 
     @property
     def version(self) -> Path:
@@ -153,7 +154,12 @@ class Layout:
 
     @property
     def serving_log(self) -> Path:
-        return self.serving / "log"
+        return self.log_folder or self.serving / "log"
+
+    @property
+    def shipped(self) -> Path:
+        """What replicas last said of their logs; see :mod:`training.ingest.shipped`."""
+        return self.serving / "shipped"
 
     # the simulated world: its saved users and what it knows to be true
     @property

@@ -35,6 +35,7 @@ from training.contract.log import (
     files_of,
 )
 from training.contract.settings import Settings
+from training.ingest import shipped
 from training.ingest.landing import (
     BOTH,
     connect,
@@ -62,12 +63,17 @@ _KEY = (*_REQUEST, "item_id")
 
 
 def has_service_log(settings: Settings, day: date) -> bool:
-    """Whether the service has decision files of that local day."""
+    """Whether the service has decision files of that local day. Raises as :func:`shipped.bring`."""
+    if settings.serving.ship.to is not None:
+        shipped.bring(settings, day)
     return bool(_files(settings, "decisions", day))
 
 
 def day_files(settings: Settings, day: date) -> list[Path]:
-    """The log's files of that local day: decisions, then feedback."""
+    """The log's files of that local day: decisions, then feedback; of a log that is shipped, what its
+    manifests say."""
+    if settings.serving.ship.to is not None:
+        return shipped.manifests(settings, day)
     return [path for kind in ("decisions", "feedback") for path in _files(settings, kind, day)]
 
 
@@ -81,8 +87,10 @@ def land_service_log(settings: Settings, day: date) -> dict[str, Any]:
     and user followed: a retry; the last counts).
 
     Raises :class:`DataError` for a day without a logged decision, and for a line that is not a
-    decision or feedback, naming file, line and field.
+    decision or feedback, naming file, line and field; and as :func:`training.ingest.shipped.bring`.
     """
+    if settings.serving.ship.to is not None:
+        shipped.bring(settings, day)
     with landing_lock(settings.layout):
         notes, counts, other_days = _land_day(settings, day, {day})
         for other in other_days:

@@ -98,6 +98,10 @@ def plan(settings: Settings) -> Plan:
         day = day_of(path)
         if expired([day], newest, limits.lake_days, lying):
             add("log", day, f"{path.parent.name} {path.name}", [path])
+    for path in sorted(layout.shipped.glob("*/????-??-??.*")):
+        day = day_of(path)
+        if expired([day], newest, limits.lake_days, lying):
+            add("log", day, f"manifest of {path.parent.name}", [path])
     for mart in (mart for mart in MARTS if mart not in PROFILES):
         folder = layout.mart(mart)
         for day in expired(days_in(folder), newest, limits.warehouse_days, held):

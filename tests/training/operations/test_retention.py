@@ -201,9 +201,12 @@ def test_a_broken_policy_that_may_serve_stops_all_deleting(settings: Settings) -
 def test_log_files_stay_while_a_landed_day_may_be_landed_from_them(settings: Settings) -> None:
     for day in DAYS:
         write_text_atomic(settings.layout.serving_log / "feedback" / f"{day}.w1.000000.jsonl", "{}")
-    gone = {item.day for item in retention.plan(settings).items if item.kind == "log"}
+        write_text_atomic(settings.layout.shipped / "a" / f"{day}.json", "{}")
+    items = [item for item in retention.plan(settings).items if item.kind == "log"]
     lying = {day + timedelta(days=late) for day in (DAYS[3], *DAYS[14:]) for late in range(3)}
-    assert gone == {day for day in DAYS[:15] if day not in lying}
+    files = {item.day for item in items if item.name.startswith("feedback")}
+    manifests = {item.day for item in items if item.name == "manifest of a"}
+    assert files == manifests == {day for day in DAYS[:15] if day not in lying}
 
 
 def test_killed_half_way_it_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

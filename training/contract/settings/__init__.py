@@ -34,6 +34,7 @@ from training.contract.settings.serving import (
     GuardrailSettings,
     ServingSettings,
     ShareSettings,
+    ShipSettings,
     check_shares,
 )
 from training.contract.settings.state import ProfileFeature, StateSettings
@@ -76,6 +77,7 @@ __all__ = [
     "SessionSettings",
     "Settings",
     "ShareSettings",
+    "ShipSettings",
     "SignalSettings",
     "SparkSettings",
     "StateSettings",

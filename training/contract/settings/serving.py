@@ -1,10 +1,13 @@
 """The service: the arms' shares, the canary, the guardrail, limits and time budgets."""
 
+import re
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from training.contract.log import LATE_DAYS
 from training.contract.settings.exploration import ExplorationSettings
 from training.contract.settings.section import Positive, Section, Share
 
@@ -73,6 +76,45 @@ class GuardrailSettings(Section):
     )
 
 
+class ShipSettings(Section):
+    """Closed files of the service's log are copied to an object store; see docs/profiles.md."""
+
+    to: str | None = Field(
+        None,
+        description="s3://bucket/prefix, or an absolute path of a folder that is there; none ships nothing, "
+        "and days are landed from the log's own folder",
+    )
+    endpoint: str | None = Field(
+        None,
+        description="address of an S3 server that is not Amazon's",
+    )
+    every_seconds: Positive = Field(
+        300.0, description="files are closed and shipped so often: a disk that is lost takes so much (ours)"
+    )
+    keep_days: int = Field(
+        7,
+        gt=LATE_DAYS,
+        description="days for which a replica keeps its own files of days that are shipped whole (ours)",
+    )
+
+    @field_validator("to")
+    @classmethod
+    def _place(cls, to: str | None) -> str | None:
+        if to is not None and not re.fullmatch(r"s3://[a-z0-9.-]{3,63}(/[A-Za-z0-9._/-]*)?|/.+", to):
+            raise ValueError(f"{to!r} is neither s3://bucket/prefix nor an absolute path")
+        return to
+
+    @field_validator("endpoint")
+    @classmethod
+    def _server(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.fullmatch(r"https?://[A-Za-z0-9._-]+(:\d+)?", endpoint):
+            # nor shown: it may hold a password, which is $AWS_SECRET_ACCESS_KEY's
+            raise ValueError(
+                "is no address of a server alone, such as https://s3.internal or http://10.0.0.5:9000"
+            )
+        return endpoint
+
+
 class ServingSettings(Section):
     host: str = Field("127.0.0.1", description="address to listen on: 0.0.0.0 for all of the machine's")
     port: int = Field(3000, ge=1, le=65535)
@@ -87,6 +129,11 @@ class ServingSettings(Section):
         pattern=r"^[a-z0-9_-]{0,40}$",
         description="name of this replica of the service, in the names of its log files; each has another",
     )
+    log_folder: Path | None = Field(
+        None,
+        description="absolute path of this replica's log; none means serving/log in the data folder",
+    )
+    ship: ShipSettings = ShipSettings()
     shares: ShareSettings = ShareSettings()
     max_exploration: Share = Field(
         0.1, description="most that random, noise and box may take of the users together (ours)"
@@ -165,6 +212,13 @@ class ServingSettings(Section):
         description="materialised features older than this are stale, and static weights serve: a day, its "
         "run and one that was missed (ours)",
     )
+
+    @field_validator("log_folder")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_absolute():
+            raise ValueError(f"{str(folder)!r} is no absolute path")
+        return folder
 
     @field_validator("host")
     @classmethod

@@ -173,7 +173,7 @@ class Settings(BaseSettings):
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.data)
+        return Layout(self.data, self.serving.log_folder)
 
     @property
     def fusion(self) -> Fusion:

@@ -131,6 +131,17 @@ def test_every_fault_is_listed(write) -> None:
             2,
             "gate.estimator: 'lstd_q' is not among evaluation.estimators",
         ),
+        (
+            "serving:\n  ship:\n    to: bucket\n",
+            3,
+            "serving.ship.to: 'bucket' is neither s3://bucket/prefix nor",
+        ),
+        (
+            "serving:\n  ship: {endpoint: 'http://u:p@h'}\n",
+            2,
+            "serving.ship.endpoint: is no address of a server",
+        ),
+        ("serving:\n  log_folder: log\n", 2, "serving.log_folder: 'log' is no absolute path"),
         ("serving:\n  host: localhost\n", 2, "serving.host: 'localhost' is no IP address"),
     ],
 )
