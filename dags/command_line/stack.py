@@ -236,7 +236,9 @@ def wait_ready(settings: Settings, service: Service, timeout: float = 180.0) -> 
             if answer.status_code == 200:
                 return f"ready after {time.monotonic() - started:.0f} s"
             reason = _told(answer)
-            if answer.status_code == 503 and missing.NONE_YET in reason:
+            # where there is a store, the service is opening it: feedback that it cannot take yet is lost to
+            # the state of a session that is going on
+            if answer.status_code == 503 and missing.NONE_YET in reason and not missing.is_there(settings):
                 return f"serves static weights, {reason}"
         except httpx.HTTPError:
             pass

@@ -14,10 +14,19 @@ class StoreError(MtfError):
 
 def configuration(settings: Settings) -> Path:
     """Feast's own file, which names registry and store. Raises :class:`StoreError` before a day wrote it."""
-    path = settings.layout.feast.absolute() / "feature_store.yaml"
+    path = _file(settings)
     if not path.exists():
         raise StoreError(f"{NONE_YET}: {path} is written by the first `mtf day`")
     return path
+
+
+def is_there(settings: Settings) -> bool:
+    """Whether a day has made a store; a service that runs may not have opened it yet."""
+    return _file(settings).exists()
+
+
+def _file(settings: Settings) -> Path:
+    return settings.layout.feast.absolute() / "feature_store.yaml"
 
 
 def named(settings: Settings) -> str:

@@ -183,6 +183,7 @@ class StateStore:
         while not self._stop.is_set():
             try:
                 configuration(self._settings)  # before what takes seconds to import
+                self._reason = f"{named(self._settings)} is being opened"
                 if store is None:
                     from serving.state.online_state import OnlineState
 

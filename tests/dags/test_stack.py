@@ -11,7 +11,10 @@ from types import ModuleType
 import pytest
 
 from dags import workers
+from dags.command_line import stack
 from dags.command_line.stack import airflow_environment
+from serving.release.bento import free_port
+from serving.state import missing
 from training.contract import databases
 from training.contract.errors import SettingsError
 from training.contract.settings import SETTINGS_VARIABLE, Settings
@@ -74,3 +77,38 @@ def test_no_task_of_celery_may_take_as_long_as_a_message_is_waited_for(tmp_path)
     # a worker holds one message, that of the task that it runs
     for option in ("WORKER_CONCURRENCY", "WORKER_PREFETCH_MULTIPLIER"):
         assert told[f"AIRFLOW__CELERY__{option}"] == "1"
+
+
+OPENING = """
+import http.server, json, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    asked = 0
+    def do_GET(self):
+        Answer.asked += 1
+        ready = Answer.asked > 3
+        body = json.dumps({"error": sys.argv[2]}).encode()
+        self.send_response(200 if ready else 503)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *message): ...
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(("made", "told"), [(False, "serves static weights"), (True, "ready after")])
+def test_a_store_that_is_there_is_waited_for_until_the_service_has_opened_it(
+    tmp_path: Path, made: bool, told: str
+) -> None:
+    settings = Settings(data=tmp_path / "data")
+    if made:
+        settings.layout.feast.mkdir(parents=True)
+        (settings.layout.feast / "feature_store.yaml").touch()
+    port = free_port()
+    command = [sys.executable, "-c", OPENING, str(port), missing.NONE_YET]
+    service = stack.Service("service", command, dict(os.environ), port, "/readyz", "serving.port")
+    stack.start(settings, service)
+    try:
+        assert stack.wait_ready(settings, service).startswith(told)
+    finally:
+        stack.stop(settings, "service")
