@@ -81,7 +81,7 @@ def _checked(values: dict[str, Any]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise SettingsError("\n".join(told)) from None
+        raise SettingsError(*told) from None
 
 
 def _from_logs(

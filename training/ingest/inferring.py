@@ -74,7 +74,7 @@ class Unknown(MtfError):
     """The sample leaves questions open."""
 
     def __init__(self, questions: list[Question]) -> None:
-        super().__init__("\n".join(question.told for question in questions))
+        super().__init__(*(question.told for question in questions))
         self.questions = questions
 
 
