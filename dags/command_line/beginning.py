@@ -81,7 +81,7 @@ def _checked(values: dict[str, Any]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        raise SettingsError("\n".join(told)) from None
+        raise SettingsError(*told) from None
 
 
 def _from_logs(
@@ -94,7 +94,11 @@ def _from_logs(
 
     if timezone:
         _checked({"calendar": {"timezone": timezone}})
-    answers = Answers(timezone, dict(map(_pair, columns)), heads, get_local_timezone().name)
+    pairs = [_pair(text) for text in columns]
+    for name in (said := [name for name, _ in pairs]):
+        if said.count(name) > 1:
+            raise SettingsError(f"--column {name} is given twice: name one column")
+    answers = Answers(timezone, dict(pairs), heads, get_local_timezone().name)
     found = _asked(source, answers)
     _show(found)
     mapping = _write_columns(found)

@@ -369,8 +369,8 @@ class Airflow:
                 return
             time.sleep(1)
         errors = self.client.get("/importErrors").json().get("import_errors", [])
-        details = "\n".join(error["stack_trace"] for error in errors)
-        raise StackError(f"Airflow did not load {', '.join(names)} in {timeout:.0f} s\n{details}")
+        details = [line for error in errors for line in error["stack_trace"].splitlines()]
+        raise StackError(f"Airflow did not load {', '.join(names)} in {timeout:.0f} s", *details)
 
     def trigger(self, dag: str, day: str) -> str:
         """Start a run of a DAG for one day; returns its run id."""

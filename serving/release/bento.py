@@ -94,7 +94,8 @@ def build(settings: Settings, pointer: ChampionPointer) -> str:
         )
         # another process may have built the same in the meantime, which BentoML calls an error
         if not _built(settings, version).exists():
-            raise BentoError(f"bentoml build of {tag} failed:\n{(result.stderr or result.stdout)[-4000:]}")
+            told = (result.stderr or result.stdout)[-4000:].splitlines()
+            raise BentoError(f"bentoml build of {tag} failed:", *told)
     return tag
 
 

@@ -1,8 +1,27 @@
 """Errors meant for the person who has to act on them: what was expected, what came, where."""
 
+_LONGEST = 2_000  # characters of a line; what a cell or a name of 100,000 leaves out is in its middle
+_END = 700
+
+
+def _one_line(text: str) -> str:
+    """The text as a line that a console shows: a value's own newlines as ``\\n``, a long one cut."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - _END]} … {text[-_END:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class MtfError(Exception):
-    """Base of every error this project raises on purpose; its message is fit to show a user."""
+    """Base of every error this project raises on purpose; its message is fit to show a user.
+
+    Each of ``lines`` is a line of its own, whatever is in the values that it quotes.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(_one_line, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class SettingsError(MtfError):

@@ -84,8 +84,8 @@ def run(table: Table, folder: Path, workers: int = 1, progress: Progress = lambd
     paths = {(u.world, u.seed, u.method): path for u, path in measured.items()}
     results = write_results(table, folder, paths, f"mtf experiment {table.name} --workers {workers}")
     if failures:
-        listed = "\n".join(f"  {job}: {reason}" for job, reason in failures.items())
-        raise MtfError(f"{len(failures)} of the table's jobs failed; run it again to repeat these:\n{listed}")
+        listed = [f"  {job}: {reason}" for job, reason in failures.items()]
+        raise MtfError(f"{len(failures)} of the table's jobs failed; run it again to repeat these:", *listed)
     return results
 
 

@@ -6,7 +6,6 @@ else it is a trait of one of them. What cannot be known is a :class:`Question`, 
 several columns is meant, and the zone in which days are cut. Landing reads everything and has the last word.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,41 +14,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from training.contract.arrays import Float64Array
 from training.contract.errors import DataError, MtfError, SettingsError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import HeadSettings, ProfileFeature, Settings, SignalSettings
 from training.ingest import kinds, naming, zones
-from training.ingest.columns_file import COLUMNS_FILE
+from training.ingest.said import column_of, read_said, refuse_shared
 from training.ingest.sampled_times import SampledTime, look_at
-from training.ingest.samples import Sample, read_samples
+from training.ingest.samples import Sample, read_samples, refuse_inexact
 
-REQUIRED = {
-    IMPRESSIONS: (
-        "request_id",
-        "user_id",
-        "item_id",
-        "event_ts",
-        "position",
-        "play_time_ms",
-        "duration_ms",
-    ),
-    USERS: ("user_id", "updated_ts"),
-}
-OPTIONAL = {IMPRESSIONS: ("session_id", "feedback_ts"), USERS: ()}
-WHAT = {
-    "request_id": "the id of the ranking request",
-    "user_id": "the id of the user",
-    "item_id": "the id of the item",
-    "event_ts": "the time of the request",
-    "position": "the place in the list, 0 at the top",
-    "play_time_ms": "the milliseconds played (0 where nothing is)",
-    "duration_ms": "the length of the item in milliseconds (0 where unknown)",
-    "updated_ts": "the time from which a profile holds",
-}
 _TIMES = ("event_ts", "feedback_ts", "updated_ts")
 _WHOLE = ("position", "play_time_ms", "duration_ms")
+_LARGEST = float(np.finfo(np.float32).max)  # that a prediction may be, as it is kept
 _GROUPS = 5  # of several rows, by which a column can be told from a trait
 
 
@@ -74,7 +52,7 @@ class Unknown(MtfError):
     """The sample leaves questions open."""
 
     def __init__(self, questions: list[Question]) -> None:
-        super().__init__("\n".join(question.told for question in questions))
+        super().__init__(*(question.told for question in questions))
         self.questions = questions
 
 
@@ -104,11 +82,15 @@ class Inferred:
 def infer(place: Path, answers: Answers) -> Inferred:
     """Settings for the logs at ``place``. Raises :class:`Unknown`; :class:`DataError` as the readers do."""
     folder, samples = read_samples(place)
-    said = _said(folder)
+    said = read_said(folder)
+    samples = {name: sample for name, sample in samples.items() if sample.rows or name == IMPRESSIONS}
+    if not samples[IMPRESSIONS].rows:
+        raise DataError(
+            f"{samples[IMPRESSIONS].parts[0].path}: no rows: bring a file of impressions that has some"
+        )
+    _refuse_without_table(answers, samples)
     tables = {name: _Table(sample, said.get(name, {}), answers) for name, sample in samples.items()}
     questions = [question for table in tables.values() for question in table.questions]
-    if IMPRESSIONS not in tables:
-        raise DataError(f"{place} holds profiles; the heads and signals are in impressions")
     shown = tables[IMPRESSIONS]
     heads = _heads(shown, answers.heads)
     signals = _signals(shown)
@@ -130,7 +112,9 @@ def infer(place: Path, answers: Answers) -> Inferred:
         raise Unknown(questions)
     profile = _profile(tables[USERS]) if USERS in tables else ()
     logs = {"source": "both", "folder": folder.resolve()} if folder is not None else {}
-    settings = Settings(
+    for table in tables.values():
+        table.refuse_not_taken()
+    settings = _settings(
         heads=heads,
         signals=signals,
         state={"profile": profile},
@@ -146,7 +130,7 @@ def infer(place: Path, answers: Answers) -> Inferred:
     return Inferred(
         settings,
         folder,
-        {name: told for name, table in tables.items() if (told := {**said.get(name, {}), **table.mapping})},
+        said | {name: told for name, table in tables.items() if (told := said.get(name, {}) | table.mapping)},
         [entry for table in tables.values() for entry in table.read],
         [entry for table in tables.values() for entry in table.left_out],
         zone,
@@ -154,18 +138,18 @@ def infer(place: Path, answers: Answers) -> Inferred:
     )
 
 
-def _said(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """What a ``columns.json`` that is there says already."""
-    path = None if folder is None else folder / COLUMNS_FILE
-    if path is None or not path.exists():
-        return {}
+def _settings(**values: Any) -> Settings:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
-        raise DataError(f"{path}: expected an object of tables, each an object of columns")
-    return found
+        return Settings(**values)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise SettingsError(*told) from None
+
+
+def _refuse_without_table(answers: Answers, samples: Mapping[str, Sample]) -> None:
+    for name, column in answers.columns.items():
+        if name.startswith(f"{USERS}.") and USERS not in samples:
+            raise SettingsError(f"--column {name}={column}: there are no profiles; they lie in users/dt=…")
 
 
 class _Table:
@@ -179,9 +163,7 @@ class _Table:
         self.questions: list[Question] = []
         self.read: list[tuple[str, str, str, str]] = []
         self.left_out: list[tuple[str, str, str]] = []
-        given = {
-            name: one.get("column", name) if isinstance(one, dict) else one for name, one in said.items()
-        }
+        given = {name: column_of(name, one) for name, one in said.items()}
         self.nulls = {name for name, column in given.items() if column is None}
         self.said = set(given)
         given = {name: column for name, column in given.items() if column is not None}
@@ -196,9 +178,11 @@ class _Table:
                     f"{name}: there is no column {column!r} in {sample.parts[0].path}; it has "
                     + ", ".join(sample.names)
                 )
+        refuse_shared(f"{self.name}: ", given)
         self.given = given
-        wanted = (*REQUIRED[self.name], *OPTIONAL[self.name])
-        found = {name: given.get(name) or (name if name in sample.names else None) for name in wanted}
+        wanted = (*naming.REQUIRED[self.name], *naming.OPTIONAL[self.name])
+        own = {name for name in wanted if name in sample.names and name not in given.values()}
+        found = {name: given.get(name) or (name if name in own else None) for name in wanted}
         reserved = {*found.values(), *given.values()}
         for name in sorted(wanted, key=list(naming.PATTERNS).index):
             self._find(name, found[name], reserved)
@@ -212,12 +196,12 @@ class _Table:
         close = [one for one in close if self._can_be(name, one, named=column is not None)]
         if len(close) == 1:
             self.take(name, close[0])
-        elif name in REQUIRED[self.name] and not (column and name in _TIMES and self.questions):
+        elif name in naming.REQUIRED[self.name] and not (column and name in _TIMES and self.questions):
             self._ask(name, close)
 
     def _ask(self, name: str, close: list[str]) -> None:
         option = f"--column {'users.' if self.name == USERS else ''}{name}"
-        text = f"which column of {self.name} is {WHAT[name]}?"
+        text = f"which column of {self.name} is {naming.WHAT[name]}?"
         if not close:
             odd = [
                 c
@@ -225,7 +209,8 @@ class _Table:
                 if name == "play_time_ms" and re.fullmatch(naming.OTHER_UNIT, naming.plain(c))
             ]
             text += f" {odd[0]} is in no milliseconds by its name;" if odd else ""
-            text += f" None of {', '.join(self.sample.names)} is called so"
+            taken = {*self.given.values(), *self.columns.values()}
+            text += f" None of {', '.join(c for c in self.sample.names if c not in taken)} is called so"
         self.questions.append(Question(option, text[0].upper() + text[1:], tuple(close)))
 
     def _can_be(self, name: str, column: str, named: bool) -> bool:
@@ -257,13 +242,39 @@ class _Table:
     def drop(self, column: str, why: str) -> None:
         self.left_out.append((self.name, column, why))
 
+    def takes(self, ours: str) -> bool:
+        """Whether it may be a further column's name: no other column has it, or is to have it."""
+        others = (*naming.REQUIRED[self.name], *naming.OPTIONAL[self.name], "dt")
+        return naming.legal(ours) and ours not in self.columns and ours not in others
+
+    def refuse_not_taken(self) -> None:
+        """What a person said holds, or is refused."""
+        for name, column in self.given.items():
+            if self.columns.get(name) != column:
+                why = [told for _, one, told in self.left_out if one == column]
+                why += [f"it is read as {ours}" for ours, one in self.columns.items() if one == column]
+                told = (why or ["it cannot be read as that"])[0]
+                whose = f"{USERS}." if self.name == USERS else ""
+                raise SettingsError(f"{whose}{name}={column}: {told}: name another column, or leave it out")
+
+    def numbers(self, column: str) -> Float64Array | None:
+        """As a sample has them, NaN for what is no finite number of the type that is kept."""
+        values = self.sample.numbers(column)
+        return None if values is None else np.where(np.abs(values) <= _LARGEST, values, np.nan)
+
+    def first(self, columns: list[str]) -> list[str]:
+        """Those that a person named before the others, whose names they may take."""
+        return sorted(columns, key=lambda column: column not in self.given.values())
+
     def leave_out_the_rest(self) -> None:
         for column in self.free():
             self.drop(column, "neither 0 or 1, nor named like a prediction")
 
     def ids(self, name: str) -> list[pd.Series]:
-        column = self.columns.get(name)
-        return [] if column is None else [self.sample.texts(column)]
+        if (column := self.columns.get(name)) is None:
+            return []
+        refuse_inexact(self.sample, column)
+        return [self.sample.texts(column)]
 
     def trait_of(self, values: Float64Array) -> str:
         """Of what a column of numbers is a trait: it never differs within one; nothing for feedback."""
@@ -284,14 +295,16 @@ def _heads(table: _Table, asked: tuple[HeadSettings, ...]) -> tuple[HeadSettings
     given = {name: name[2:] for name in table.free() if re.fullmatch(r"p_[a-z][a-z0-9_]*", name)}
     given |= {column: name[2:] for name, column in table.given.items() if name.startswith("p_")}
     wanted = {head.name for head in asked}
-    for column in table.free():
-        values = table.sample.numbers(column)
+    for column in table.first(table.free()):
+        values = table.numbers(column)
         name = given.get(column) or naming.head_of(column)
         if column in table.given.values() and column not in given:
             continue
         if values is None or not np.isfinite(values).any():
             if column in given:
-                raise DataError(f"{column}, given as p_{given[column]}, holds no numbers")
+                path = next(part.path for part, _ in table.sample.columns(column))
+                said = "" if column == f"p_{given[column]}" else f", given as p_{given[column]},"
+                raise DataError(f"{path}: {column}{said} holds no finite number, as predictions are")
             continue
         fractional = bool(np.nanmax(np.abs(values - np.floor(values))) > 0)
         unnamed = name is None and fractional and np.nanmin(values) >= 0 and np.nanmax(values) <= 1
@@ -310,7 +323,9 @@ def _heads(table: _Table, asked: tuple[HeadSettings, ...]) -> tuple[HeadSettings
         else:
             found[name] = naming.new_head(name, values)
             low, high = np.nanmin(values), np.nanmax(values)
-            table.take(f"p_{name}", column, f"{low:.3g} to {high:.3g}", f"prediction {name}")
+            odd = int(np.isnan(values).sum()) - table.sample.texts(column).isna().sum()
+            seen = f"{low:.3g} to {high:.3g}" + (f", {odd} not finite" if odd else "")
+            table.take(f"p_{name}", column, seen, f"prediction {name}")
     if missing := sorted(wanted - found.keys()):
         raise SettingsError(
             f"--heads: no predictions of {', '.join(missing)}: give --column p_{missing[0]}=COLUMN; "
@@ -322,8 +337,11 @@ def _heads(table: _Table, asked: tuple[HeadSettings, ...]) -> tuple[HeadSettings
 def _signals(table: _Table) -> tuple[SignalSettings, ...]:
     found: dict[str, SignalSettings] = {}
     given = {column: name for name, column in table.given.items()}
-    for column in table.free():
+    for column in table.first(table.free()):
         values = table.sample.numbers(column)
+        if values is not None and np.isnan(values).all():
+            table.drop(column, "without a value")
+            continue
         if values is None or not bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all()):
             if column in given:
                 raise DataError(f"{column}, given as {given[column]}, is feedback and not always 0 or 1")
@@ -334,7 +352,7 @@ def _signals(table: _Table) -> tuple[SignalSettings, ...]:
             table.drop(column, f"never differs within the same {trait}, as feedback would")
         elif column not in given and rate in (0.0, 1.0) and name not in naming.WORDS:
             table.drop(column, f"{rate:.0f} in every row")
-        elif not naming.legal(name) or name in found:
+        elif not naming.legal(name) or name in found or not table.takes(ours):
             table.drop(column, f"its signal would be called {name!r}: give --column is_NAME={column}")
         else:
             found[name] = naming.new_signal(name, ours)
@@ -345,11 +363,14 @@ def _signals(table: _Table) -> tuple[SignalSettings, ...]:
 def _profile(table: _Table) -> tuple[ProfileFeature, ...]:
     found = []
     given = {column: name for name, column in table.given.items()}
-    for column in table.free():
+    for column in table.first(table.free()):
         ours = given.get(column) or (column if naming.legal(column) else naming.plain(column))
-        values, texts = table.sample.numbers(column), table.sample.texts(column).dropna()
-        if not naming.legal(ours) or texts.empty:
-            table.drop(column, "without a value" if texts.empty else f"{ours!r} is no name: map it")
+        values, texts = table.numbers(column), table.sample.texts(column).dropna()
+        if texts.empty or (values is not None and np.isnan(values).all()):
+            table.drop(column, "without a value")
+            continue
+        if not table.takes(ours):
+            table.drop(column, f"it would be called {ours!r}: give --column users.NAME={column}")
             continue
         feature = kinds.numeric(ours, values) if values is not None else kinds.categories(ours, texts)
         if isinstance(feature, str):

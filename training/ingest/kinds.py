@@ -7,12 +7,15 @@ from training.contract.arrays import Float64Array
 from training.contract.settings import IdKind, ProfileFeature
 
 _MOST_CATEGORIES = 50
+_LARGEST = 1e15  # that validation takes for a number of a profile
 _REPEATS = 3  # of a text, on average, for more than ten of them to be categories
 
 
 def numeric(name: str, values: Float64Array) -> ProfileFeature:
     """Of numbers: a flag, a count or an amount, or a number as it is."""
-    there = values[np.isfinite(values)]
+    there = values[np.abs(values) <= _LARGEST]
+    if not len(there):
+        return ProfileFeature(column=name, kind="numeric")
     if np.isin(there, (0.0, 1.0)).all():
         return ProfileFeature(column=name, kind="flag")
     if there.min() >= 0.0 and there.max() > 1.0:

@@ -11,7 +11,33 @@ import numpy as np
 
 from training.contract.arrays import Float64Array
 from training.contract.errors import SettingsError
+from training.contract.layout import IMPRESSIONS, USERS
 from training.contract.settings import DEFAULT_HEADS, HeadSettings, SignalSettings
+
+# the contract's columns that are neither predictions, nor feedback, nor traits
+REQUIRED = {
+    IMPRESSIONS: (
+        "request_id",
+        "user_id",
+        "item_id",
+        "event_ts",
+        "position",
+        "play_time_ms",
+        "duration_ms",
+    ),
+    USERS: ("user_id", "updated_ts"),
+}
+OPTIONAL = {IMPRESSIONS: ("session_id", "feedback_ts"), USERS: ()}
+WHAT = {
+    "request_id": "the id of the ranking request",
+    "user_id": "the id of the user",
+    "item_id": "the id of the item",
+    "event_ts": "the time of the request",
+    "position": "the place in the list, 0 at the top",
+    "play_time_ms": "the milliseconds played (0 where nothing is)",
+    "duration_ms": "the length of the item in milliseconds (0 where unknown)",
+    "updated_ts": "the time from which a profile holds",
+}
 
 _ID = r"(_?(id|uuid|guid|key|hash|no))?"
 _ITEM = (

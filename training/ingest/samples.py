@@ -22,7 +22,7 @@ from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS, USERS
 from training.ingest.csv_files import open_text, refuse_broken_lines, scan, unreadable
 from training.ingest.files import PARQUET, SUFFIXES, is_data
-from training.ingest.values import is_text, typed
+from training.ingest.values import EXACT, is_text, typed
 
 FILES, ROWS = 8, 10_000  # of a table that are looked at, and rows from either end of each
 LARGE = 256 * 1024 * 1024  # bytes of text of which only the first rows are looked at
@@ -107,14 +107,40 @@ class Sample:
 def _as_numbers(part: Part, names: Sequence[str]) -> dict[str, Float64Array]:
     """Those of the columns whose values are all numbers, or all words for 0 and 1."""
     kinds = {name: part.rows.schema.field(name).type for name in names}
-    names = [name for name, kind in kinds.items() if is_text(kind) or _plain(kind)]
+    rows_as = {
+        name: _readable(part.rows[name]) for name in names if is_text(kinds[name]) or _plain(kinds[name])
+    }
+    content = pa.table(rows_as)
     found: dict[str, Float64Array] = {}
     for target in (pa.float64(), pa.int8()):
-        left = {name: target for name in names if name not in found}
-        rows, bad = typed(part.rows.select(list(left)), left, part.in_csv)
+        left = {name: target for name in rows_as if name not in found}
+        rows, bad = typed(content.select(list(left)), left, part.in_csv)
         for name in left.keys() - bad.keys():
             found[name] = rows[name].to_pandas().to_numpy(dtype=np.float64, na_value=np.nan)
     return found
+
+
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """DuckDB reads neither half floats nor decimals of more than 38 digits."""
+    if pa.types.is_float16(column.type):
+        return column.cast(pa.float32())
+    return column.cast(pa.float64(), safe=False) if pa.types.is_decimal256(column.type) else column
+
+
+def refuse_inexact(sample: Sample, name: str) -> None:
+    """Raise :class:`DataError` for an id that is a float and no whole number it holds exactly."""
+    for part, column in sample.columns(name):
+        if not pa.types.is_floating(column.type):
+            continue
+        values = column.drop_null().to_numpy().astype(np.float64)
+        values = values[~np.isnan(values)]
+        limit = EXACT.get(str(column.type), 1 << 53)
+        odd = values[~((np.abs(values) < limit) & (values == np.floor(values)))]
+        if len(odd):
+            raise DataError(
+                f"{part.path}: column {name} holds the id {odd[0]:g} ({column.type}), and it does "
+                f"not hold every whole number from {limit} on, so two may be one: bring int64 or text"
+            )
 
 
 def _plain(found: pa.DataType) -> bool:
@@ -167,7 +193,10 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 def _part(path: Path) -> Part:
     found = _DAY.search(str(path))
-    day = date.fromisoformat(found[1]) if found else None
+    try:
+        day = date.fromisoformat(found[1]) if found else None
+    except ValueError:
+        raise DataError(f"{path}: {found and found[0]} is no day: name the folder dt=YYYY-MM-DD") from None
     if path.name.lower().endswith(PARQUET):
         return Part(path, day, _parquet(path), False)
     with open_text(path, ()) as (plain, header), duckdb.connect() as connection:

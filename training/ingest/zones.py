@@ -7,6 +7,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from training.contract.settings import is_zone
+
 _STEP = 30 * 60  # seconds, of offsets that are tried
 _CLOSE = 0.001  # share of the rows in their days by which two offsets are alike
 _NARROW = 4 * 3600  # seconds: days that leave the offset more freedom say nothing of it
@@ -58,10 +60,9 @@ def infer(times: Sequence[Times], named: Sequence[str], offsets: Sequence[int], 
     fit = _offsets([t for t in times if t.day is not None and not t.on_a_wall])
     own = [name for name in dict.fromkeys(named) if name not in ("UTC", "Etc/UTC", "GMT", "Z", "+00:00")]
     for name in own:
-        try:
-            offset = _offset(name, moment)
-        except (KeyError, ValueError, OSError):  # a fixed offset, as +01:00
+        if not is_zone(name):  # a fixed offset, as +01:00
             continue
+        offset = _offset(name, moment)
         if not fit or _near(offset, fit):
             return Zone(name, "which your Parquet files name")
     shifted = sorted({offset for offset in offsets if offset})
@@ -73,7 +74,7 @@ def infer(times: Sequence[Times], named: Sequence[str], offsets: Sequence[int], 
         told, possible = f"your days begin at {_written(fit[0])} to {_written(fit[-1])} of UTC", fit
     else:
         return Zone(None, "your times do not say")
-    if machine != "UTC" and _near(_offset(machine, moment), possible):
+    if machine != "UTC" and is_zone(machine) and _near(_offset(machine, moment), possible):
         return Zone(machine, f"the zone of this machine: {told}")
     examples = tuple(name for name in _WELL_KNOWN if _near(_offset(name, moment), possible))
     return Zone(None, told, examples)

@@ -35,6 +35,8 @@ TOLERANCE = 1e-6
 PLAY_TIME = "play_time"
 # No play is longer than a day; a longer one is a clock or a unit gone wrong.
 DAY_MS = 86_400_000
+# Times are summed in whole milliseconds of 64 bits, by user and session: with one beyond it no sum holds.
+YEAR_MS = 366 * DAY_MS
 
 PROFILE = "profile_"  # what measures of a profile's column begin with
 # SQL and the columns that it needs
@@ -184,6 +186,9 @@ def impressions(settings: Settings, day: date) -> Rules:
         checks.append(at_least(_plain(name), 0, f"{name} is at least 0"))
         if maximum:
             checks.append(at_most(_plain(name), maximum, f"{name} is at most a day, {maximum}", "warning"))
+        if name != "position":
+            text = f"{name} is at most a year, {YEAR_MS}: times beyond it cannot be summed"
+            checks.append(at_most(_plain(name), YEAR_MS, text))
     waited = Field(
         "seconds_to_feedback",
         "CASE WHEN feedback_ts IS NOT NULL THEN (epoch_us(feedback_ts) - epoch_us(event_ts)) / 1e6 END",

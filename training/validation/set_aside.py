@@ -7,11 +7,13 @@ are more than its share, nothing is set aside: validation then stops the day, wi
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names
 
 from datetime import date
+from difflib import get_close_matches
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.contract.errors import SettingsError
 from training.contract.settings import Settings
 from training.validation.checks import Check
 from training.validation.mended import RULES
@@ -22,6 +24,7 @@ REASON = "reason"
 
 def split(settings: Settings, table: str, day: date, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The rows that are to lie in the day, and those to be set aside, each with its ``reason``."""
+    refuse_unknown_shares(settings, day)
     rules = RULES[table](settings, day)
     checks = [check for check in rules.checks if _stops(check)]
     keys = ", ".join(f'"{name}"' for name in rules.key)
@@ -48,6 +51,18 @@ def split(settings: Settings, table: str, day: date, rows: pa.Table) -> tuple[pa
     bad = pc.is_valid(reasons)
     aside = rows.append_column(REASON, reasons.cast(pa.string())).filter(bad)
     return rows.filter(pc.invert(bad)), aside
+
+
+def refuse_unknown_shares(settings: Settings, day: date) -> None:
+    """Raise :class:`SettingsError` for a share in ``validation.max_bad_shares`` of what no check has."""
+    if not settings.validation.max_bad_shares:
+        return
+    rules = [made(settings, day) for made in RULES.values()]
+    known = {REPEATED, *(str(check.column) for one in rules for check in one.checks if check.bad is not None)}
+    for field in settings.validation.max_bad_shares:
+        if field not in known:
+            near = get_close_matches(field, known, 1, 0.0)[0]
+            raise SettingsError(f"validation.max_bad_shares.{field}: no check has this field: is it {near}?")
 
 
 def _stops(check: Check) -> bool:

@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.training.ingest.conftest import read
@@ -212,3 +214,111 @@ def test_a_head_that_is_no_name_is_refused_in_a_line(heads: str, said: str) -> N
     with pytest.raises(SettingsError, match=said) as refused:
         named_heads(heads)
     assert "\n" not in str(refused.value)
+
+
+def given(**columns: str) -> Answers:
+    return Answers(timezone="Europe/Berlin", columns=columns)
+
+
+def test_entries_of_columns_json_that_are_not_sampled_are_kept(tmp_path: Path) -> None:
+    folder = logs(tmp_path / "logs")
+    said = {"decisions": {"request_id": "rid"}, "impressions": {"p_click": "ctr"}}
+    (folder / "columns.json").write_text(json.dumps(said))
+    found = infer(folder, SAID)
+    assert found.columns["decisions"] == {"request_id": "rid"}
+    assert found.columns["impressions"]["p_click"] == "ctr"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"impresions": {}}', "columns.json: unknown table 'impresions'; expected impressions"),
+        (
+            '{"impressions": {"p_click": "ctr", "p_click": "slot"}}',
+            "columns.json: .*'p_click' is named twice",
+        ),
+        ('{"impressions": {"p_a": "ctr", "p_b": "ctr"}}', "p_a and p_b are both to be read from 'ctr'"),
+        ("[" * 100_000, "columns.json: not JSON"),
+        ('{"impressions": []}', "columns.json: expected an object of tables"),
+    ],
+)
+def test_a_columns_json_that_cannot_hold_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    folder = logs(tmp_path / "logs", days=1)
+    (folder / "columns.json").write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        infer(folder, SAID)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_column_that_is_given_goes_before_one_of_that_name(tmp_path: Path) -> None:
+    folder = logs(tmp_path / "logs", is_click=lambda rows: 1 - rows["clicked"].astype(int))
+    found = infer(folder, given(is_click="clicked"))
+    assert [(s.name, s.column) for s in found.settings.signals] == [
+        ("click", "is_click"),
+        ("share", "shared"),
+    ]
+    assert found.columns["impressions"]["is_click"] == "clicked"
+    assert ("impressions", "is_click") in {entry[:2] for entry in found.left_out}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"is_click": "slot"}, "slot, given as is_click, is feedback and not always 0 or 1"),
+        ({"is_click": "ctr", "p_click": "ctr"}, "is_click and p_click are both to be read from 'ctr'"),
+        ({"Is X": "shared"}, "Is X=shared: its signal would be called 'x'.*: name another column"),
+        (
+            {"users.user_id": "name", "users.Who": "reader_id"},
+            "users.Who=reader_id: it would be called 'Who'",
+        ),
+    ],
+)
+def test_a_column_that_is_given_is_taken_or_refused(tmp_path: Path, columns: dict, message: str) -> None:
+    with pytest.raises((DataError, SettingsError), match=message):
+        infer(logs(tmp_path / "logs", days=1), given(**columns))
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_not_finite_are_told_and_left_out_of_the_maximum(tmp_path: Path) -> None:
+    def scores(rows: pd.DataFrame) -> Any:
+        return np.where(rows.index == 3, np.inf, np.where(rows.index == 4, 1e300, 0.25 + rows["ctr"] / 2))
+
+    folder = logs(tmp_path / "logs", days=1, p_like=scores, nothing=lambda rows: [None] * len(rows))
+    found = infer(folder, SAID)
+    assert {head.name: head.maximum for head in found.settings.heads}["like"] == 1.0
+    assert next(seen for _, column, _, seen in found.read if column == "p_like").endswith("2 not finite")
+    assert ("impressions", "nothing", "without a value") in found.left_out
+
+
+@pytest.mark.parametrize("day", ["2026-13-45", "2026-02-30"])
+def test_a_folder_of_no_day_is_named(tmp_path: Path, day: str) -> None:
+    place = logs(tmp_path / "logs", days=1) / "impressions"
+    (place / f"dt={FIRST}").rename(place / f"dt={day}")
+    with pytest.raises(DataError, match=f"a.parquet: dt={day} is no day: name the folder dt=YYYY-MM-DD"):
+        infer(tmp_path / "logs", SAID)
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.decimal256(50, 4)])
+def test_numbers_that_duckdb_does_not_read_are_numbers(tmp_path: Path, kind: pa.DataType) -> None:
+    file = next(logs(tmp_path / "logs", days=1).rglob("a.parquet"))
+    rows = pq.ParquetFile(file).read()
+    scores = pa.array([0.25, 0.5] * (rows.num_rows // 2), pa.float32()).cast(kind)
+    pq.write_table(rows.append_column("p_like", scores), file)
+    found = infer(tmp_path / "logs", SAID)
+    assert [seen for _, column, _, seen in found.read if column == "p_like"] == ["0.25 to 0.5"]
+
+
+@pytest.mark.parametrize("first", [2.0**53, 4.5])
+def test_ids_that_a_float_does_not_hold_are_refused_as_landing_does(tmp_path: Path, first: float) -> None:
+    folder = logs(tmp_path / "logs", days=1, article_id=lambda rows: rows["article_id"] + first)
+    with pytest.raises(
+        DataError, match=r"a.parquet: column article_id holds the id .*\(double\).*: bring int64"
+    ):
+        infer(folder, SAID)
+
+
+def test_files_of_a_header_alone_are_named(tmp_path: Path) -> None:
+    file = next(logs(tmp_path / "logs", days=1).rglob("a.parquet"))
+    pq.write_table(pq.ParquetFile(file).read().slice(0, 0), file)
+    with pytest.raises(DataError, match=r"a.parquet: no rows: bring a file of impressions that has some"):
+        infer(tmp_path / "logs", SAID)

@@ -142,6 +142,20 @@ def test_each_bad_value_of_impressions_is_named(shown: Any) -> None:
     assert record["quarantined"] == {"impressions": len(bad)}
 
 
+def test_times_that_no_table_can_sum_stop_the_day(shown: Any) -> None:
+    shown.set_value("impressions", DAY, "play_time_ms", [3, 4, 5], 2**62)
+    shown.set_value("impressions", DAY, "duration_ms", [7], 366 * 86_400_000 + 1)
+    record = validate_landed(shown.settings, DAY)
+    found = {failed["column"]: failed for failed in failures(record)}
+    assert {column: failed["unexpected_count"] for column, failed in found.items()} == {
+        "play_time_ms": 3,
+        "duration_ms": 1,
+    }
+    for column, failed in found.items():
+        assert f"{column} is at most a year, 31622400000" in failed["message"]
+    assert record["quarantined"] == {"impressions": 4}
+
+
 @pytest.mark.parametrize(("verdict", "severity"), [("fail", "critical"), ("warn", "warning")])
 def test_feedback_from_before_its_request_is_judged(shown: Any, verdict: str, severity: str) -> None:
     verdicts = shown.settings.validation.verdicts.model_copy(update={"feedback_times": verdict})

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.training.ingest.conftest import DAY, MIDNIGHT, SHANGHAI, impressions, partition_bytes, read
-from training.contract.errors import DataError
+from training.contract.errors import DataError, SettingsError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import write_record
-from training.contract.settings import Settings
+from training.contract.settings import Settings, ValidationSettings
 from training.ingest import changed_days, land, landed
 from training.validation import quarantine
 from training.validation.mended import broken_rows
+from training.validation.set_aside import split
 
 NEXT = DAY + timedelta(days=1)
 
@@ -225,3 +226,33 @@ def test_a_kill_between_the_correction_and_the_day_is_made_whole_by_running_agai
     assert mend(broken, path)["changed"] is True
     assert round(read(broken)[1]["p_click"], 3) == 0.7
     assert len(quarantine.mended(broken.layout)) == 1
+
+
+def landed_rows(settings: Settings) -> pa.Table:
+    """Five good rows, as the lake has them."""
+    land(settings, IMPRESSIONS, DAY, source(settings, bad=False), "test")
+    return pq.ParquetFile(settings.layout.partition(IMPRESSIONS, DAY) / "part-0.parquet").read()
+
+
+def test_a_single_time_that_no_table_can_sum_is_set_aside(settings: Settings) -> None:
+    rows = landed_rows(settings)
+    place = rows.column_names.index("play_time_ms")
+    rows = rows.set_column(place, "play_time_ms", pa.array([0, 0, 0, 2**62, 0], pa.int64()))
+    lenient = settings.model_copy(update={"validation": ValidationSettings(max_bad_share=0.2)})
+    kept, aside = split(lenient, IMPRESSIONS, DAY, rows)
+    assert kept["item_id"].to_pylist() == [0, 1, 2, 4] and aside["item_id"].to_pylist() == [3]
+    assert "play_time_ms is at most a year, 31622400000" in aside["reason"][0].as_py()
+    assert split(settings, IMPRESSIONS, DAY, rows)[1].num_rows == 0  # one of five is more than may be
+
+
+@pytest.mark.parametrize(("field", "near"), [("p_clik", "p_click"), ("repeated_row", "repeated_rows")])
+def test_a_share_of_no_check_is_refused_with_the_near_name(settings: Settings, field: str, near: str) -> None:
+    def shares(name: str) -> Settings:
+        return settings.model_copy(update={"validation": ValidationSettings(max_bad_shares={name: 0.1})})
+
+    rows = landed_rows(settings)
+    with pytest.raises(
+        SettingsError, match=rf"validation.max_bad_shares.{field}: no check .* is it {near}\?"
+    ):
+        split(shares(field), IMPRESSIONS, DAY, rows)
+    assert split(shares(near), IMPRESSIONS, DAY, rows)[1].num_rows == 0

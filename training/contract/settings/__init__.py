@@ -18,7 +18,7 @@ from training.contract.settings.algorithms import (
     UWACSettings,
     XMTFSettings,
 )
-from training.contract.settings.days import CalendarSettings, SessionSettings
+from training.contract.settings.days import CalendarSettings, SessionSettings, is_zone
 from training.contract.settings.evaluation import Estimator, EvaluationSettings
 from training.contract.settings.gate import GateSettings
 from training.contract.settings.heads import DEFAULT_HEADS, HeadSettings
@@ -94,6 +94,7 @@ __all__ = [
     "WorldSettings",
     "XMTFSettings",
     "check_shares",
+    "is_zone",
     "load_settings",
     "settings_path",
 ]

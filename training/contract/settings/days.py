@@ -1,5 +1,6 @@
 """How time is cut: into local days, and a user's requests into sessions."""
 
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -11,6 +12,21 @@ from training.contract.settings.section import Section
 _FIRST_LISTED, _LAST_LISTED = date(2010, 1, 1), date(2050, 1, 1)
 
 
+# Python finds these, and another engine or machine does not: of no place, this machine's, with leap seconds
+_NO_PLACE = re.compile(r"Factory|localtime|posixrules|(posix|right)/.*")
+
+
+def is_zone(name: str) -> bool:
+    """Whether it is the IANA name of a zone that every engine knows."""
+    if _NO_PLACE.fullmatch(name):
+        return False
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
 class CalendarSettings(Section):
     timezone: str = Field(
         "UTC",
@@ -20,10 +36,8 @@ class CalendarSettings(Section):
     @field_validator("timezone")
     @classmethod
     def _known(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError):
-            raise ValueError(f"{name!r} is no IANA time zone: a name like Europe/Berlin, or UTC") from None
+        if not is_zone(name):
+            raise ValueError(f"{name!r} is no IANA time zone: a name like Europe/Berlin, or UTC")
         return name
 
     @property

@@ -17,7 +17,8 @@ def locate(node: yaml.Node | None, keys: Sequence[int | str]) -> tuple[int | Non
     line = None
     for depth, key in enumerate(keys):
         if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            # those that << put in come before the mapping's own, which are over them
+            pair = next(((k, v) for k, v in reversed(node.value) if k.value == str(key)), None)
             if pair is None:
                 return line, depth
             name, node = pair
@@ -35,12 +36,18 @@ def refuse_repeated(node: yaml.Node | None, path: Path) -> None:
 
     Raises :class:`SettingsError` that names both lines.
     """
-    nodes = [node]
+    nodes, looked_at = [node], set()
     while nodes:
-        match nodes.pop():
+        one = nodes.pop()
+        if id(one) in looked_at:
+            continue  # by an alias, which may even stand for what it is in
+        looked_at.add(id(one))
+        match one:
             case yaml.MappingNode(value=pairs):
                 seen: dict[str, int] = {}
                 for key, value in pairs:
+                    if not isinstance(key, yaml.ScalarNode):
+                        continue  # no name of a setting: refused when values are made
                     line = key.start_mark.line + 1
                     if key.value in seen:
                         raise SettingsError(

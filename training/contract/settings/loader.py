@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsError as NotJson
 
 from training.contract.errors import SettingsError
-from training.contract.settings.lines import locate, refuse_repeated
+from training.contract.settings.lines import locate
 from training.contract.settings.whole import ENV_PREFIX, Settings
+from training.contract.settings.yaml_file import parse
 
 SETTINGS_VARIABLE = "MTF_SETTINGS"
 DEFAULT_FILE = "mtf.yaml"
@@ -43,7 +44,7 @@ REMOVED = {
     "gate.compare": "the gate always reads paired differences: see gate.delta and gate.evidence",
 }
 
-_FIRST = re.compile(r"([a-z_]+(?:\.[a-z_]+)+): (.*)", re.DOTALL)  # a setting in front of a message
+_FIRST = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)+): (.*)", re.DOTALL)  # a setting in front of a message
 
 Keys = tuple[int | str, ...]  # of a setting: the sections around it, then its name
 
@@ -60,30 +61,29 @@ def load_settings(path: Path | None = None) -> Settings:
     """
     path = (path or settings_path()).resolve()
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise SettingsError(
             f"cannot read the settings file {path}: {error.strerror}. "
             f"Write one with `mtf init`, or name yours in ${SETTINGS_VARIABLE}."
         ) from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+    node, values = parse(path, content)
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{path}:1: expected a mapping of settings")
-    refuse_repeated(node, path)
     variables = _variables(os.environ)
     _refuse_unknown_variables(variables)
     try:
         settings = Settings(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
-        raise SettingsError(_explain(error, node, path, variables)) from None
+        raise SettingsError(*_explain(error, node, path, variables)) from None
     except NotJson as error:  # pydantic-settings names the section, not the variable
-        raise SettingsError(_no_json(variables) or str(error)) from None
+        raise SettingsError(*(_no_json(variables) or [str(error)])) from None
     if not settings.data.is_absolute():
         settings = settings.model_copy(update={"data": path.parent / settings.data})
+    if settings.data.is_file():
+        place = _place(("data",), node, path, variables)
+        raise SettingsError(f"{place}: data: {settings.data} is a file: name a folder")
     return settings
 
 
@@ -104,7 +104,7 @@ def _refuse_unknown_variables(variables: Mapping[Keys, str]) -> None:
             whole = ENV_PREFIX + "__".join(map(str, keys[:depth])).upper()
             faults.append(f"${name}: {_name(keys[:depth])} has no entries of its own: set ${whole}")
     if faults:
-        raise SettingsError("\n".join(faults))
+        raise SettingsError(*faults)
 
 
 def _kind(keys: Keys) -> tuple[Any, int]:
@@ -122,15 +122,15 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _no_json(variables: Mapping[Keys, str]) -> str:
+def _no_json(variables: Mapping[Keys, str]) -> list[str]:
     """The variables of sections and lists whose values are no JSON."""
     kinds = {name: _kind(keys)[0] for keys, name in variables.items()}
-    return "\n".join(
+    return [
         f"${name}: not JSON: {os.environ[name]!r}; a section or a list is given as JSON, an entry by "
         f"{ENV_PREFIX}SECTION__ENTRY"
         for name, kind in kinds.items()
         if (_is_section(kind) or get_origin(kind) is tuple) and _value(name) is None
-    )
+    ]
 
 
 def _value(name: str) -> Any:
@@ -143,7 +143,7 @@ def _value(name: str) -> Any:
 
 def _explain(
     error: ValidationError, node: yaml.Node | None, path: Path, variables: Mapping[Keys, str]
-) -> str:
+) -> list[str]:
     lines = []
     faults = error.errors()
     for fault in faults:
@@ -156,7 +156,7 @@ def _explain(
         else:
             message = f"{name}: {message}"
         lines.append(f"{_place(keys, node, path, variables)}: {message}")
-    return "\n".join(lines)
+    return lines
 
 
 def _of_several(keys: Keys, message: str) -> tuple[Keys, str]:
@@ -164,7 +164,9 @@ def _of_several(keys: Keys, message: str) -> tuple[Keys, str]:
     the first of them in front."""
     message = message.removeprefix("Value error, ")
     found = None if keys else _FIRST.match(message)
-    return (keys, message) if found is None else (tuple(found[1].split(".")), found[2])
+    if found is None:
+        return keys, message
+    return tuple(int(key) if key.isdigit() else key for key in found[1].split(".")), found[2]
 
 
 def _moved(keys: Keys) -> str | None:

@@ -1,11 +1,10 @@
 """Where the daily run's logs come from."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from training.contract.settings.section import Section
+from training.contract.settings.section import Folder, Section
 
 
 class LogsSettings(Section):
@@ -14,10 +13,11 @@ class LogsSettings(Section):
         description="what the daily run lands: the service's own log, files in logs.folder, or both of them, "
         "merged by request (docs/rollout.md)",
     )
-    folder: Path | None = Field(None, description="for source: files and both; see docs/own-logs.md")
+    folder: Folder | None = Field(None, description="for source: files and both; see docs/own-logs.md")
     max_late_days: int = Field(
         366,
         ge=1,
+        le=3_660,
         description="days before its delivery's that a row may be of; an older time is wrong (ours)",
     )
 

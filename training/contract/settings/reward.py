@@ -1,8 +1,22 @@
 """The feedback signals, and the reward that eq. (2) makes of them."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from training.contract.settings.section import Name, Positive, Section
+
+# the impressions' columns that are no signal's and no prediction's (training.contract.columns)
+SHOWN = (
+    "request_id",
+    "session_id",
+    "user_id",
+    "item_id",
+    "event_ts",
+    "feedback_ts",
+    "position",
+    "play_time_ms",
+    "duration_ms",
+    "dt",
+)
 
 
 class SignalSettings(Section):
@@ -10,6 +24,13 @@ class SignalSettings(Section):
     column: Name = Field(description="its 0/1 column in the impressions")
     weight: float = Field(0.0, description="its weight in the reward, eq. (2) (ours)")
     positive_interaction: bool = Field(False, description="counts as a positive interaction in UPIRate")
+
+    @field_validator("column")
+    @classmethod
+    def _of_its_own(cls, column: str) -> str:
+        if column in SHOWN:
+            raise ValueError(f"{column} is another column of the log: name the one that is 0 or 1")
+        return column
 
 
 class RewardSettings(Section):

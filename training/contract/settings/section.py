@@ -1,8 +1,11 @@
 """What every section of the settings has in common: nothing unknown, nothing changed, no NaN."""
 
-from typing import Annotated
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")]
 
@@ -11,6 +14,29 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 Positive = Annotated[float, Field(gt=0.0)]
+
+
+def _named(value: Any) -> Any:
+    """``""`` would be the folder that a command happens to run in, and no file system takes a NUL."""
+    if isinstance(value, str | Path) and (not str(value).strip() or "\0" in str(value)):
+        raise ValueError("is empty: name a folder" if "\0" not in str(value) else "holds a NUL: take it out")
+    return value
+
+
+def _no_file(folder: Path) -> Path:
+    if os.path.isfile(folder):  # noqa: PTH113 -- False, too, where it cannot be looked at
+        raise ValueError(f"{folder} is a file: name a folder")
+    return folder
+
+
+Place = Annotated[Path, BeforeValidator(_named)]
+
+Folder = Annotated[Place, AfterValidator(_no_file)]
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Those that are there more than once, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 class Section(BaseModel):

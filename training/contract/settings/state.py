@@ -2,9 +2,11 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from training.contract.settings.section import Name, Positive, Section
+from training.contract.settings.section import Name, Positive, Section, repeated
+
+PROFILED = ("user_id", "updated_ts", "dt")  # the users' columns that are no feature of a profile
 
 
 class ProfileFeature(Section):
@@ -17,6 +19,20 @@ class ProfileFeature(Section):
     half: Positive | None = Field(
         None, description="for kind saturating, x / (x + half): the value whose entry is one half"
     )
+
+    @field_validator("column")
+    @classmethod
+    def _of_its_own(cls, column: str) -> str:
+        if column in PROFILED:
+            raise ValueError(f"{column} is whose profile it is, or from when on: name a trait's column")
+        return column
+
+    @field_validator("categories")
+    @classmethod
+    def _once_each(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := repeated(categories):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return categories
 
     @model_validator(mode="after")
     def _belongs_to_its_kind(self) -> Self:
@@ -45,3 +61,10 @@ class StateSettings(Section):
         ),
         description="columns of the users table that are part of the state",
     )
+
+    @field_validator("profile")
+    @classmethod
+    def _once_each(cls, profile: tuple[ProfileFeature, ...]) -> tuple[ProfileFeature, ...]:
+        if twice := repeated([feature.column for feature in profile]):
+            raise ValueError(f"columns named twice: {', '.join(twice)}")
+        return profile

@@ -19,6 +19,7 @@ from training.contract.settings.logs import LogsSettings
 from training.contract.settings.orchestration import AlertSettings, LineageSettings, OrchestrationSettings
 from training.contract.settings.retention import RetentionSettings
 from training.contract.settings.reward import DEFAULT_SIGNALS, RewardSettings, SignalSettings
+from training.contract.settings.section import Place, repeated
 from training.contract.settings.serving import ServingSettings, check_shares
 from training.contract.settings.state import StateSettings
 from training.contract.settings.stores import PostgresSettings, StoreSettings
@@ -43,7 +44,7 @@ class Settings(BaseSettings):
 
     version: Literal[1] = 1
     ids: IdSettings = IdSettings()
-    data: Path = Field(Path("data"), description="the data folder, relative to the settings file")
+    data: Place = Field(Path("data"), description="the data folder, relative to the settings file")
     seed: int = Field(7, ge=0)
     heads: tuple[HeadSettings, ...] = Field(DEFAULT_HEADS, min_length=1, max_length=64)
     fusion_form: Form = Field("log_sum", description="eq. (1) (paper), or sum: the plain weighted sum (xMTF)")
@@ -82,11 +83,27 @@ class Settings(BaseSettings):
     @field_validator("heads", "signals")
     @classmethod
     def _unique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [value.name for value in values]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"named twice: {', '.join(repeated)}")
+        if twice := repeated([value.name for value in values]):
+            raise ValueError(f"named twice: {', '.join(twice)}")
         return values
+
+    @field_validator("signals")
+    @classmethod
+    def _own_columns(cls, signals: tuple[SignalSettings, ...]) -> tuple[SignalSettings, ...]:
+        if twice := repeated([signal.column for signal in signals]):
+            raise ValueError(f"columns named twice: {', '.join(twice)}: a signal has a column of its own")
+        return signals
+
+    @model_validator(mode="after")
+    def _feedback_is_no_prediction(self) -> Self:
+        predicted = {f"p_{head.name}" for head in self.heads}
+        for place, signal in enumerate(self.signals):
+            if signal.column in predicted:
+                raise ValueError(
+                    f"signals.{place}.column: {signal.column} is the prediction of a head: name the column "
+                    "of what was done"
+                )
+        return self
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

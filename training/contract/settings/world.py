@@ -1,18 +1,17 @@
 """The simulated world, and the upstream model of logs without predictions."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from training.contract.settings.section import Positive, Section
+from training.contract.settings.section import Folder, Positive, Section
 
 
 class WorldSettings(Section):
     """The simulated world of ``mtf simulate`` and the demo; nothing of it is used on real logs."""
 
     build: Literal["synthetic", "kuairand"] = "synthetic"
-    logs: Path | None = Field(None, description="folder of KuaiRand's CSVs, for build: kuairand")
+    logs: Folder | None = Field(None, description="folder of KuaiRand's CSVs, for build: kuairand")
     users: int = Field(3_000, ge=1)
     items: int = Field(5_000, ge=10)
     candidates: int = Field(40, ge=2, description="candidates a request")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from training.contract.columns import impression_columns, user_columns
 from training.contract.errors import SettingsError
 from training.contract.settings import Settings, load_settings, settings_path
 from training.contract.settings.loader import MOVED
@@ -88,6 +89,28 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
             "categories belong to kind 'categorical'",
         ),
         ("version: 2\n", 1, "version"),
+        (
+            "seed: 1\nsignals:\n- {name: a, column: is_a}\n- {name: b, column: is_a}\n",
+            2,
+            "signals: columns named twice: is_a",
+        ),
+        ("signals:\n- {name: a, column: p_click}\n", 2, "signals.0.column: p_click is the prediction"),
+        (
+            "state:\n  profile:\n  - {column: a}\n  - {column: a, kind: flag}\n",
+            2,
+            "state.profile: columns named twice: a",
+        ),
+        (
+            "state:\n  profile:\n  - {column: a, kind: categorical, categories: [b, c, b]}\n",
+            3,
+            "state.profile.0.categories: named twice: b",
+        ),
+        ("seed: 1\ndata: ' '\n", 2, "data: is empty: name a folder"),
+        ('data: "a\\0b"\n', 1, "data: holds a NUL: take it out"),
+        ("data: mtf.yaml\n", 1, "mtf.yaml is a file: name a folder"),
+        ('logs:\n  source: files\n  folder: ""\n', 3, "logs.folder: is empty: name a folder"),
+        (f"logs:\n  folder: {__file__}\n", 2, "test_loader.py is a file: name a folder"),
+        ("logs:\n  max_late_days: 100000\n", 2, "logs.max_late_days: Input should be less than or equal"),
         ("seed: 1\n5: 2\n", 2, "5: unknown setting"),
         ("learner:\n  return_regression:\n    leanings: [2, 1, 2.0]\n", 3, "2 is there twice"),
         ("learner:\n  return_regression:\n    leanings: [0]\n", 3, "greater than 0"),
@@ -99,6 +122,68 @@ def test_a_fault_is_named_by_line_and_setting(write, text: str, line: int, messa
         load_settings(path)
     assert f"{path}:{line}: " in str(raised.value)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("column", [c.name for c in impression_columns(Settings())] + ["dt"])
+def test_a_signals_column_is_no_other_of_the_log(write, column: str) -> None:
+    ours = column in {signal.column for signal in Settings().signals}
+    path = write(f"seed: 1\nsignals:\n- {{name: click, column: {column}}}\n")
+    if ours:
+        assert load_settings(path).signals[0].column == column
+        return
+    with pytest.raises(SettingsError, match=rf"mtf.yaml:[23]: signals.0.column: {column} is "):
+        load_settings(path)
+
+
+@pytest.mark.parametrize("column", [*(c.name for c in user_columns(Settings(state={"profile": ()}))), "dt"])
+def test_a_profiles_column_is_no_other_of_the_users(write, column: str) -> None:
+    with pytest.raises(SettingsError, match=rf"mtf.yaml:3: state.profile.0.column: {column} is "):
+        load_settings(write(f"state:\n  profile:\n  - {{column: {column}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "message"),
+    [
+        (
+            "learner:\n\tsteps: 5\n",
+            ":2",
+            "that cannot start any token: indent by spaces",
+        ),
+        ("seed: 1\n---\nseed: 2\n", ":2", "found another document, .*: settings are one document"),
+        ("seed: 1\nlearner: {steps: 5\n", ":3", "a flow mapping that begins in line 2: close the bracket"),
+        (
+            "seed: 1\nx: !!python/name:os.system\n",
+            ":2",
+            "could not determine a constructor .* without a !tag",
+        ),
+        ("seed: 1\n\0", ":2", "a character that no text has \\(0x00\\): take it out"),
+        ("? [a]\n: 1\n", ":1", "a setting's name is a word"),
+        ("a: *b\n", ":1", "found undefined alias 'b'"),
+        ("seed: 1\nx: 2026-13-45\n", ":2", "2026-13-45 is no timestamp that can be read: put text in quotes"),
+        (f"seed: {'9' * 5000}\n", ":1", "99999… is no int that can be read"),
+        ("[" * 3000, "", "brackets or aliases lie in one another too deeply"),
+        ("a: &a [*a]\n", ":1", "a: unknown setting"),
+        ("learner: &a {learner: *a}\n", ":1", "learner.learner: unknown setting"),
+        ('"a\\nb": 1\n', ":1", r"a\\nb: unknown setting"),
+        ("seed: 1\n# é\n".encode("latin-1"), ":2", "not UTF-8 \\(byte 0xe9\\): save the file as UTF-8"),
+        ("seed: 1\n".encode("utf-16"), ":1", "not UTF-8 .*: save the file as UTF-8"),
+    ],
+)
+def test_what_is_no_yaml_is_told_in_one_line(tmp_path: Path, content: str | bytes, place: str, message: str):
+    path = tmp_path / "mtf.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SettingsError, match=message) as raised:
+        load_settings(path)
+    told = str(raised.value)
+    assert told.startswith(f"{path}{place}: ") and "\n" not in told and len(told) < 400
+
+
+def test_an_alias_that_ends_may_stand_for_what_it_names(write) -> None:
+    text = "heads:\n- &a {name: a, static: 0.1}\n- {<<: *a, name: b}\n- {<<: *a, name: c, static: 5}\n"
+    settings = load_settings(write(text.replace("static: 5", "static: 0.5")))
+    assert [(head.name, head.static) for head in settings.heads] == [("a", 0.1), ("b", 0.1), ("c", 0.5)]
+    with pytest.raises(SettingsError, match=r"mtf.yaml:4: heads.2: static 5.0"):
+        load_settings(write(text))
 
 
 def test_every_fault_is_listed(write) -> None:
@@ -171,7 +256,7 @@ def test_shares_cannot_exceed_all_users(write) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1\n", "is not YAML"), ("- 1\n", ":1: expected a mapping"), ("just text\n", "expected a mapping")],
+    [("a: [1\n", ":2: not YAML"), ("- 1\n", ":1: expected a mapping"), ("just text\n", "expected a mapping")],
 )
 def test_what_is_no_mapping_is_refused(write, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
