@@ -5,6 +5,7 @@ columns is never left out: the file is refused, with the first such line.
 """
 
 import csv
+import errno
 import glob
 import shutil
 import tempfile
@@ -104,7 +105,11 @@ def _decompressed(path: Path, scratch: Path) -> Path:
         plain = scratch / "plain.csv"
         with pa.input_stream(str(path), compression=codec) as source, plain.open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
+    except PermissionError as error:
+        raise DataError(f"{path}: unreadable: permission denied", breaks="readable") from error
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # of the scratch folder's disk, not of the file
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: unreadable CSV: {why}; is it cut off? Bring it again", breaks="readable"

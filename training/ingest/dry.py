@@ -11,7 +11,7 @@ from training.contract.settings import Settings
 from training.ingest.columns_file import Mapped, read_columns
 from training.ingest.csv_files import SEPARATORS, open_text
 from training.ingest.files import TEXT, Asked, is_data, read_file
-from training.ingest.own_files import delivered_days, table_files
+from training.ingest.folders import delivered_days, table_files
 from training.ingest.schema import table_spec
 
 
@@ -34,7 +34,12 @@ def faults(settings: Settings, day: date, folder: Path) -> list[str]:
     found = []
     for table in TABLES:
         asked = Asked(settings, table, table_spec(settings, table), day, mapped.get(table, Mapped()))
-        for path in table_files(folder, table, day):
+        try:
+            paths = table_files(folder, table, day)
+        except DataError as error:
+            found.append(str(error))
+            continue
+        for path in paths:
             try:
                 if is_data(path):
                     read_file(asked, path, folder / table / f"dt={day}")
