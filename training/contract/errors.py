@@ -21,5 +21,12 @@ class DataError(MtfError):
         self.breaks = breaks
 
 
+class StorageError(MtfError, OSError):
+    """A disk is full, may only be read, or is not ours to write; the message names the path.
+
+    Another try helps once that has ended: nothing is wrong with the data.
+    """
+
+
 class PolicyError(MtfError):
     """A policy file is broken, or does not fit the state specification or the heads in use."""

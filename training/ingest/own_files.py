@@ -35,7 +35,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
-from training.contract.files import write_atomic
+from training.contract.files import write_atomic, writing
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
 from training.ingest import forgotten
@@ -157,7 +157,9 @@ def _plan(
         files, _ = delivered(folder, table, deliveries[-1])
         columns = _source_columns([column_types(asked, path) for path in files])
         rows = scratch / f"{table}-{one}.arrow"
-        feather.write_feather(_merge(settings, spec, table, one, parts), rows, compression="uncompressed")
+        with writing(rows):
+            merged = _merge(settings, spec, table, one, parts)
+            feather.write_feather(merged, rows, compression="uncompressed")
         planned.append(_Planned(table, one, rows, tuple(map(str, deliveries)), columns))
     return planned, facts, later
 
