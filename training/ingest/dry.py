@@ -25,6 +25,14 @@ def days(folder: Path) -> list[date]:
     return found
 
 
+def landed_by_none(folder: Path) -> dict[str, list[date]]:
+    """By table, days of deliveries that no run lands, for there are no impressions of the day."""
+    shown = set(delivered_days(folder))
+    others = {table: delivered_days(folder, table) for table in TABLES if table != IMPRESSIONS}
+    found = {table: [day for day in days if day not in shown] for table, days in others.items()}
+    return {table: days for table, days in found.items() if days}
+
+
 def faults(settings: Settings, day: date, folder: Path) -> list[str]:
     """Of a delivery that is refused: what is wrong in each file that is read, the first of each."""
     try:
