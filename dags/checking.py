@@ -68,6 +68,15 @@ def check(settings: Settings, folder: Path, told: Told = lambda _: None) -> Chec
             Remark(severity, said[0][1], tuple(day for day, _ in said))
             for (severity, *_), said in remarks.items()
         ]
+        found.remarks += [
+            Remark(
+                "warning",
+                f"{folder / table / f'dt={days[0]}'}: there are no impressions of that day, so no run lands "
+                "it: bring them, or put its rows into a day that has some",
+                tuple(days),
+            )
+            for table, days in dry.landed_by_none(folder).items()
+        ]
         told("counting")
         if found.landed:
             found.shown = facts.shown(aside, found.landed)

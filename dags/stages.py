@@ -15,7 +15,7 @@ from typing import Any
 
 from dags import inputs
 from training.contract import history, version
-from training.contract.errors import DataError, MtfError
+from training.contract.errors import DataError, MtfError, StorageError
 from training.contract.files import locked
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.records import STAGES, read_record, read_records, recorded_days, write_record
@@ -248,7 +248,7 @@ def _run_stage(settings: Settings, day: date, stage: str, force: bool, keep_supe
             record = FUNCTIONS[stage](settings, day)
     except Exception as error:
         _drop_later(settings, day, stage)
-        failure = {"success": False, "error": _explain(error), "transient": not isinstance(error, PERMANENT)}
+        failure = {"success": False, "error": _explain(error), "transient": _may_pass(error)}
         lineage_run.end(_finish(settings, day, stage, started, {**facts, **failure}))
         make_report(settings, day)
         raise
@@ -357,6 +357,10 @@ def _finish(settings: Settings, day: date, stage: str, started: float, record: R
     write_record(settings.layout, day, stage, record)
     metrics.write(settings)
     return record
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, StorageError) or not isinstance(error, PERMANENT)
 
 
 def _explain(error: Exception) -> str:

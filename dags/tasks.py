@@ -20,6 +20,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import alerts, assets, earlier_days, stages
 from dags.deadlines import RunCreated
+from training.contract.errors import StorageError
 from training.contract.settings import Settings, load_settings
 from training.operations import lineage
 
@@ -27,6 +28,11 @@ KEY_FORMAT = "%Y-%m-%d"
 
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
+        RetryRule(
+            exception=StorageError,
+            action=RetryAction.DEFAULT,
+            reason="a disk does not take what is written: there may be room on the next try",
+        ),
         RetryRule(
             exception=list(stages.PERMANENT),
             action=RetryAction.FAIL,

@@ -85,3 +85,15 @@ def test_check_says_what_validation_would(tmp_path: Path) -> None:
     found = checking.check(settings, folder)
     assert found.stopped == {day}
     assert any(remark.severity == "critical" and "p_click" in remark.text for remark in found.remarks)
+
+
+def test_check_names_profiles_that_no_run_lands(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "logs", news_settings(tmp_path / "data")
+    [day] = week(folder, days=1)
+    alone = day + timedelta(days=1)
+    profile = {"user_id": 1, "updated_ts": settings.day_start(alone), "country": "DE", "age_days": 1.0}
+    place(folder, table="users", day=alone).write_text(csv_text([profile]))
+    found = checking.check(settings, folder)
+    assert found.landed == [day] and found.sound
+    [remark] = [one for one in found.remarks if "no run lands it" in one.text]
+    assert f"users/dt={alone}" in remark.text and remark.days == (alone,)

@@ -45,5 +45,12 @@ class StoreError(OSError):
     may have passed when the step is tried again."""
 
 
+class StorageError(MtfError, OSError):
+    """A disk is full, may only be read, or is not ours to write; the message names the path.
+
+    Another try helps once that has ended: nothing is wrong with the data.
+    """
+
+
 class PolicyError(MtfError):
     """A policy file is broken, or does not fit the state specification or the heads in use."""

@@ -1,5 +1,6 @@
 """Atomic writes and locks: a reader sees the old file or the new one, never a part of either."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,30 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from training.contract.errors import StorageError
+
+_NO_WRITING = {
+    errno.ENOSPC: "no space left on its disk: make room",
+    errno.EDQUOT: "no space left in the disk's quota: make room",
+    errno.EFBIG: "larger than a file may be here: raise the limit",
+    errno.EROFS: "its file system is read-only: mount it for writing",
+    errno.EACCES: "permission denied: let this user write there",
+    errno.EPERM: "permission denied: let this user write there",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise :class:`StorageError` naming ``path`` where the disk, and not what is written, is at fault."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_WRITING:
+            raise
+        raise StorageError(f"{path}: cannot be written: {_NO_WRITING[error.errno]}") from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -29,21 +54,22 @@ def write_atomic(path: Path, write: Callable[[Path], object], mode: int = 0o644)
 
     The temporary file lies beside ``path`` (a rename across file systems is not atomic), under a
     name starting with a dot so that globs over a partition do not pick it up. Its owner alone can read
-    it until it has the permissions ``mode``.
+    it until it has the permissions ``mode``. Raises :class:`StorageError` where the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-        fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(mode)
+            temporary.replace(path)
+            fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str, mode: int = 0o644) -> None:
@@ -67,8 +93,10 @@ def locked(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[N
     Those that hold it ``shared`` exclude only one that wants it alone. Raises :class:`BlockingIOError` when
     it is held elsewhere and ``wait`` is off.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # closing the file, or dying, releases it
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as file:  # closing the file, or dying, releases it
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         yield
 
@@ -81,9 +109,10 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     between them finds no folder, never a half-written one; :func:`recover_folder` undoes a kill
     between the two.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(folder)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(folder)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
     old = folder.with_name(f".{folder.name}.old")
     try:
         fresh.chmod(0o755)

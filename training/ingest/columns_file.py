@@ -13,6 +13,7 @@ or ``ns``), ``zone`` of times without an offset (an IANA name, or ``calendar`` f
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,13 +68,15 @@ def read_columns(settings: Settings, folder: Path) -> dict[str, Mapped]:
     twice, and two columns of the contract that would be read from one.
     """
     path = folder / COLUMNS_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except _Twice as error:
         raise DataError(f"{path}: {error} is named twice") from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: unreadable: {str(error.strerror).lower()}") from error
+    except ValueError as error:
         raise DataError(
             f"{path}: expected an object of tables, each an object of columns: {error}"
         ) from error
@@ -96,15 +99,16 @@ def _mapped(settings: Settings, path: Path, table: str, columns: Any) -> Mapped:
     for name, source in sources.items():
         if source.column is None and name in spec.required:
             raise DataError(f"{path}: {table}.{name} is null, but {table} needs it")
-    taken = Counter(source.column for source in sources.values() if source.column is not None)
-    for column, count in taken.items():
+    mapped = Mapped(sources)
+    # a column that is not named here is read by its own name
+    for column, count in Counter(mapped.known(spec)).items():
         if count > 1:
-            both = [name for name, source in sources.items() if source.column == column]
+            both = [name for name in spec.schema.names if mapped.source(name).column == column]
             raise DataError(
                 f"{path}: {table}: {' and '.join(both)} are both read from {column!r}: name another column "
                 "for one of them, or null where you have none"
             )
-    return Mapped(sources)
+    return mapped
 
 
 def _source(where: str, spec: TableSpec, name: str, said: Any) -> Source:

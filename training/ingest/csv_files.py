@@ -16,7 +16,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from training.contract.errors import DataError
+from training.contract.errors import DataError, StorageError
+from training.contract.files import writing
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}  # by their first bytes
@@ -102,8 +103,16 @@ def _decompressed(path: Path, scratch: Path) -> Path:
         if codec is None:
             return path
         plain = scratch / "plain.csv"
-        with pa.input_stream(str(path), compression=codec) as source, plain.open("wb") as target:
+        with (
+            writing(plain),
+            pa.input_stream(str(path), compression=codec) as source,
+            plain.open("wb") as target,
+        ):
             shutil.copyfileobj(source, target, 1 << 20)
+    except StorageError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{path}: unreadable: permission denied", breaks="readable") from error
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

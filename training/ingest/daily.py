@@ -6,8 +6,9 @@ from typing import Any
 from training.contract.errors import DataError
 from training.contract.layout import IMPRESSIONS
 from training.contract.settings import Settings
+from training.ingest.folders import has_delivery
 from training.ingest.landing import landed, together
-from training.ingest.own_files import has_delivery, land_files
+from training.ingest.own_files import land_files
 from training.ingest.service_log import has_service_log, land_service_log
 
 

@@ -11,7 +11,7 @@ from training.contract.settings import Settings
 from training.ingest.columns_file import Mapped, read_columns
 from training.ingest.csv_files import SEPARATORS, open_text
 from training.ingest.files import TEXT, Asked, is_data, read_file
-from training.ingest.own_files import delivered_days, table_files
+from training.ingest.folders import delivered_days, table_files
 from training.ingest.schema import table_spec
 
 
@@ -25,6 +25,14 @@ def days(folder: Path) -> list[date]:
     return found
 
 
+def landed_by_none(folder: Path) -> dict[str, list[date]]:
+    """By table, days of deliveries that no run lands, for there are no impressions of the day."""
+    shown = set(delivered_days(folder))
+    others = {table: delivered_days(folder, table) for table in TABLES if table != IMPRESSIONS}
+    found = {table: [day for day in days if day not in shown] for table, days in others.items()}
+    return {table: days for table, days in found.items() if days}
+
+
 def faults(settings: Settings, day: date, folder: Path) -> list[str]:
     """Of a delivery that is refused: what is wrong in each file that is read, the first of each."""
     try:
@@ -34,7 +42,12 @@ def faults(settings: Settings, day: date, folder: Path) -> list[str]:
     found = []
     for table in TABLES:
         asked = Asked(settings, table, table_spec(settings, table), day, mapped.get(table, Mapped()))
-        for path in table_files(folder, table, day):
+        try:
+            paths = table_files(folder, table, day)
+        except DataError as error:
+            found.append(str(error))
+            continue
+        for path in paths:
             try:
                 if is_data(path):
                     read_file(asked, path, folder / table / f"dt={day}")

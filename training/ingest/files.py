@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +29,7 @@ from training.ingest.schema import TIMESTAMP, TableSpec
 PARQUET = (".parquet", ".pq")
 TEXT = tuple(f"{name}{packed}" for name in (".csv", ".tsv") for packed in ("", ".gz", ".zst", ".bz2"))
 SUFFIXES = (*PARQUET, *TEXT)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _ALIKE = 0.85  # of two names, from which on one may be a slip for the other
 _AHEAD = timedelta(days=366)
 _OLDEST_PROFILE = datetime(2000, 1, 1, tzinfo=UTC)
@@ -94,7 +96,7 @@ def read_file(asked: Asked, path: Path, delivery: Path) -> FileRows:
     one that is broken or of another encoding; a column that is missing, there twice, or named almost right; a
     value that is none of its column's; a time without a zone, in another unit, or years away.
     """
-    folders = dict(part.partition("=")[::2] for part in path.relative_to(delivery).parts[:-1] if "=" in part)
+    folders = _folder_columns(path, delivery)
     if path.name.lower().endswith(PARQUET):
         with _opened(path) as file:
             names, types = file.schema_arrow.names, {f.name: str(f.type) for f in file.schema_arrow}
@@ -111,15 +113,43 @@ def read_file(asked: Asked, path: Path, delivery: Path) -> FileRows:
     for name in [n for n in found.absent if asked.mapped.source(n).column in folders]:
         found.absent.remove(name)
         value = folders[asked.mapped.source(name).column or name]
-        source = source.append_column(name, pa.repeat(pa.scalar(value), source.num_rows))
+        source = source.append_column(name, _repeated(value, source.num_rows))
     ours = {column: name for name, column in found.columns.items()}
+    rows = _under_contract(asked, path, source)
+    for name, column in found.columns.items():
+        if column in folders:
+            place, value = source.column_names.index(name), _repeated(folders[column], source.num_rows)
+            if not _under_contract(asked, path, source.set_column(place, name, value)).equals(rows):
+                raise DataError(
+                    _twice(path, column, "a folder around the file and its column differ"), breaks="columns"
+                )
     return FileRows(
         path,
-        _under_contract(asked, path, source),
+        rows,
         {ours.get(name, name): kind for name, kind in types.items()},
         tuple(found.unread),
         tuple(found.absent),
     )
+
+
+def _folder_columns(path: Path, delivery: Path) -> dict[str, str | None]:
+    """Columns that the folders around a file are, as Hive writes them: escaped, and with a name for null."""
+    found: dict[str, str | None] = {}
+    for part in path.relative_to(delivery).parts[:-1]:
+        name, is_column, value = part.partition("=")
+        if is_column:
+            name, content = unquote(name), None if value == _HIVE_NULL else unquote(value)
+            if found.setdefault(name, content) != content:
+                raise DataError(_twice(path, name, "folders around the file differ"), breaks="columns")
+    return found
+
+
+def _repeated(value: str | None, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), rows)
+
+
+def _twice(path: Path, column: str, told: str) -> str:
+    return f"{path}: column {column} is there 2 times, for {told}: which of them is meant?"
 
 
 def column_types(asked: Asked, path: Path) -> dict[str, str]:
@@ -147,7 +177,7 @@ def _refuse_lists(asked: Asked, path: Path) -> None:
         raise DataError(message, breaks="types")
 
 
-def _find(asked: Asked, path: Path, names: Sequence[str], folders: Mapping[str, str]) -> _Found:
+def _find(asked: Asked, path: Path, names: Sequence[str], folders: Mapping[str, str | None]) -> _Found:
     found = _Found()
     spec, counts = asked.spec, Counter(names)
     for name in spec.schema.names:
@@ -205,11 +235,11 @@ def _bare(name: str) -> str:
 
 
 def _under_contract(asked: Asked, path: Path, source: pa.Table) -> pa.Table:
-    spec, source, in_csv = asked.spec, _plain(path, source), not path.name.lower().endswith(PARQUET)
+    spec, source = asked.spec, _plain(path, source)
     types = {f.name: f.type for f in spec.schema if f.name in source.column_names and f.type != TIMESTAMP}
     # kept by its digits, which an unsigned number has one way to write
     types |= {name: pa.uint64() for name in types if name in values.IDS and asked.kind(name) == "uint64"}
-    rows, bad = values.typed(source, types, in_csv)
+    rows, bad = values.typed(source, types)
     values.refuse_bad(path, source, types, bad, lambda name: _called(asked, name))
     columns = {name: rows[name].cast(spec.schema.field(name).type) for name in types}
     for field_ in spec.schema:
@@ -244,12 +274,18 @@ def _called(asked: Asked, name: str) -> str:
 
 
 def _plain(path: Path, source: pa.Table) -> pa.Table:
-    """Without dictionaries, and with text that its writer did not mark as such as text."""
+    """Without dictionaries, with text that its writer did not mark as such, and decimals of 38 digits."""
     columns = []
     for name in source.column_names:
         column = source[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_decimal(column.type) and not pa.types.is_decimal128(column.type):
+            try:
+                column = column.cast(pa.decimal128(38, column.type.scale))
+            except (pa.ArrowException, ValueError) as error:
+                message = f"{path}: column {name} is {column.type} and holds more than 38 digits: bring fewer"
+                raise DataError(message, breaks="types") from error
         if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
             try:
                 column = column.cast(pa.string())

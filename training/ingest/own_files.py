@@ -21,8 +21,8 @@ JSON), make rows of it and hand them to :func:`training.ingest.land`.
 
 # ruff: noqa: S608 -- SQL is composed of this code's own and the settings' checked names; values are bound
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -31,16 +31,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from training.contract.errors import DataError
-from training.contract.files import write_atomic
+from training.contract.files import write_atomic, writing
 from training.contract.layout import IMPRESSIONS, TABLES, USERS
 from training.contract.settings import Settings
 from training.ingest import forgotten
 from training.ingest.aside import DELIVERY
-from training.ingest.columns_file import COLUMNS_FILE, Mapped, read_columns
-from training.ingest.files import SUFFIXES, Asked, FileRows, column_types, is_data, read_file, slips
+from training.ingest.columns_file import Mapped, read_columns
+from training.ingest.files import Asked, FileRows, column_types, read_file
+from training.ingest.folders import delivered, has_delivery, nothing, refuse_strays, table_files
 from training.ingest.landing import (
     BOTH,
     connect,
@@ -54,8 +56,6 @@ from training.ingest.merging import FILES, MERGED
 from training.ingest.schema import TIMESTAMP, TableSpec, table_spec
 
 SOURCE = FILES
-_DELIVERY = re.compile(r"dt=\d{4}-\d{2}-\d{2}")
-_HIDDEN = ("_", ".")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ class Delivery:
         }
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A partition that is to be written: its rows lie in a file."""
+
+    table: str
+    day: date
+    rows: Path
+    deliveries: tuple[str, ...]
+    columns: Mapping[str, str]
+
+
 def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     """Land the delivery of ``day`` in ``folder``; late rows land in their own days.
 
@@ -87,53 +98,49 @@ def land_files(settings: Settings, day: date, folder: Path) -> dict[str, Any]:
     or folder that is neither read nor to be left out; as :func:`training.ingest.files.read_file`; and for
     times that are of a later day, or all at midnight.
     """
-    _refuse_strays(folder)
+    refuse_strays(folder)
     mapped = read_columns(settings, folder)
-    notes, told = [], {}
-    with landing_lock(settings.layout):
-        for table in TABLES:
-            if not table_files(folder, table, day):
-                if table == IMPRESSIONS:
-                    raise DataError(_nothing(folder, day), breaks="delivered")
-                continue
-            landed, told[table] = _land_table(settings, table, day, folder, mapped.get(table, Mapped()))
-            notes += landed
+    if not has_delivery(folder, day):
+        raise DataError(nothing(folder, day), breaks="delivered")
+    tables = [table for table in TABLES if table_files(folder, table, day)]
+    planned, told, later = [], {}, {}
+    # a day with its late rows is as large as the day, so they wait in files
+    with landing_lock(settings.layout), tempfile.TemporaryDirectory(prefix="mtf-landing-") as scratch:
+        for table in tables:
+            columns = mapped.get(table, Mapped())
+            found, told[table], later[table] = _plan(settings, table, day, folder, columns, Path(scratch))
+            planned += found
+        for table, rows in later.items():
+            _keep_later(settings, table, day, rows)
+        notes = [_write(settings, one) for one in planned]
     return summary(day, notes, **told)
 
 
-def has_delivery(folder: Path, day: date) -> bool:
-    """Whether a folder has impressions of the day."""
-    return bool(table_files(folder, IMPRESSIONS, day))
+def _write(settings: Settings, one: _Planned) -> dict[str, Any]:
+    rows = feather.read_table(one.rows)
+    return write_partition(settings, one.table, one.day, rows, SOURCE, one.deliveries, one.columns)
 
 
-def delivery_files(folder: Path, day: date) -> list[Path]:
-    """All files of the delivery of ``day``, and ``columns.json`` where there is one."""
-    names = [folder / COLUMNS_FILE] if (folder / COLUMNS_FILE).exists() else []
-    return names + [path for table in TABLES for path in table_files(folder, table, day)]
+def _plan(
+    settings: Settings, table: str, day: date, folder: Path, mapped: Mapped, scratch: Path
+) -> tuple[list[_Planned], dict[str, Any], pa.Table]:
+    """What is to be written, what the delivery's files told, and the rows of later days.
 
-
-def delivered_days(folder: Path) -> list[date]:
-    """Days whose impressions have a folder, oldest first."""
-    names = [path.name for path in _entries(folder / IMPRESSIONS)]
-    return sorted(date.fromisoformat(name[3:]) for name in names if _is_delivery(name))
-
-
-def _land_table(
-    settings: Settings, table: str, day: date, folder: Path, mapped: Mapped
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Notes of the partitions that were written, and what the delivery's files told."""
+    All that may be refused is read here, so that nothing is written of a delivery that is.
+    """
     spec = table_spec(settings, table)
     asked = Asked(settings, table, spec, day, mapped)
     delivery = _read_delivery(asked, folder)
     if table == IMPRESSIONS and not delivery.rows.num_rows:
         names = ", ".join(str(file.path) for file in delivery.files)
         raise DataError(f"no row of {day}: there is nothing but a header in {names}", breaks="delivered")
-    facts = delivery.told
+    facts, later = delivery.told, delivery.rows.slice(0, 0)
     if table != USERS:  # a profile holds from its delivery on, whenever it was taken
         delivery, later = _without_later(asked, folder / table / f"dt={day}", delivery)
-        facts |= {"later_rows": later} if later else {}
+        facts |= {"later_rows": later.num_rows} if later.num_rows else {}
     days = {day} if table == USERS else {day, *_days(settings, spec, delivery.rows)}
-    notes = []
+    days |= set(_late_before(settings, table, day))
+    planned = []
     for one in sorted(days):
         before = read_note(settings.layout.partition(table, one))
         if before is not None and before["source"] not in (*MERGED, BOTH) and one != day:
@@ -147,28 +154,37 @@ def _land_table(
             delivery.rows if other == day else _read_delivery(replace(asked, day=other), folder).rows
             for other in deliveries
         ]
-        rows = _merge(settings, spec, table, one, parts)
-        files, _ = _delivered(folder, table, deliveries[-1])
+        files, _ = delivered(folder, table, deliveries[-1])
         columns = _source_columns([column_types(asked, path) for path in files])
-        notes.append(
-            write_partition(settings, table, one, rows, SOURCE, [str(d) for d in deliveries], columns)
-        )
-    return notes, facts
+        rows = scratch / f"{table}-{one}.arrow"
+        with writing(rows):
+            merged = _merge(settings, spec, table, one, parts)
+            feather.write_feather(merged, rows, compression="uncompressed")
+        planned.append(_Planned(table, one, rows, tuple(map(str, deliveries)), columns))
+    return planned, facts, later
 
 
-def _without_later(asked: Asked, place: Path, delivery: Delivery) -> tuple[Delivery, int]:
-    """The delivery without its rows of later days, which are few, and how many they are.
+def _late_before(settings: Settings, table: str, day: date) -> list[date]:
+    """Earlier days that hold rows of this delivery as it was landed before; they may have left it."""
+    if table == USERS:
+        return []
+    found = []
+    for one in settings.layout.days(table):
+        if timedelta(0) < day - one <= timedelta(days=settings.logs.max_late_days + 1):
+            told = note_of(settings, table, one, SOURCE)
+            if told is not None and day.isoformat() in told.get("deliveries", ()):
+                found.append(one)
+    return found
 
-    They are of no day that is known, and lie in the quarantine of the delivery's.
-    """
+
+def _without_later(asked: Asked, place: Path, delivery: Delivery) -> tuple[Delivery, pa.Table]:
+    """The delivery without its rows of later days, which are few, and those rows."""
     settings, spec = asked.settings, asked.spec
     end = settings.day_start(asked.day + timedelta(days=1))
     is_later = pc.greater_equal(delivery.rows[spec.time], pa.scalar(end, TIMESTAMP))
     later, total = delivery.rows.filter(is_later), delivery.rows.num_rows
-    path = settings.layout.quarantine(asked.table, asked.day) / DELIVERY
     if later.num_rows == 0:
-        path.unlink(missing_ok=True)
-        return delivery, 0
+        return delivery, later
     last = settings.calendar.day_of(pc.max(later[spec.time]).as_py())
     if later.num_rows > max(1, int(settings.validation.max_later_share * total)) or later.num_rows == total:
         raise DataError(
@@ -176,15 +192,22 @@ def _without_later(asked: Asked, place: Path, delivery: Delivery) -> tuple[Deliv
             f"clock is wrong, or its days are not cut in calendar.timezone, {settings.calendar.timezone}",
             breaks="times",
         )
-    rows = forgotten.without(settings.layout, later, spec.time, at=end)
+    return replace(delivery, rows=delivery.rows.filter(pc.invert(is_later))), later
+
+
+def _keep_later(settings: Settings, table: str, day: date, rows: pa.Table) -> None:
+    """Rows of later days are of no day that is known, and lie in the quarantine of the delivery's."""
+    if table == USERS:
+        return
+    time = table_spec(settings, table).time
+    path = settings.layout.quarantine(table, day) / DELIVERY
+    rows = forgotten.without(settings.layout, rows, time, at=settings.day_start(day + timedelta(days=1)))
     if rows.num_rows:
-        reason = f"expected: {spec.time} lies in the delivery's day, {asked.day}, or before"
+        reason = f"expected: {time} lies in the delivery's day, {day}, or before"
         rows = rows.append_column("reason", pa.repeat(reason, rows.num_rows))
         write_atomic(path, lambda temporary: pq.write_table(rows, temporary))
     else:
         path.unlink(missing_ok=True)
-    kept = delivery.rows.filter(pc.invert(is_later))
-    return replace(delivery, rows=kept), later.num_rows
 
 
 def _merge(
@@ -227,7 +250,7 @@ def _days(settings: Settings, spec: TableSpec, rows: pa.Table) -> list[date]:
 def _read_delivery(asked: Asked, folder: Path) -> Delivery:
     """All files of one delivery under the contract's names and types."""
     spec, place = asked.spec, folder / asked.table / f"dt={asked.day}"
-    paths, left_out = _delivered(folder, asked.table, asked.day)
+    paths, left_out = delivered(folder, asked.table, asked.day)
     if not paths:
         raise DataError(f"the delivery {place} is gone, but other days were landed from it")
     files = [read_file(asked, path, place) for path in paths]
@@ -267,66 +290,3 @@ def _source_columns(kinds: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Columns of a delivery's files with their types; files that differ are named."""
     found = sorted({name for kind in kinds for name in kind})
     return {name: " or ".join(sorted({kind.get(name, "absent") for kind in kinds})) for name in found}
-
-
-def table_files(folder: Path, table: str, day: date) -> list[Path]:
-    """Every file below a delivery's folder that is not to be left out."""
-    place = folder / table / f"dt={day.isoformat()}"
-    return sorted(path for path in place.rglob("*") if path.is_file() and not _hidden(path, place))
-
-
-def _delivered(folder: Path, table: str, day: date) -> tuple[list[Path], list[str]]:
-    """The files to be read, and the names of those that would be if they were not hidden."""
-    place = folder / table / f"dt={day.isoformat()}"
-    paths = table_files(folder, table, day)
-    for path in paths:
-        if not is_data(path):
-            raise DataError(
-                f"{path}: not a file that is read ({', '.join(SUFFIXES)}): write it as one of these, or let "
-                "its name begin with _ to leave it out",
-                breaks="readable",
-            )
-    hidden = [path for path in place.rglob("*") if path.is_file() and is_data(path) and _hidden(path, place)]
-    return paths, sorted(str(path.relative_to(place)) for path in hidden)
-
-
-def _hidden(path: Path, place: Path) -> bool:
-    return any(part.startswith(_HIDDEN) for part in path.relative_to(place).parts)
-
-
-def _refuse_strays(folder: Path) -> None:
-    """Folders and files beside the deliveries that look like logs and are none."""
-    beside = [path.name for path in _entries(folder) if path.name not in TABLES and path.is_dir()]
-    for table, theirs in slips([t for t in TABLES if not (folder / t).is_dir()], beside):
-        raise DataError(
-            f"{folder / theirs}: is it {table}? Then call it {folder / table}", breaks="delivered"
-        )
-    for table in TABLES:
-        for path in _entries(folder / table):
-            if not (path.is_dir() and _is_delivery(path.name)):
-                raise DataError(
-                    f"{path}: not a delivery: expected {folder / table / 'dt=2026-01-05'}, a folder a day",
-                    breaks="delivered",
-                )
-
-
-def _entries(folder: Path) -> Iterable[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(_HIDDEN))
-
-
-def _is_delivery(name: str) -> bool:
-    try:
-        return bool(_DELIVERY.fullmatch(name)) and bool(date.fromisoformat(name[3:]))
-    except ValueError:
-        return False
-
-
-def _nothing(folder: Path, day: date) -> str:
-    there = [path.name for path in _entries(folder / IMPRESSIONS)]
-    place = folder / IMPRESSIONS / f"dt={day.isoformat()}"
-    found = f"; there are {there[0]} to {there[-1]}" if there else ""
-    if not folder.is_dir():
-        found = f"; there is no folder {folder}"
-    return f"no file of {day}: expected {place}/ with {', '.join(SUFFIXES)} files{found}"

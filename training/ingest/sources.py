@@ -4,7 +4,7 @@ from datetime import date
 from pathlib import Path
 
 from training.contract.settings import Settings
-from training.ingest import own_files, service_log
+from training.ingest import folders, service_log
 
 
 def source_files(settings: Settings, day: date) -> list[Path]:
@@ -15,7 +15,7 @@ def source_files(settings: Settings, day: date) -> list[Path]:
     found = []
     if settings.logs.source != "service":
         assert settings.logs.folder is not None  # the settings are refused without it
-        found += own_files.delivery_files(settings.logs.folder, day)
+        found += folders.delivery_files(settings.logs.folder, day)
     if settings.logs.source != "files":
         found += service_log.day_files(settings, day)
     return found

@@ -13,24 +13,27 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.ingest.columns_file import CALENDAR, COLUMNS_FILE, UNITS, Source
 from training.ingest.landing import connect
 from training.ingest.schema import TIMESTAMP
-from training.ingest.values import EXACT, NO_VALUE, is_number, is_text, listed
+from training.ingest.values import EXACT, NO_VALUE, for_duckdb, is_number, is_text, listed
 
 # 2026-01-05T10:30:00.123456+01:00 and what databases make of it: a blank for the T, a comma, an offset
 # without its colon (Snowflake) or as UTC (BigQuery), with or without a blank before it
 _ISO = (
-    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,9}))? ?"
-    r"(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?(?: UTC)?"
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2})?)(?:[.,](\d{1,9}))? *"
+    r"(?:(Z|z|UTC|GMT|[+-](?:(?:0\d|1[0-7])(?::?[0-5]\d)?|18(?::?00)?))(?: +UTC)?)?"
 )
-_RFC = r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} [+-]\d{4}"
+_RFC = r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} [+-](?:(?:0\d|1[0-7])[0-5]\d|1800)"
 _EPOCH = r"(-?\d{1,19})(?:\.(\d{1,9}))?"
 _DATE = r"\d{4}-\d{2}-\d{2}"
 _NANOS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+# microseconds of the years 2 to 9998, which are dates in every zone
+_FIRST_WALL, _LAST_WALL = -62_104_060_800_000_000, 253_370_764_799_999_999
 _FORMS = "write 2026-01-05T10:30:00+01:00, 2026-01-05 09:30:00 UTC, or unix milliseconds"
 
 
@@ -91,7 +94,7 @@ def _parsed(
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     with connect() as connection:
-        connection.register("source", pa.table({"c": column}))
+        connection.register("source", pa.table({"c": for_duckdb(column)}))
         query = f"select {one.instant} as i, {one.wall} as w, coalesce({one.bad}, false) as b from source"
         rows = connection.sql(query).to_arrow_table()
     return rows["i"], rows["w"], rows["b"]
@@ -103,7 +106,10 @@ def _reading(column: str, found: pa.DataType, source: Source) -> _Reading:
         instant = _scaled(column, found.unit)
         bad = f"{column} is not null and ({instant}) is null"
         if found.tz is None:
-            return _Reading(no_instant, f"make_timestamp({instant})", bad)
+            held = f"case when ({instant}) between {_FIRST_WALL} and {_LAST_WALL} then ({instant}) end"
+            return _Reading(
+                no_instant, f"make_timestamp({held})", f"{column} is not null and ({held}) is null"
+            )
         return _Reading(instant, no_wall, bad)
     if pa.types.is_integer(found):
         instant = _scaled(column, source.unit)
@@ -208,6 +214,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def _moment(number: Any, unit: str) -> datetime | None:
+    number = float(number) if isinstance(number, np.float16) else number  # which Fraction does not take
     try:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
             microseconds=int(Fraction(number) * _NANOS[unit] / 1000)

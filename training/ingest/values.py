@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from training.contract.errors import DataError
 from training.ingest.landing import connect
 
-TOKENS = ("", "null", "\\n")  # lower case; an absent value in CSV, whatever the column
+TOKENS = ("", "null", "\\n")  # lower case; text that is an absent value, whatever the column
 NO_VALUE = (*TOKENS, "nan", "none", "na", "n/a", "<na>", "nat")  # in a column that is no text
 _YES, _NO = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
 _WHOLE = r"[+-]?[0-9]+(\.0*)?"
@@ -47,7 +47,7 @@ class Reading:
 
 
 def typed(
-    source: pa.Table, types: Mapping[str, pa.DataType], in_csv: bool
+    source: pa.Table, types: Mapping[str, pa.DataType], in_csv: bool = True
 ) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
     """The columns that ``types`` names, under these types; and of those with bad values, in which rows."""
     selected = []
@@ -57,12 +57,21 @@ def typed(
     if not selected:
         return pa.table({}), {}
     with connect() as connection:
-        columns = source.select(list(types)).rename_columns([f"c{n}" for n in range(len(types))])
-        connection.register("source", columns)
+        columns = {f"c{n}": for_duckdb(source[name]) for n, name in enumerate(types)}
+        connection.register("source", pa.table(columns))
         read = connection.sql(f"select {', '.join(selected)} from source").to_arrow_table()
     bad = {name: read[f"bad {name}"] for name in types}
     rows = pa.table({name: read[name].cast(target) for name, target in types.items()})
     return rows, {name: mask for name, mask in bad.items() if pc.any(mask).as_py()}
+
+
+def for_duckdb(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column, with floats of 16 bits as those of 32, which hold the same; DuckDB knows none of 16."""
+    if pa.types.is_float16(column.type):
+        return column.cast(pa.float32())
+    if _is_list(column.type) and pa.types.is_float16(column.type.value_type):
+        return column.cast(pa.list_(pa.float32()))
+    return column
 
 
 def refuse_bad(
@@ -96,7 +105,7 @@ def shown(value: pa.Scalar) -> str:
     return repr(content) if is_text(value.type) else f"{content} ({value.type})"
 
 
-def reading(name: str, column: str, found: pa.DataType, target: pa.DataType, in_csv: bool) -> Reading:
+def reading(name: str, column: str, found: pa.DataType, target: pa.DataType, in_csv: bool = True) -> Reading:
     """How the column ``name``, of type ``target``, is read from ``column`` of the type ``found``.
 
     Times are read by :mod:`training.ingest.times`.
@@ -112,8 +121,7 @@ def reading(name: str, column: str, found: pa.DataType, target: pa.DataType, in_
     if is_text(found):
         return _of_text(name, column, target, sql)
     if pa.types.is_list(target):
-        fits = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
-        return _cast(column, sql) if fits and is_number(found.value_type) else _never(column, sql)
+        return _cast(column, sql) if _is_list(found) and is_number(found.value_type) else _never(column, sql)
     if pa.types.is_boolean(found):
         fits = str(target) in ("int8", "float", "double", "string") and name not in IDS
         return Reading(f"{column}::{sql}", "false") if fits else _never(column, sql)
@@ -126,6 +134,10 @@ def reading(name: str, column: str, found: pa.DataType, target: pa.DataType, in_
 
 def is_text(found: pa.DataType) -> bool:
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
 
 
 def is_number(found: pa.DataType) -> bool:

@@ -1,12 +1,18 @@
 """What tools make of a delivery: each spelling is read as the same rows, or refused with its cause."""
 
+import errno
 import gzip
 import json
+import os
+import resource
+import signal
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,8 +28,9 @@ from tests.training.ingest.news import (
     place,
     rows,
 )
-from training.contract.errors import DataError
-from training.contract.layout import IMPRESSIONS, USERS
+from training.contract.errors import DataError, StorageError
+from training.contract.files import write_atomic
+from training.contract.layout import DECISIONS, IMPRESSIONS, USERS
 from training.contract.settings import Settings
 from training.ingest import land_files, with_predictions
 from training.validation import quarantine
@@ -173,6 +180,17 @@ READ: dict[str, Write] = {
         event_ts=pa.timestamp("ns", "Europe/Berlin"),
         p_share=pa.float64(),
     ),
+    "two blanks before UTC, and a zone": mapped(
+        values(event_ts=lambda t: f"{_naive(t)}  UTC"), event_ts={"zone": "Asia/Tokyo"}
+    ),
+    "Parquet of wide decimals": parquet(
+        user_id=pa.decimal256(60, 2), p_click=pa.decimal256(60, 4), p_read_time=pa.decimal256(76, 6)
+    ),
+    "Parquet of half floats": parquet(p_click=pa.float16(), position=pa.float16(), p_share=pa.float16()),
+    "folders that hold what the file does": lambda f, some: [
+        _write(place(f, f"position={n}/a.csv"), csv_text([r for r in some if r["position"] == n]))
+        for n in range(4)
+    ],
     "Parquet of text": parquet(user_id=pa.string(), request_id=pa.binary(), is_click=pa.large_string()),
 }
 
@@ -244,6 +262,48 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "the year 1": (values(event_ts=lambda t: "0001-01-01T00:00:00Z"), "2025 years away"),
     "the year 9999": (values(event_ts=lambda t: "9999-12-31T00:00:00Z"), "years away"),
     "a date": (values(event_ts=lambda t: f"{t:%Y-%m-%d}"), "a date without a time of day"),
+    "an offset of days": (values(event_ts=lambda t: f"{t:%Y-%m-%dT%H:%M:%S}+99:00"), "no time that is read"),
+    "an offset beyond 18 hours": (
+        values(event_ts=lambda t: f"{t:%Y-%m-%dT%H:%M:%S}-1830"),
+        "no time that is read",
+    ),
+    "an offset of 75 minutes": (
+        values(event_ts=lambda t: f"{t:%Y-%m-%dT%H:%M:%S}+00:75"),
+        "no time that is read",
+    ),
+    "the last microsecond, without an offset": (
+        mapped(
+            lambda f, some: pq.write_table(
+                pa.Table.from_pylist(some).set_column(
+                    3, "event_ts", pa.array([2**63 - 1] * len(some)).cast(pa.timestamp("us"))
+                ),
+                place(f, "a.parquet"),
+            ),
+            event_ts={"zone": "Europe/Berlin"},
+        ),
+        r"row 1: column event_ts is 9223372036854775807",
+    ),
+    "a half float that may be two": (
+        lambda f, some: parquet(position=pa.float16())(f, changed(some, position=lambda v: 2048.0 + 2 * v)),
+        "column position is 2048.0 .* a halffloat does not hold every whole number from 2048",
+    ),
+    "a decimal of 60 digits": (
+        lambda f, some: pq.write_table(
+            pa.Table.from_pylist(some).set_column(
+                5, "p_click", pa.array([Decimal(10) ** 59] * len(some), pa.decimal256(60, 0))
+            ),
+            place(f, "a.parquet"),
+        ),
+        r"column p_click is decimal256\(60, 0\) and holds more than 38 digits",
+    ),
+    "a folder and a column that differ": (
+        lambda f, some: _write(place(f, "user_id=5/a.csv"), csv_text(some)),
+        "column user_id is there 2 times, for a folder around the file",
+    ),
+    "folders that differ": (
+        lambda f, some: _write(place(f, "session_id=5/session_id=6/a.csv"), csv_text(some)),
+        "column session_id is there 2 times, for folders around the file differ",
+    ),
     "midnight on every row": (
         values(event_ts=lambda t: "2026-11-24 00:00:00 UTC"),
         r"event_ts is midnight \(UTC\) in all of 20 rows",
@@ -397,6 +457,81 @@ def test_folders_around_a_file_are_columns(settings: Settings, folder: Path) -> 
     land_files(settings, DAY, folder)
     [row] = pq.ParquetFile(settings.layout.partition(USERS, DAY) / "part-0.parquet").read().to_pylist()
     assert (row["country"], row["age_days"]) == ("AT", 3.5)
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "session"),
+    [("session_id=__HIVE_DEFAULT_PARTITION__", None), ("session_id=a%20b%3D", "a b="), ("session_id=", None)],
+)
+def test_folders_are_read_as_hive_writes_them(
+    settings: Settings, folder: Path, folder_name: str, session: str | None
+) -> None:
+    _write(place(folder, f"{folder_name}/a.csv"), csv_text(rows(settings)))
+    land_files(settings, DAY, folder)
+    assert {row["session_id"] for row in landed_rows(settings)} == {session}
+
+
+def landed_rows(settings: Settings) -> list[dict[str, Any]]:
+    part = settings.layout.partition(IMPRESSIONS, DAY) / "part-0.parquet"
+    return list(pq.ParquetFile(part).read().to_pylist())
+
+
+@pytest.mark.parametrize("text", ["", "NULL", "\\N"])
+def test_text_that_is_no_value_is_null_in_parquet_as_in_csv(
+    tmp_path: Path, settings: Settings, folder: Path, text: str
+) -> None:
+    some = [row | {"session_id": text if row["position"] else "s"} for row in rows(settings)]
+    some[3]["request_id"] = text
+    pq.write_table(pa.Table.from_pylist(some), place(folder, "a.parquet"))
+    in_parquet = landed(settings, folder)
+    assert [r["session_id"] for r in landed_rows(settings)].count(None) == 15
+    again = news_settings(tmp_path / "again")
+    _write(place(tmp_path / "text"), csv_text(some))
+    assert landed(again, tmp_path / "text") == in_parquet
+
+
+def test_lists_of_half_floats_are_read(settings: Settings, folder: Path) -> None:
+    _write(place(folder), csv_text(rows(settings)))
+    half = pa.array([np.array([0.5, -0.25, 1.0], np.float16)], pa.list_(pa.float16()))
+    decision = pa.table({
+        "request_id": ["r24-0"], "session_id": ["s"], "user_id": [1],
+        "event_ts": [rows(settings)[0]["event_ts"]], "policy_version": ["static"], "arm": ["static"],
+        "state": half, "action": half, "action_mean": half, "state_spec": ["s0"],
+    })  # fmt: skip
+    pq.write_table(decision, place(folder, "d.parquet", DECISIONS))
+    land_files(settings, DAY, folder)
+    part = settings.layout.partition(DECISIONS, DAY) / "part-0.parquet"
+    assert pq.ParquetFile(part).read()["action"].to_pylist() == [[0.5, -0.25, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["impressions", "users"])
+def test_a_disk_that_takes_no_more_is_named(settings: Settings, folder: Path, name: str) -> None:
+    """By a limit of a file's size: the system's answer to a full disk differs by its number alone."""
+    _write(place(folder), csv_text(rows(settings, 3000 if name == IMPRESSIONS else 5)))
+    some = [{"user_id": n, "updated_ts": settings.day_start(DAY), "age_days": n / 7} for n in range(9000)]
+    _write(place(folder, table=USERS), csv_text(some))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=f"{name}.*: cannot be written: larger") as raised:
+            land_files(settings, DAY, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(raised.value).count("\n") == 0
+    assert lake_bytes(settings) == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "its file system is read-only")]
+)
+def test_what_a_disk_says_is_one_line_with_the_path(tmp_path: Path, number: int, told: str) -> None:
+    def write(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with pytest.raises(StorageError, match=rf"x\.json: cannot be written: {told}"):
+        write_atomic(tmp_path / "x.json", write)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_with_a_pattern_s_signs_is_that_file_only(settings: Settings, folder: Path) -> None:

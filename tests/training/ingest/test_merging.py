@@ -127,8 +127,8 @@ def test_what_comes_late_to_either_source_of_a_merged_day_comes_in(
 
 
 def test_late_decisions_join_a_day_of_files(settings: Settings, tmp_path: Path) -> None:
-    deliver(settings, tmp_path, DAY, shown("f1", [5]))
-    land_files(settings, DAY, tmp_path)
+    deliver(settings, tmp_path / "logs", DAY, shown("f1", [5]))
+    land_files(settings, DAY, tmp_path / "logs")
     write_log(settings, "decisions", NEXT, [decision("r0", 30), decision("n1", 24 * 60 + 1)])
     land_service_log(settings, NEXT)
     assert set(kept(settings)) == {"f1", "r0"}
@@ -136,9 +136,9 @@ def test_late_decisions_join_a_day_of_files(settings: Settings, tmp_path: Path) 
 
 def test_exact_duplicates_are_counted_in_a_merged_day_too(settings: Settings, tmp_path: Path) -> None:
     write_log(settings, "decisions", DAY, [decision("s1", 1, (1, 2))])
-    deliver(settings, tmp_path, DAY, shown("f1", [5]) + shown("f1", [5]))
+    deliver(settings, tmp_path / "logs", DAY, shown("f1", [5]) + shown("f1", [5]))
     land_service_log(settings, DAY)
-    assert land_files(settings, DAY, tmp_path)["tables"][IMPRESSIONS]["duplicates_removed"] == 1
+    assert land_files(settings, DAY, tmp_path / "logs")["tables"][IMPRESSIONS]["duplicates_removed"] == 1
     assert kept(settings)["f1"] == [(5, 0)]
 
 
