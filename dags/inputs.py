@@ -57,12 +57,13 @@ _WINDOW = ("learner.window_days", "learner.mixed_exploration")
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "land": (*_DATA, "logs", "serving.ship"),
     "validate_landed": (*_DATA, "validation", "session", "serving.default_shown", *_ASSIGNMENT),
-    "transform": (*_TRAJECTORIES, "world.max_requests"),  # the limit of sessions that a world made
+    # the limit of sessions that a world made
+    "transform": (*_TRAJECTORIES, "world.max_requests", "warehouse.engine"),
     "validate_transitions": (*_TRAJECTORIES, "validation"),
-    "features": (*_DATA, "session", "store", "postgres"),
-    "parity": (*_TRAJECTORIES, "store", "gate.parity_sample"),
+    "features": (*_DATA, "session", "store", "postgres", "warehouse.engine"),
+    "parity": (*_TRAJECTORIES, "store", "gate.parity_sample", "warehouse.engine"),
     "validate_training_set": (*_TRAJECTORIES, "validation", *_WINDOW),
-    "train": _LEARNING,
+    "train": (*_LEARNING, "warehouse.engine"),
     "evaluate": (*_LEARNING, "gate.estimator", "serving.noise_std"),
     "gate": (*_LEARNING, "gate", "serving", "store"),
     "promote": ("learner", "postgres", "serving", "gate.evidence"),
