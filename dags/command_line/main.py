@@ -35,7 +35,7 @@ from dags.command_line import (
 from dags.command_line.console import busy, console, errors
 from dags.command_line.days import OptionalDay, chosen_day
 from dags.command_line.quiet import quiet
-from training.contract.errors import MtfError, SettingsError, StoreError
+from training.contract.errors import MtfError, ObjectStoreError, SettingsError
 from training.contract.settings import load_settings, settings_path
 
 app = typer.Typer(
@@ -94,7 +94,7 @@ def run() -> None:
         app()
     except SystemExit as ending:
         code = ending.code
-    except (MtfError, StoreError) as error:
+    except (MtfError, ObjectStoreError) as error:
         errors.print(Text("error:", "bold red"), str(error))
         code = 2 if isinstance(error, SettingsError) else 1
     atexit._run_exitfuncs()

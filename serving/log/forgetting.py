@@ -29,7 +29,7 @@ def forget(settings: Settings, user: Id) -> int:
     lines they had.
 
     Their decisions go last: these tell which requests are theirs, where nothing else does. Killed, run it
-    again. Raises :class:`MtfError`, and changes nothing, while a service writes; :class:`StoreError`.
+    again. Raises :class:`MtfError`, and changes nothing, while a service writes; :class:`ObjectStoreError`.
     """
     layout = settings.layout
     files = sorted(layout.serving_log.glob("*/*.jsonl"), key=lambda path: path.parent.name == "decisions")

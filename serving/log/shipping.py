@@ -82,9 +82,9 @@ class Shipper:
     def ship(self, anew: date | None = None) -> int:
         """Ship every closed file, and the manifests of all days since the last one; how many files it took.
 
-        ``anew``: put the files of this day there again, whatever the store says. Raises :class:`StoreError`,
-        :class:`DataError` for a manifest that is broken, and :class:`BlockingIOError` while another process
-        ships.
+        ``anew``: put the files of this day there again, whatever the store says. Raises
+        :class:`ObjectStoreError`, :class:`DataError` for a manifest that is broken, and
+        :class:`BlockingIOError` while another process ships.
         """
         with locked(self._folder / f".ship.{self.replica}.lock", wait=False):
             store, today, files = self._opened(), self._today(), self._files()
@@ -173,7 +173,7 @@ class Shipper:
 
 def retire(store: ObjectStore, replica: str) -> date:
     """Say that a replica is out of service: it has no log from the first day on that is not whole, which is
-    returned. Raises :class:`StoreError`, and :class:`DataError` for one that has shipped nothing."""
+    returned. Raises :class:`ObjectStoreError`, and :class:`DataError` for one that has shipped nothing."""
     day = first_not_whole(store, replica)
     if day is None:
         known = [name for name in shipped.replicas(store) if shipped.days_of(store, name)]

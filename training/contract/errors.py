@@ -40,7 +40,7 @@ class DataError(MtfError):
         self.breaks = breaks
 
 
-class StoreError(OSError):
+class ObjectStoreError(OSError):
     """An object store does not answer, or refuses; a message for the same person. Like a disk's failure it
     may have passed when the step is tried again."""
 

@@ -1,7 +1,7 @@
 """Objects by their keys, in a folder or in a bucket: what one machine leaves for another.
 
 An object is there as a whole or not at all. A key is names with ``/`` between them, below the store's own
-place. Every method raises :class:`StoreError` when the store does not answer, or refuses.
+place. Every method raises :class:`ObjectStoreError` when the store does not answer, or refuses.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.contract.errors import StoreError
+from training.contract.errors import ObjectStoreError
 from training.contract.files import write_atomic
 from training.contract.settings import ShipSettings
 
@@ -34,14 +34,14 @@ class ObjectStore(Protocol):
         """None: there is no such object."""
 
     def get(self, key: str, to: Path) -> None:
-        """Copies the object into a file. Raises :class:`StoreError` where there is none."""
+        """Copies the object into a file. Raises :class:`ObjectStoreError` where there is none."""
 
     def remove(self, key: str) -> None:
         """Also where there is none."""
 
 
 def object_store(ship: ShipSettings) -> ObjectStore:
-    """The store that ``serving.ship`` names. Raises :class:`StoreError`."""
+    """The store that ``serving.ship`` names. Raises :class:`ObjectStoreError`."""
     assert ship.to is not None
     return Bucket(ship.to, ship.endpoint) if ship.to.startswith("s3://") else Folder(Path(ship.to))
 
@@ -85,7 +85,9 @@ class Folder:
     @contextmanager
     def _answering(self) -> Iterator[None]:
         if not self._root.is_dir():
-            raise StoreError(f"serving.ship.to: the folder {self._root} is not there: make it, or mount it")
+            raise ObjectStoreError(
+                f"serving.ship.to: the folder {self._root} is not there: make it, or mount it"
+            )
         with _told(self.where):
             yield
 
@@ -121,7 +123,7 @@ class Bucket:
             selector = self._fs.FileSelector(self._path(under).rstrip("/"), allow_not_found=True)
             found = sorted(info.base_name for info in self._s3.get_file_info(selector))
             if not found and self._missing(self._root.partition("/")[0]):  # which a listing does not tell
-                raise StoreError(f"serving.ship.to: {self.where}: there is no such bucket")
+                raise ObjectStoreError(f"serving.ship.to: {self.where}: there is no such bucket")
             return found
 
     def size(self, key: str) -> int | None:
@@ -170,7 +172,7 @@ def _told(where: str) -> Iterator[None]:
     """Whatever a store raises, with its name."""
     try:
         yield
-    except StoreError:
+    except ObjectStoreError:
         raise
     except OSError as error:
-        raise StoreError(f"the object store {where}: {error}") from error
+        raise ObjectStoreError(f"the object store {where}: {error}") from error

@@ -186,10 +186,11 @@ def _moves(settings: Settings, served: Mapping[str, Met], sessions: np.ndarray) 
     deviations of :meth:`Features.of_actions` from their session's mean, [n, features]. Without those that
     hold theirs."""
     found = {}
-    requests = np.bincount(sessions)
+    width = next(iter(served.values()))[0].shape[1]
+    features, requests = Features(settings.fusion, width), np.bincount(sessions)
     of_session = csr_array((1.0 / requests[sessions], (sessions, np.arange(len(sessions)))))
-    for name, (states, actions) in served.items():
-        seen = Features(settings.fusion, states.shape[1]).of_actions(actions)
+    for name, (_, actions) in served.items():
+        seen = features.of_actions(actions)
         moved = seen - (of_session @ seen)[sessions]
         if np.abs(moved).max() > _HOLDS:
             found[name] = moved

@@ -14,16 +14,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """The section ``offline_store`` of ``feature_store.yaml``."""
     if settings.warehouse.engine != "spark":
         return {"type": "duckdb"}
+    from training.warehouse.on_spark import session_conf
+
     spark, scratch = settings.warehouse.spark, settings.layout.spark_scratch.resolve()
     session = {
+        **session_conf(settings),
         "spark.master": spark.master,
-        "spark.driver.memory": spark.memory,
-        "spark.local.dir": str(scratch),
         "spark.sql.warehouse.dir": str(scratch / "databases"),
         "spark.sql.catalogImplementation": "in-memory",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.parquet.mergeSchema": "true",  # a day before a newer column has nulls of it
         "spark.sql.execution.arrow.pyspark.enabled": "true",

@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from training.contract.errors import DataError
 from training.contract.layout import TABLES
-from training.contract.settings import Settings
+from training.contract.settings import Settings, is_zone
 from training.ingest.schema import TIMESTAMP, TableSpec, table_spec
 
 COLUMNS_FILE = "columns.json"
@@ -68,6 +67,14 @@ def read_columns(settings: Settings, folder: Path) -> dict[str, Mapped]:
     twice, and two columns of the contract that would be read from one.
     """
     path = folder / COLUMNS_FILE
+    return {table: _mapped(settings, path, table, columns) for table, columns in parsed(path).items()}
+
+
+def parsed(path: Path) -> dict[str, dict[str, Any]]:
+    """By table, the entries of a ``columns.json``; nothing where there is none.
+
+    Raises :class:`DataError` for what is no such file, a table that there is not, and a name given twice.
+    """
     if not os.path.lexists(path):
         return {}
     try:
@@ -76,22 +83,22 @@ def read_columns(settings: Settings, folder: Path) -> dict[str, Mapped]:
         raise DataError(f"{path}: {error} is named twice") from None
     except OSError as error:
         raise DataError(f"{path}: unreadable: {str(error.strerror).lower()}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: expected an object of tables, each an object of columns: {error}"
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected an object of tables, each an object of columns")
-    for table in content:
+    for table, columns in content.items():
         if table not in TABLES:
             raise DataError(f"{path}: unknown table {table!r}; expected {', '.join(TABLES)}")
-    return {table: _mapped(settings, path, table, columns) for table, columns in content.items()}
+        if not isinstance(columns, dict):
+            raise DataError(f"{path}: {table}: expected an object of columns, found {columns!r}")
+    return content
 
 
-def _mapped(settings: Settings, path: Path, table: str, columns: Any) -> Mapped:
+def _mapped(settings: Settings, path: Path, table: str, columns: Mapping[str, Any]) -> Mapped:
     spec = table_spec(settings, table)
-    if not isinstance(columns, dict):
-        raise DataError(f"{path}: {table}: expected an object of columns, found {columns!r}")
     for name in columns:
         if name not in spec.schema.names:
             raise DataError(f"{path}: {table} has no column {name!r}: {', '.join(spec.schema.names)}")
@@ -129,12 +136,8 @@ def _source(where: str, spec: TableSpec, name: str, said: Any) -> Source:
         if entry == "of" and name != spec.time:
             raise DataError(f"{where}.of: it is said of {spec.time}")
     zone = said.get("zone")
-    if zone is not None and zone != CALENDAR:
-        try:
-            ZoneInfo(zone)
-        except (KeyError, ValueError, OSError) as error:
-            message = f"{where}.zone: {zone!r} is no zone: a name like Europe/Berlin, UTC, or {CALENDAR}"
-            raise DataError(message) from error
+    if zone is not None and zone != CALENDAR and not is_zone(zone):
+        raise DataError(f"{where}.zone: {zone!r} is no zone: a name like Europe/Berlin, UTC, or {CALENDAR}")
     return Source(**{"column": name, **said})
 
 

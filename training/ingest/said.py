@@ -3,15 +3,13 @@
 With the settings :mod:`training.ingest.columns_file` has the last word; here nothing of it may be lost.
 """
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from training.contract.errors import DataError
-from training.contract.layout import TABLES
-from training.ingest.columns_file import COLUMNS_FILE
+from training.ingest.columns_file import COLUMNS_FILE, parsed
 
 Said = dict[str, dict[str, Any]]
 
@@ -19,21 +17,14 @@ Said = dict[str, dict[str, Any]]
 def read_said(folder: Path | None) -> Said:
     """By table and name, what ``columns.json`` says; nothing without one.
 
-    Raises :class:`DataError` of one line for what is no such file, a table that there is not, a name that is
-    there twice and two names of one column.
+    Raises :class:`DataError` as :func:`~training.ingest.columns_file.parsed` does, and for two names of one
+    column.
     """
-    path = None if folder is None else folder / COLUMNS_FILE
-    if path is None or not path.exists():
+    if folder is None:
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
-        raise DataError(f"{path}: expected an object of tables, each an object of columns")
+    path = folder / COLUMNS_FILE
+    found = parsed(path)
     for table, columns in found.items():
-        if table not in TABLES:
-            raise DataError(f"{path}: unknown table {table!r}; expected {', '.join(TABLES)}")
         refuse_shared(f"{path}: {table}: ", {name: column_of(name, one) for name, one in columns.items()})
     return found
 
@@ -51,10 +42,3 @@ def refuse_shared(where: str, columns: Mapping[str, Any]) -> None:
             raise DataError(
                 f"{where}{' and '.join(both)} are both to be read from {column!r}: name one of them"
             )
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
-            raise ValueError(f"{name!r} is named twice: take one of them out")
-    return dict(pairs)

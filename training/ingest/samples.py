@@ -108,7 +108,7 @@ def _as_numbers(part: Part, names: Sequence[str]) -> dict[str, Float64Array]:
     """Those of the columns whose values are all numbers, or all words for 0 and 1."""
     kinds = {name: part.rows.schema.field(name).type for name in names}
     rows_as = {
-        name: _readable(part.rows[name]) for name in names if is_text(kinds[name]) or _plain(kinds[name])
+        name: _narrow(part.rows[name]) for name in names if is_text(kinds[name]) or _plain(kinds[name])
     }
     content = pa.table(rows_as)
     found: dict[str, Float64Array] = {}
@@ -120,10 +120,8 @@ def _as_numbers(part: Part, names: Sequence[str]) -> dict[str, Float64Array]:
     return found
 
 
-def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """DuckDB reads neither half floats nor decimals of more than 38 digits."""
-    if pa.types.is_float16(column.type):
-        return column.cast(pa.float32())
+def _narrow(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """DuckDB reads no decimals of more than 38 digits."""
     return column.cast(pa.float64(), safe=False) if pa.types.is_decimal256(column.type) else column
 
 

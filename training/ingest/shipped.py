@@ -11,7 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from training.contract import shipped
-from training.contract.errors import DataError, StoreError
+from training.contract.errors import DataError, ObjectStoreError
 from training.contract.files import sha256, write_atomic
 from training.contract.log import LATE_DAYS
 from training.contract.object_store import ObjectStore, object_store
@@ -23,7 +23,7 @@ def bring(settings: Settings, day: date) -> None:
     """Bring the files of ``day``, and those of the days around it of which late rows of it, or in it, can be.
 
     Raises :class:`DataError` while a replica in service has not shipped the day whole, and for an object that
-    is not what its manifest says; :class:`StoreError` when the store does not answer.
+    is not what its manifest says; :class:`ObjectStoreError` when the store does not answer.
     """
     store = object_store(settings.serving.ship)
     around = [day + timedelta(days=n) for n in range(-LATE_DAYS, LATE_DAYS + 1)]
@@ -36,7 +36,7 @@ def bring(settings: Settings, day: date) -> None:
 
 def manifests(settings: Settings, day: date) -> list[Path]:
     """What was said of a day when the store last answered, in files of this machine; asks it first."""
-    with suppress(StoreError):
+    with suppress(ObjectStoreError):
         _manifests(settings, object_store(settings.serving.ship), [day])
     return sorted(settings.layout.shipped.glob(f"*/{day}.*"))
 

@@ -41,17 +41,6 @@ class Statistics:
     def __add__(self, other: "Statistics") -> "Statistics":
         return Statistics(self.zz + other.zz, self.zy + other.zy, self.yy + other.yy, self.rows + other.rows)
 
-    def scaled(self, weight: float) -> "Statistics":
-        """The same, every row counting ``weight``: how an older day fades."""
-        return Statistics(self.zz * weight, self.zy * weight, self.yy * weight, self.rows * weight)
-
-    def of(self, clusters: np.ndarray) -> "Statistics":
-        """Of some clusters alone, bool[clusters]."""
-        keep = clusters.astype(float)
-        return Statistics(
-            self.zz * keep[:, None, None], self.zy * keep[:, None], self.yy * keep, self.rows * keep
-        )
-
 
 @dataclass(frozen=True)
 class Parts:

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -152,11 +153,22 @@ def session_environment(settings: Settings) -> dict[str, str]:
     spark = settings.warehouse.spark
     environment = {
         "JAVA_HOME": str(java_home(settings.layout.spark_tables.resolve().with_name("java"))),
-        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
     }
     if spark.master.startswith("local"):
         environment["SPARK_LOCAL_IP"] = "127.0.0.1"
     return environment
+
+
+def session_conf(settings: Settings) -> dict[str, str]:
+    """How every session of Spark begins that is not dbt's, but for its master."""
+    return {
+        "spark.driver.memory": settings.warehouse.spark.memory,
+        "spark.local.dir": str(settings.layout.spark_scratch.resolve()),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+    }
 
 
 def _need(*modules: str) -> None:

@@ -3,12 +3,10 @@
 Executors need this project installed, and see the data folder by the same path.
 """
 
-import importlib.util
 import math
 import operator
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
 from training.warehouse.engine import S, T
-from training.warehouse.java import java_home
+from training.warehouse.on_spark import session_conf, session_environment
 
 _OURS = re.compile(r"training\.contract\.errors\.(DataError|MtfError): (.+)")
 
@@ -25,13 +23,9 @@ class SparkSums:
     """Spark is started by the first sum that is asked for, and ended with the block."""
 
     def __init__(self, settings: Settings) -> None:
-        if importlib.util.find_spec("pyspark") is None:
-            raise MtfError(
-                "warehouse.engine is spark, and pyspark is not installed: run `make scale`, or "
-                'pip install "mtf[scale]"'
-            )
-        self._spark, self._folder = settings.warehouse.spark, settings.layout.spark_tables.resolve()
+        self._settings = settings
         self._context: Any = None
+        self._environment = session_environment(settings)  # refuses before anything is begun
 
     def __enter__(self) -> "SparkSums":
         return self
@@ -53,7 +47,7 @@ class SparkSums:
 
         if self._context is None:
             self._context = self._started()
-        parts = min(len(items), self._spark.partitions)
+        parts = min(len(items), self._settings.warehouse.spark.partitions)
         depth = max(1, math.ceil(math.log2(parts)))  # so that few sums, however many parts, reach the driver
         try:
             found: S = self._context.parallelize(items, parts).map(work).treeReduce(operator.add, depth)
@@ -67,27 +61,15 @@ class SparkSums:
     def _started(self) -> Any:
         from pyspark.sql import SparkSession
 
-        spark = self._spark
-        own = {
-            "JAVA_HOME": str(java_home(self._folder.with_name("java"))),
-            "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
+        conf: dict[str, Any] = {
+            **session_conf(self._settings),
+            "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # as in this process: a task is a core's
         }
-        if spark.master.startswith("local"):
-            own["SPARK_LOCAL_IP"] = "127.0.0.1"
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
+        before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
         try:
-            builder = SparkSession.builder.master(spark.master).appName("mtf sums")
-            for name, value in {
-                "spark.driver.memory": spark.memory,
-                "spark.local.dir": str(self._folder.with_name("spark_scratch")),
-                "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # as in this process: a task is a core's
-                "spark.ui.enabled": "false",
-                "spark.ui.showConsoleProgress": "false",
-                "spark.log.level": "ERROR",
-            }.items():
-                builder = builder.config(name, value)
-            return builder.getOrCreate().sparkContext
+            builder = SparkSession.builder.master(self._settings.warehouse.spark.master).appName("mtf sums")
+            return builder.config(map=conf).getOrCreate().sparkContext
         finally:
             for name, was in before.items():
                 os.environ.pop(name) if was is None else os.environ.update({name: was})

@@ -22,7 +22,7 @@ from tests.serving.log import stores
 from tests.training.ingest.conftest import DAY, MIDNIGHT, SHANGHAI, decision, event, feedback
 from training import ingest
 from training.contract import shipped
-from training.contract.errors import DataError, StoreError
+from training.contract.errors import DataError, ObjectStoreError
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.object_store import object_store
 from training.contract.settings import ServingSettings, Settings, ShipSettings
@@ -190,7 +190,7 @@ def test_a_store_that_is_away_is_caught_up_with(traffic, replicas, landing, stor
             replica.look()
             behind, failed = replica.told[-1]
             assert failed and behind.files > 2 * step and behind.bytes > 0 and behind.written == 0
-    with pytest.raises(StoreError):
+    with pytest.raises(ObjectStoreError):
         ingest.land_service_log(landing, DAY)
     store.start()
     for replica in replicas:
@@ -340,7 +340,7 @@ def test_a_store_that_is_not_there_is_named(store, tmp_path):
             {**store.settings, "to": "s3://another/place"},
             "s3://another/place: there is no such",
         )
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(ObjectStoreError, match=said):
         ingest.land_service_log(settings_of(tmp_path / "other", elsewhere), DAY)
 
 

@@ -238,8 +238,8 @@ def test_entries_of_columns_json_that_are_not_sampled_are_kept(tmp_path: Path) -
             "columns.json: .*'p_click' is named twice",
         ),
         ('{"impressions": {"p_a": "ctr", "p_b": "ctr"}}', "p_a and p_b are both to be read from 'ctr'"),
-        ("[" * 100_000, "columns.json: not JSON"),
-        ('{"impressions": []}', "columns.json: expected an object of tables"),
+        ("[" * 100_000, "columns.json: expected an object of tables, each an object of columns: .*recursion"),
+        ('{"impressions": []}', "columns.json: impressions: expected an object of columns"),
     ],
 )
 def test_a_columns_json_that_cannot_hold_is_refused(tmp_path: Path, text: str, message: str) -> None:

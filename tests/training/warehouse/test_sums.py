@@ -4,9 +4,11 @@ import os
 import threading
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.training.trajectories.test_shares import DAY, made
@@ -77,6 +79,7 @@ def test_a_thrift_server_runs_no_python(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_spark_gives_the_sums_of_this_process_but_for_rounding(tmp_path: Path) -> None:
     """To 1e-12 of the largest of each array: the tree adds in another order."""
+    assert version("pyspark").startswith("4.3."), "look again at how SparkSums ends the JVM"
     settings = made(tmp_path, 5, sessions=200)
     warehouse = WarehouseSettings(engine="spark", spark=SparkSettings(memory="1g"))
     on_spark = settings.model_copy(update={"warehouse": warehouse})
@@ -87,6 +90,8 @@ def test_spark_gives_the_sums_of_this_process_but_for_rounding(tmp_path: Path) -
             a, b = getattr(mine, f.name), getattr(other, f.name)
             np.testing.assert_allclose(a, b, rtol=0.0, atol=1e-12 * np.abs(a).max())
     assert "JAVA_HOME" not in os.environ or Path(os.environ["JAVA_HOME"]).is_dir()
+    mine = {own.pid for own in psutil.Process().children(recursive=True) if own.name() == "java"}
+    assert not mine  # its JVM ended with the sums
 
     window_paths(settings, DAY)[DAY].write_bytes(b"")
     with pytest.raises(MtfError, match="is not a readable export"):
