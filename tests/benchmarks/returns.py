@@ -33,7 +33,7 @@ from training import returns
 from training.contract.settings import Settings, SparkSettings, WarehouseSettings
 from training.contract.transitions import MART
 from training.policies.retrain import reproducible
-from training.trajectories.shares import Share, Window
+from training.trajectories.shares import Share, WindowLog
 from training.warehouse.engine import S
 from training.warehouse.sums import adding_up
 
@@ -148,7 +148,7 @@ def learn(folder: str, days: int, threads: int, spark: bool) -> dict[str, Any]:
         with reproducible(1), adding_up(made) as add_up:
             timed = Timed(add_up)
             begin = time.perf_counter()
-            window = Window(made, LAST, timed)
+            window = WindowLog(made, LAST, timed)
             model, parts = returns.learn_parts(made.fusion, window, 1.0, RANK)
             found["seconds"] = time.perf_counter() - begin
             found["sums_s"] = list(timed.seconds)

@@ -31,7 +31,7 @@ from training.policies import (
 )
 from training.policies.learner import Learner
 from training.trajectories import Transitions
-from training.trajectories.shares import Window
+from training.trajectories.shares import WindowLog
 from training.warehouse.sums import adding_up
 
 ALGORITHMS: dict[str, type[Learner]] = {
@@ -89,7 +89,7 @@ def train(settings: Settings, day: date, progress: Progress | None = None) -> di
     with reproducible(settings.learner.threads):
         with adding_up(settings) as add_up:
             # made first: it refuses files that take the place of those that load reads
-            log = Window(settings, day, add_up) if closed else None
+            log = WindowLog(settings, day, add_up) if closed else None
             data = trajectories.load(settings, day, needs)
             seed, warnings = _seed(settings.seed, day), list(data.warnings)
             arithmetic: dict[str, str] = {

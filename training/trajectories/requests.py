@@ -1,16 +1,17 @@
 """A log as what is summed over it sees it: parts of its requests, each with the return from there on.
 
 What a :class:`Log` gives does not depend on where it lies: in memory (:class:`InMemory`), or in a window's
-exports (:class:`training.trajectories.shares.Window`), whose sums may be taken in several processes.
+exports (:class:`training.trajectories.shares.WindowLog`), whose sums may be taken in several processes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from training.contract.arrays import Float64Array
+from training.contract.sums import S
 from training.trajectories.to_go import returns_to_go
 from training.trajectories.transitions import Transitions
 
@@ -38,11 +39,6 @@ class Requests:
     sessions_before: int  # sessions that begin in the log before these requests
 
 
-class Sum(Protocol):
-    def __add__(self, other: Self, /) -> Self: ...
-
-
-S = TypeVar("S", bound=Sum)
 Work = Callable[[Iterable[Requests]], S]  # the same sum whatever the order of the parts, but for rounding
 
 

@@ -9,13 +9,13 @@ read in any order, by any process that sees the files.
 Rows are the usable ones, as :func:`training.trajectories.load` tells them, which has also checked the files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
+from training.contract.sums import AddUp, S
 from training.trajectories.export import file_identity, hashed, read, readable, user_keys, window_paths
-from training.trajectories.requests import Counts, Requests, S, Targets, Work
+from training.trajectories.requests import Counts, Requests, Targets, Work
 from training.trajectories.to_go import Ahead, Backwards
 
 LEAST = 500_000  # requests of a share; fewer are not worth a sum of their own
@@ -36,15 +37,9 @@ _DAY_MINUTES = 24 * 60
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-class AddUp(Protocol):
-    """The sum of ``work`` over ``items``: taken here, or where the data are."""
-
-    def __call__(self, work: "Callable[[Share], S]", items: "Sequence[Share]", /) -> S: ...
-
-
 @dataclass(frozen=True)
 class Share:
-    """Consecutive days of a window; after :class:`Window` has looked at all, with what is ahead of it."""
+    """Consecutive days of a window; after :class:`WindowLog` has looked at all, with what is ahead of it."""
 
     settings: Settings
     number: int
@@ -148,7 +143,7 @@ class Looks:
         return Looks((*self.of, *other.of))
 
 
-class Window:
+class WindowLog:
     """The log of the window of days that ends with ``day``, whose sums ``add_up`` takes.
 
     A window of one small share is read once, and stays in memory. Raises :class:`DataError` when the day has

@@ -1,11 +1,10 @@
 """What an engine of the warehouse does, DuckDB or Spark: to all others the two are the same."""
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import duckdb
@@ -60,20 +59,4 @@ class Engine(Protocol):
 
     def connect(self) -> "AbstractContextManager[tuple[duckdb.DuckDBPyConnection, set[str]]]":
         """The tables, to be read as ``main.<name>``, and their names: one without any row may be absent."""
-        ...
-
-
-class Sum(Protocol):
-    def __add__(self, other: Self, /) -> Self: ...
-
-
-S = TypeVar("S", bound=Sum)
-T = TypeVar("T")
-
-
-class AddUp(Protocol):
-    """What an engine does for those who learn: sums over shares of the exports (:mod:`.sums`)."""
-
-    def __call__(self, work: Callable[[T], S], items: Sequence[T], /) -> S:
-        """The sum of ``work`` over ``items``, of which there is one at least."""
         ...

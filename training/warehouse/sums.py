@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 from training.contract.settings import Settings
-from training.warehouse.engine import AddUp, S, T
+from training.contract.sums import AddUp, S, T
 
 
 def adding_up(settings: Settings) -> AbstractContextManager[AddUp]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from training.contract.errors import DataError, MtfError
 from training.contract.settings import Settings
-from training.warehouse.engine import S, T
+from training.contract.sums import S, T
 from training.warehouse.on_spark import session_conf, session_environment
 
 _OURS = re.compile(r"training\.contract\.errors\.(DataError|MtfError): (.+)")

@@ -19,7 +19,7 @@ from training.returns import Features, Parts, Statistics, learn, learn_parts, of
 from training.returns.statistics import entries_of_log
 from training.trajectories import shares
 from training.trajectories.requests import InitialStates, InMemory, Spread, Targets
-from training.trajectories.shares import Window
+from training.trajectories.shares import WindowLog
 from training.warehouse.sums import InProcess
 
 DAYS = 3
@@ -101,10 +101,10 @@ def by_number(initial: InitialStates) -> np.ndarray:
     return initial.states[np.argsort(initial.numbers)]
 
 
-def compared(settings: Settings, least: int) -> tuple[InMemory, Window]:
+def compared(settings: Settings, least: int) -> tuple[InMemory, WindowLog]:
     """Hold the two to each other."""
     log = InMemory(trajectories.load(settings, DAY, ("watch_rewards",), every=True).every)
-    window = Window(settings, DAY, InProcess(2), least)
+    window = WindowLog(settings, DAY, InProcess(2), least)
     for gamma in (1.0, 0.8):
         of = Targets(gamma, parts=True)
         assert window.counts(of) == log.counts(of) and log.counts(of).requests > 50
@@ -130,7 +130,7 @@ def test_some_sessions_cross_days_and_some_rows_are_left_out_for_every_reason(tm
     left_out = trajectories.load(settings, DAY).left_out
     assert min(left_out[name] for name in ("other_state_spec", "truncated", "next_of_other_state_spec")) > 0
     assert min(left_out[f"over_max_{whose}_requests"] for whose in ("user", "session")) > 0
-    window = Window(made(tmp_path / "one", 1), DAY, InProcess(1), least=1)
+    window = WindowLog(made(tmp_path / "one", 1), DAY, InProcess(1), least=1)
     window.counts(Targets(1.0))
     assert [len(share.ahead.keys) > 0 for share in window._shares] == [True, True, False]
 
@@ -140,7 +140,7 @@ def test_the_model_is_the_one_of_the_log_in_memory_whatever_the_threads(tmp_path
     log, _ = compared(settings, 1)
     model, _ = learn_parts(settings.fusion, log, 1.0, 2)
     thetas = [
-        learn_parts(settings.fusion, Window(settings, DAY, InProcess(threads), 1), 1.0, 2)[0].theta
+        learn_parts(settings.fusion, WindowLog(settings, DAY, InProcess(threads), 1), 1.0, 2)[0].theta
         for threads in (1, 3)
     ]
     np.testing.assert_allclose(thetas[0], model.theta, atol=1e-7)
@@ -157,7 +157,7 @@ def test_a_file_in_another_order_is_read_all_the_same(tmp_path: Path) -> None:
 
 def test_a_file_that_is_replaced_or_does_not_fit_is_refused(tmp_path: Path) -> None:
     settings = made(tmp_path, 4)
-    window = Window(settings, DAY, InProcess(1), least=1)
+    window = WindowLog(settings, DAY, InProcess(1), least=1)
     path = shares.window_paths(settings, DAY)[DAY]
     table = pq.read_table(path, partitioning=None)
     pq.write_table(table, path)
@@ -167,7 +167,7 @@ def test_a_file_that_is_replaced_or_does_not_fit_is_refused(tmp_path: Path) -> N
     column = table.schema.get_field_index("state")
     pq.write_table(table.set_column(column, "state", pa.array(short, pa.list_(pa.float32()))), path)
     with pytest.raises(DataError, match=rf"state is not {settings.state_spec.width} numbers in every row"):
-        learn(settings.fusion, Window(settings, DAY, InProcess(1), least=1), 1.0, 2)
+        learn(settings.fusion, WindowLog(settings, DAY, InProcess(1), least=1), 1.0, 2)
 
 
 @settings(max_examples=50, deadline=None)

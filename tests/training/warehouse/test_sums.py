@@ -15,7 +15,7 @@ from tests.training.trajectories.test_shares import DAY, made
 from training.contract.errors import MtfError
 from training.contract.settings import Settings, SparkSettings, WarehouseSettings
 from training.returns import Features, Parts, Statistics, of_parts
-from training.trajectories.shares import Window, window_paths
+from training.trajectories.shares import WindowLog, window_paths
 from training.warehouse.sums import InProcess, adding_up
 
 
@@ -65,7 +65,7 @@ class Counted:
 def statistics(settings: Settings, least: int) -> Parts:
     features = Features(settings.fusion, settings.state_spec.width)
     with adding_up(settings) as add_up:
-        return of_parts(features, Window(settings, DAY, add_up, least), 0.9)
+        return of_parts(features, WindowLog(settings, DAY, add_up, least), 0.9)
 
 
 def test_a_thrift_server_runs_no_python(tmp_path: Path) -> None:
