@@ -163,12 +163,12 @@ def refuse_outdated(settings: Settings, day: date) -> None:
 def smoke(settings: Settings, day: date) -> Callable[[Path], Record]:
     """The gate's last question: does a Bento of this policy file answer?"""
     from serving.release import bento
-    from training.contract.pointer import ChampionPointer
+    from training.contract.pointer import PolicyPointer
     from training.contract.policy import load_policy
 
     def ask(path: Path) -> Record:
         policy = load_policy(path)
-        candidate = ChampionPointer(
+        candidate = PolicyPointer(
             policy=str(path.relative_to(settings.layout.root)),
             sha256=policy.sha256,
             version=policy.version,

@@ -17,7 +17,7 @@ from serving.log.index.request_index import RequestIndex
 from serving.log.ranked_lines import RankedLines
 from serving.log.shipping import Shipper
 from serving.log.times import timestamp
-from serving.policy.champion import Champion, ChampionFollower, Source
+from serving.policy.follower import PolicyFollower, ServedPolicy, Source
 from serving.ranking import arms
 from serving.ranking.pipeline import Pipeline
 from serving.ranking.shadow import Shadow
@@ -46,8 +46,8 @@ class Engine:
         self._index = _index_of(settings)
         self._decision_files = DayFiles(layout.serving_log / "decisions", worker)
         self._feedback_files = DayFiles(layout.serving_log / "feedback", worker)
-        self._champion = ChampionFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
-        self._challenger = ChampionFollower(
+        self._champion = PolicyFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
+        self._challenger = PolicyFollower(
             settings,
             [Source(layout.challenger, settings.data)],
             _taken(arms.CHALLENGER),
@@ -210,26 +210,26 @@ def _index_of(settings: Settings) -> RequestIndex:
     return SharedIndex(client(settings.store), copy, **options)
 
 
-def _described(champion: Champion | None) -> dict[str, Any] | None:
-    if champion is None:
+def _described(served: ServedPolicy | None) -> dict[str, Any] | None:
+    if served is None:
         return None
     return {
-        "version": champion.policy.version,
-        "sha256": champion.policy.sha256,
-        "kind": champion.policy.header.kind,
-        "day": champion.pointer.day,
-        "loaded_ts": timestamp(datetime.fromtimestamp(champion.loaded, UTC)),
+        "version": served.policy.version,
+        "sha256": served.policy.sha256,
+        "kind": served.policy.header.kind,
+        "day": served.pointer.day,
+        "loaded_ts": timestamp(datetime.fromtimestamp(served.loaded, UTC)),
     }
 
 
-def _taken(arm: str) -> Callable[[Champion], None]:
-    def taken(champion: Champion) -> None:
+def _taken(arm: str) -> Callable[[ServedPolicy], None]:
+    def taken(served: ServedPolicy) -> None:
         metrics.policy_serves(
             arm,
-            champion.policy.version,
-            champion.policy.sha256,
-            champion.loaded,
-            champion.promoted,
+            served.policy.version,
+            served.policy.sha256,
+            served.loaded,
+            served.promoted,
         )
 
     return taken

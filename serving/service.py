@@ -17,7 +17,7 @@ import structlog
 
 from serving.http import connections
 from serving.http.app import Outermost, create_app
-from serving.policy.champion import Source
+from serving.policy.follower import Source
 from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
 from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings, load_settings

@@ -6,7 +6,7 @@ from rich.text import Text
 from dags.command_line import stack
 from dags.command_line.console import busy, console
 from training.contract.files import read_json
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings, load_settings, settings_path
 
@@ -51,7 +51,7 @@ def _show_guardrail(settings: Settings) -> None:
         seen = read_json(settings.layout.guardrail)
         pointers = {"champion": settings.layout.champion, "challenger": settings.layout.challenger}
         for arm, one in seen["arms"].items():
-            serving = read_champion(pointers[arm])
+            serving = read_pointer(pointers[arm])
             if serving is None or serving.version != one["version"]:
                 continue  # it was taken out since, or another took its place
             console.print(

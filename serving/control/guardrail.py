@@ -29,13 +29,13 @@ from serving.log.index.counts import ArmCounts
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.returns import ArmReturns
 from serving.log.index.tallies import Comparison
-from serving.policy.champion import ChampionFollower
+from serving.policy.follower import PolicyFollower
 from serving.ranking import arms
 from training.contract import history, rollout
 from training.contract.errors import MtfError
 from training.contract.files import read_json, write_json_atomic
 from training.contract.log import STATIC_VERSION
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.settings import GuardrailSettings, Settings
 from training.contract.shares import change_shares, read_shares
 
@@ -83,8 +83,8 @@ class Guardrail:
         self,
         settings: Settings,
         index: RequestIndex,
-        champion: ChampionFollower,
-        challenger: ChampionFollower,
+        champion: PolicyFollower,
+        challenger: PolicyFollower,
         on_rollback: Callable[[str, str], None] = lambda arm, rule: None,
         on_seen: Callable[[str, Difference], None] = lambda arm, difference: None,
         on_step: Callable[[int, bool], None] = lambda step, held: None,
@@ -112,13 +112,13 @@ class Guardrail:
             return
         seen: dict[str, Any] = {"checked_ts": history.now(), "arms": {}}
         with history.changing(self._settings.layout):
-            challenger = read_champion(self._settings.layout.challenger)
-            champion = read_champion(self._settings.layout.champion)
+            challenger = read_pointer(self._settings.layout.challenger)
+            champion = read_pointer(self._settings.layout.champion)
             canary = None if challenger is None else self._canary_of(challenger)
             stratum = self._look(champion, challenger, canary)
             if challenger is not None and canary is not None:
                 self._try(challenger, canary, champion, stratum, seen)
-            stays = champion == read_champion(
+            stays = champion == read_pointer(
                 self._settings.layout.champion
             )  # a new one has brought nothing yet
             if champion is not None and champion.version != STATIC_VERSION and stays:
@@ -132,7 +132,7 @@ class Guardrail:
         self._on_step(*((0, False) if left is None else (left["step"] + 1, left.get("paused") is not None)))
         write_json_atomic(self._settings.layout.guardrail, seen)
 
-    def _canary_of(self, challenger: ChampionPointer) -> dict[str, Any]:
+    def _canary_of(self, challenger: PolicyPointer) -> dict[str, Any]:
         canary = read_canary(self._settings)
         if canary is not None and canary["sha256"] == challenger.sha256:
             return {"paused": None, "lifted": [], **canary}
@@ -147,8 +147,8 @@ class Guardrail:
 
     def _look(
         self,
-        champion: ChampionPointer | None,
-        challenger: ChampionPointer | None,
+        champion: PolicyPointer | None,
+        challenger: PolicyPointer | None,
         canary: dict[str, Any] | None,
     ) -> float:
         """Count the sessions that rest by now, and read what they tell; returns the present stratum."""
@@ -183,9 +183,9 @@ class Guardrail:
 
     def _try(
         self,
-        challenger: ChampionPointer,
+        challenger: PolicyPointer,
         canary: dict[str, Any],
-        champion: ChampionPointer | None,
+        champion: PolicyPointer | None,
         stratum: float,
         seen: dict[str, Any],
     ) -> None:
@@ -230,7 +230,7 @@ class Guardrail:
                 return
         self._step(challenger, canary, champion)
 
-    def _step_over(self, challenger: ChampionPointer, canary: dict[str, Any]) -> bool:
+    def _step_over(self, challenger: PolicyPointer, canary: dict[str, Any]) -> bool:
         """Whether the present step has had its minutes and requests."""
         now = self._clock()
         counts = self._index.counts.between(canary["since"], now).get(
@@ -240,7 +240,7 @@ class Guardrail:
         return bool(now - canary["since"] >= 60.0 * step.minutes and counts.requests >= step.requests)
 
     def _step(
-        self, challenger: ChampionPointer, canary: dict[str, Any], champion: ChampionPointer | None
+        self, challenger: PolicyPointer, canary: dict[str, Any], champion: PolicyPointer | None
     ) -> None:
         settings, steps, now = self._settings, self._serving.canary, self._clock()
         at = canary["step"] + 1
@@ -257,7 +257,7 @@ class Guardrail:
         self._write(canary, step=at, share=share, since=now, plan=plan)
         _log.info("canary step", version=challenger.version, step=at + 1, share=share, plan=plan["reason"])
 
-    def _plan(self, champion: ChampionPointer | None, share: float) -> dict[str, Any]:
+    def _plan(self, champion: PolicyPointer | None, share: float) -> dict[str, Any]:
         now = self._clock()
         recent = self._index.returns.of_sessions(now - _DAY_S, now)
         control = [recent[key] for key in _control(champion) if key in recent]
@@ -278,7 +278,7 @@ class Guardrail:
         )
 
     def _held(
-        self, challenger: ChampionPointer, canary: dict[str, Any], pause: canaries.Move | None
+        self, challenger: PolicyPointer, canary: dict[str, Any], pause: canaries.Move | None
     ) -> dict[str, Any]:
         """The canary with its pause, or without the one that is over; the history says either."""
         before = canary["paused"]
@@ -303,7 +303,7 @@ class Guardrail:
         write_json_atomic(self._settings.layout.canary, changed)
         return changed
 
-    def _share(self, champion: ChampionPointer | None) -> float | None:
+    def _share(self, champion: PolicyPointer | None) -> float | None:
         """The challenger's share of the users of both sides, as the shares are."""
         shares = read_shares(self._settings)
         own = shares.challenger
@@ -311,7 +311,7 @@ class Guardrail:
         return own / (own + control) if own > 0.0 and control > 0.0 else None
 
     def _verdict(
-        self, arm: str, pointer: ChampionPointer, began: float, seen: dict[str, Any]
+        self, arm: str, pointer: PolicyPointer, began: float, seen: dict[str, Any]
     ) -> Verdict | None:
         rules, now = self._rules, self._clock()
         window = now - rules.window_seconds
@@ -331,9 +331,7 @@ class Guardrail:
         }
         return verdict
 
-    def _rolled_back(
-        self, arm: str, pointer: ChampionPointer, rule: str, reason: str, to: str | None
-    ) -> None:
+    def _rolled_back(self, arm: str, pointer: PolicyPointer, rule: str, reason: str, to: str | None) -> None:
         self._on_rollback(arm, rule)
         _log.error("rolled back", arm=arm, version=pointer.version, rule=rule, reason=reason, to=to)
 
@@ -353,7 +351,7 @@ class Guardrail:
         return True
 
 
-def _control(champion: ChampionPointer | None) -> list[tuple[str, str]]:
+def _control(champion: PolicyPointer | None) -> list[tuple[str, str]]:
     """What a challenger is held against: the champion, or everybody whom static weights serve."""
     if champion is None:
         return [(arms.CHAMPION, ""), (arms.STATIC, "")]
@@ -361,7 +359,7 @@ def _control(champion: ChampionPointer | None) -> list[tuple[str, str]]:
     return [*own, (arms.STATIC, "")] if champion.version == STATIC_VERSION else own
 
 
-def _began(pointer: ChampionPointer) -> float:
+def _began(pointer: PolicyPointer) -> float:
     return datetime.fromisoformat(pointer.promoted_ts).timestamp()
 
 

@@ -28,7 +28,7 @@ from serving.log.index.file import FAILURES
 from serving.log.index.request_index import RequestIndex, ServedRequest
 from serving.log.index.sessions import Session, SessionRequest
 from serving.log.times import local_day, timestamp
-from serving.policy.champion import Champion, ChampionFollower
+from serving.policy.follower import PolicyFollower, ServedPolicy
 from serving.policy.timed import TimedPolicy
 from serving.ranking import arms, ranker
 from serving.ranking.deviations import Deviations
@@ -63,8 +63,8 @@ class Pipeline:
         index: RequestIndex,
         store: StateStore,
         features: FeaturesAge,
-        champion: ChampionFollower,
-        challenger: ChampionFollower,
+        champion: PolicyFollower,
+        challenger: PolicyFollower,
         assignment: arms.Assignment,
         files: DayFiles,
         shadow: Shadow,
@@ -159,7 +159,7 @@ class Pipeline:
     def _assign(self, batch: list[WithState]) -> list[Assigned]:
         """Each one's arm, and what each policy answers for all of those whose arm asks it."""
         challenger, champion = self._challenger.current, self._champion.current
-        drawn: list[tuple[str, Champion | None, str | None]] = []
+        drawn: list[tuple[str, ServedPolicy | None, str | None]] = []
         answers: list[PolicyAnswer | None] = []
         # the policy that each arm asks, by its digest, and the places in the batch of those who ask it
         asking: dict[str, tuple[TimedPolicy, list[int]]] = {}

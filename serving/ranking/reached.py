@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.http.requests import RankRequest
 from serving.log.index.request_index import ServedRequest
-from serving.policy.champion import Champion
+from serving.policy.follower import ServedPolicy
 from serving.ranking.ranker import Decision, PolicyAnswer
 from serving.ranking.shadow import Ranked
 
@@ -42,8 +42,8 @@ class Assigned(NamedTuple):
 
     read: WithState
     arm: str
-    serving: Champion | None
-    challenger: Champion | None
+    serving: ServedPolicy | None
+    challenger: ServedPolicy | None
     missing: str | None
     answer: PolicyAnswer | None
 

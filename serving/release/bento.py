@@ -32,7 +32,7 @@ from serving.release.client import Client, Ranking, ServiceError
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
 from training.contract.log import Id
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, IdKind, Settings, ShareSettings
 
 NAME = "mtf_rank"
@@ -65,7 +65,7 @@ class BentoError(MtfError):
     """A Bento could not be built."""
 
 
-def build(settings: Settings, pointer: ChampionPointer) -> str:
+def build(settings: Settings, pointer: PolicyPointer) -> str:
     """Build the Bento of a policy into ``layout.bentos``; returns its tag, ``mtf_rank:<version>``.
 
     The version is made of the policy's hash and of everything packed beside it, so building the same
@@ -145,7 +145,7 @@ def smoke(settings: Settings, tag: str) -> dict[str, Any]:
     return record
 
 
-def _stage(stage: Path, settings: Settings, pointer: ChampionPointer, policy: Path) -> None:
+def _stage(stage: Path, settings: Settings, pointer: PolicyPointer, policy: Path) -> None:
     """Lay out what goes into the Bento."""
     # the definitions too: the online store that feature_store.yaml names is theirs
     for package in ("serving", "training/contract", "feature_repo"):
@@ -158,7 +158,7 @@ def _stage(stage: Path, settings: Settings, pointer: ChampionPointer, policy: Pa
     resolved = settings.model_copy(update={"data": settings.data.resolve()}).model_dump(mode="json")
     (packed / "settings.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     shutil.copy(policy, packed / "policy.safetensors")
-    own = ChampionPointer(
+    own = PolicyPointer(
         policy="policy.safetensors",
         sha256=pointer.sha256,
         version=pointer.version,
@@ -166,7 +166,7 @@ def _stage(stage: Path, settings: Settings, pointer: ChampionPointer, policy: Pa
         model_version=pointer.model_version,
         promoted_ts=pointer.promoted_ts,
     )
-    write_champion(packed / "champion.json", own)
+    write_pointer(packed / "champion.json", own)
     definition = {
         "service": "serving.service:RankService",
         "description": f"Multi-task fusion ranking, policy {pointer.version} of {pointer.day}",

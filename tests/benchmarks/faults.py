@@ -33,7 +33,7 @@ from serving.release.client import ServiceError
 from tests.benchmarks.publish import nested, table
 from tests.servers import Redis
 from tests.serving.conftest import Server, constant
-from training.contract.pointer import write_champion
+from training.contract.pointer import write_pointer
 
 USERS = 200
 CANDIDATES = 100
@@ -262,7 +262,7 @@ def _broken(server: Server, number: int) -> bool:
         content[: len(content) // 2],
     )
     path.write_bytes(spoilt[number % len(spoilt)])
-    write_champion(server.settings.layout.champion, pointer)
+    write_pointer(server.settings.layout.champion, pointer)
     time.sleep(1.0)  # ten looks of every worker
     with server.client() as client:
         return bool((client.status()["champion"] or {}).get("sha256") == pointer.sha256)

@@ -25,7 +25,7 @@ import torch
 from serving.control.guardrail import Guardrail
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.policy.champion import ChampionFollower, Source
+from serving.policy.follower import PolicyFollower, Source
 from serving.ranking import arms
 from tests.benchmarks.canary import under
 from tests.benchmarks.nights_page import tables
@@ -33,7 +33,7 @@ from tests.benchmarks.publish import kept
 from training.contract import code_sources, history, rollout
 from training.contract.epochs import epoch_of_day
 from training.contract.files import json_sha256, sha256
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import Policy, PolicyHeader, constant_policy, load_policy, save_policy
 from training.contract.records import write_record
 from training.contract.settings import Settings
@@ -144,8 +144,8 @@ class Days:
         self.index = RequestIndex(
             layout.serving / "requests.sqlite", 30.0, reward=lambda event: event["reward"], clock=self.clock
         )
-        self.champion = ChampionFollower(settings)
-        self.challenger = ChampionFollower(
+        self.champion = PolicyFollower(settings)
+        self.challenger = PolicyFollower(
             settings, [Source(layout.challenger, settings.data)], on_vanished=lambda: None
         )
         self.guardrail = Guardrail(settings, self.index, self.champion, self.challenger, clock=self.clock)
@@ -227,7 +227,7 @@ class Days:
         self.challenger.look()
 
     @staticmethod
-    def _policy(follower: ChampionFollower) -> Policy | None:
+    def _policy(follower: PolicyFollower) -> Policy | None:
         return None if follower.current is None else follower.current.policy
 
     # what learns
@@ -303,13 +303,13 @@ class Days:
         path = layout.serving / "policies" / f"{policy.sha256}.safetensors"
         path.parent.mkdir(exist_ok=True)
         shutil.copyfile(layout.model(day) / "policy.safetensors", path)
-        pointer = ChampionPointer(
+        pointer = PolicyPointer(
             path.relative_to(layout.root).as_posix(), policy.sha256, policy.version, day.isoformat(), "", ""
         )
         with history.changing(layout):
             rollout.begin_canary(
                 self.settings,
-                rollout.following(pointer, read_champion(layout.champion)),
+                rollout.following(pointer, read_pointer(layout.champion)),
                 "; ".join(decision["reasons"]),
             )
 

@@ -35,7 +35,7 @@ from serving.release import bento
 from tests.benchmarks import publish
 from tests.benchmarks.load import Plan, bodies
 from training import features
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings
 from training.contract.state import history_columns, session_columns
@@ -95,7 +95,7 @@ def scenario(folder: Path, online: str = "sqlite", redis_url: str = "") -> Setti
     settings = load_settings(path)
     features.apply(settings)
     _fill_store(settings)
-    write_champion(settings.layout.champion, _champion(settings))
+    write_pointer(settings.layout.champion, _champion(settings))
     return settings
 
 
@@ -126,7 +126,7 @@ def _fill_store(settings: Settings) -> None:
         store.write_to_online_store(name, rows)
 
 
-def _champion(settings: Settings) -> ChampionPointer:
+def _champion(settings: Settings) -> PolicyPointer:
     generator = np.random.default_rng(settings.seed)
     learner, own = settings.learner, settings.learner.batchrl_mtf
     d, k = settings.state_spec.width, len(settings.heads)
@@ -154,7 +154,7 @@ def _champion(settings: Settings) -> ChampionPointer:
     )
     path = settings.layout.models / "benchmark.safetensors"
     digest = save_policy(path, header, tensors)
-    return ChampionPointer(
+    return PolicyPointer(
         policy=str(path.relative_to(settings.data)),
         sha256=digest,
         version="benchmark",

@@ -10,7 +10,7 @@ from dags.command_line.main import app
 from tests.training.conftest import ToyWorld, toy_settings
 from training.contract.errors import DataError
 from training.contract.layout import DECISIONS
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.policy import load_policy
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
@@ -144,10 +144,10 @@ def test_another_pool_is_judged_anew(night: Settings) -> None:
 def test_the_champion_of_an_earlier_day_is_a_rival(night: Settings) -> None:
     member = record_of(night, "train")["pool"]["batchrl_mtf"]
     yesterday = DAY - timedelta(days=1)
-    pointer = ChampionPointer(
+    pointer = PolicyPointer(
         member["policy"], member["sha256"], member["version"], str(yesterday), "1", "now", None
     )
-    write_champion(night.layout.champion, pointer)
+    write_pointer(night.layout.champion, pointer)
     try:
         assert inputs.why_not_current(night, DAY, "evaluate") == "changed: champion before"
         record = stages.evaluate(night, DAY)

@@ -18,7 +18,7 @@ from training import ingest, policies
 from training.contract import exploration
 from training.contract.code_sources import ROOMS, ROOT, Sources, contents, imports
 from training.contract.errors import MtfError
-from training.contract.pointer import ChampionPointer
+from training.contract.pointer import PolicyPointer
 from training.contract.settings import Settings
 from training.warehouse import transform
 
@@ -79,7 +79,7 @@ def test_what_stages_are_known_to_rest_on():
 def test_every_file_of_a_bento_is_the_gates(tmp_path: Path):
     policy, staged = tmp_path / "policy", tmp_path / "staged"
     policy.touch()
-    bento._stage(staged, Settings(data=tmp_path), ChampionPointer("policy", "", "", "", "", ""), policy)
+    bento._stage(staged, Settings(data=tmp_path), PolicyPointer("policy", "", "", "", "", ""), policy)
     copied = {path.relative_to(staged) for path in staged.rglob("*") if path.is_file()}
     assert {path for path in copied if (ROOT / path).is_file()} <= set(of_stage("gate").files)
 

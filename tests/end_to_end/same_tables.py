@@ -37,7 +37,7 @@ from dags import stages
 from tests.end_to_end import small_days
 from training.contract.files import leftovers, read_json, sha256, write_json_atomic, write_text_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS, TABLES, USERS
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings
 from training.experiments.pages import header, provenance
@@ -95,7 +95,7 @@ def final_state(settings: Settings) -> dict[str, str]:
     for folder in sorted((layout.root / "runs").glob("dt=*")):
         gate = read_record(layout, date.fromisoformat(folder.name[3:]), "gate")
         found[f"gate {folder.name[3:]}"] = gate["decision"] if gate else "none"
-    champion = read_champion(layout.champion)
+    champion = read_pointer(layout.champion)
     found["champion"] = champion.sha256 if champion else "none"
     return found
 

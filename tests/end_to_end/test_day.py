@@ -13,7 +13,7 @@ from dags.command_line.world import service_address
 from tests.end_to_end.conftest import LOOP, Loop
 from training.contract.files import sha256
 from training.contract.layout import DECISIONS, IMPRESSIONS
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.policy import load_policy
 from training.contract.records import read_record, read_records
 
@@ -46,7 +46,7 @@ def test_served_states_are_the_states_that_feast_gives_for_the_same_instant(loop
 def test_the_gate_decided_with_reasons_and_the_pointer_follows_its_decision(loop: Loop):
     gate = read_record(loop.settings.layout, loop.day, "gate")
     assert gate["reasons"] and len(gate["rules"]) >= 8
-    pointer = read_champion(loop.settings.layout.champion)
+    pointer = read_pointer(loop.settings.layout.champion)
     if gate["decision"] == "promote":
         assert pointer.sha256 == gate["challenger"]["sha256"]
         load_policy(loop.settings.data / pointer.policy, pointer.sha256)
@@ -56,7 +56,7 @@ def test_the_gate_decided_with_reasons_and_the_pointer_follows_its_decision(loop
 
 
 def test_the_running_service_serves_what_the_pointer_names(loop: Loop):
-    pointer = read_champion(loop.settings.layout.champion)
+    pointer = read_pointer(loop.settings.layout.champion)
     wanted = None if pointer is None else pointer.version
     for _ in range(100):
         champion = httpx.get(f"{service_address(loop.settings)}/status", timeout=10).json()["champion"]
@@ -76,7 +76,7 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
             str(path): sha256(path) for path in (*marts, *lake, layout.model(loop.day) / "policy.safetensors")
         }
 
-    before, champion = content(), read_champion(loop.settings.layout.champion)
+    before, champion = content(), read_pointer(loop.settings.layout.champion)
     (
         loop.settings.layout.model(loop.day) / "batchrl_mtf" / "learner.safetensors"
     ).unlink()  # train again, do not reuse
@@ -84,7 +84,7 @@ def test_running_the_day_again_gives_the_same_rows_and_the_same_model(loop: Loop
         stages.run_stage(loop.settings, loop.day, stage, force=True)
     assert content() == before
     assert len(before) >= 7
-    assert read_champion(loop.settings.layout.champion) == champion
+    assert read_pointer(loop.settings.layout.champion) == champion
 
 
 def test_the_page_of_the_day_shows_everything(loop: Loop):
@@ -106,7 +106,7 @@ def test_the_summary_has_what_a_person_asks_first(loop: Loop):
     assert day["challenger"] in pool and set(day["pool"]) == pool
     assert set(day["estimates"]) == {"challenger", "static"} | (pool - {day["challenger"]})
     assert day["gate"]["reasons"]
-    served = read_champion(loop.settings.layout.champion)
+    served = read_pointer(loop.settings.layout.champion)
     assert day["champion"] == (served.version if served else None)
 
 

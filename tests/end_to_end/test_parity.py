@@ -10,7 +10,7 @@ from dags import stages
 from tests.end_to_end.conftest import Loop
 from training import features, promotion
 from training.contract.layout import DECISIONS
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import write_record
 
 
@@ -41,4 +41,4 @@ def test_states_that_differ_past_the_threshold_refuse_the_policy(loop: Loop, tmp
         assert decision["decision"] == "refuse" and rule["reason"] in decision["reasons"]
         write_record(settings.layout, loop.day, "gate", decision)
         assert "served states differ" in stages.promote(settings, loop.day)["skipped"]
-        assert read_champion(settings.layout.champion) is None
+        assert read_pointer(settings.layout.champion) is None

@@ -27,7 +27,7 @@ from training.contract.errors import MtfError
 from training.contract.files import read_json, write_json_atomic
 from training.contract.layout import DECISIONS, IMPRESSIONS
 from training.contract.log import LAKE_VERSION
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.policy import load_policy
 from training.contract.records import read_record
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
@@ -179,7 +179,7 @@ class TestUpgraded:
     def test_databases_and_what_serves_are_carried_over(self, upgraded: tuple[Settings, list[str]]):
         settings, _ = upgraded
         layout = settings.layout
-        champion = read_champion(layout.champion)
+        champion = read_pointer(layout.champion)
         assert champion is not None and champion.day == str(DAY)
         load_policy(settings.data / champion.policy, champion.sha256)
         assert registry.alias_version(settings, registry.CHAMPION) == champion.model_version

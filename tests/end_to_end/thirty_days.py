@@ -40,7 +40,7 @@ from serving.release.bento import free_port
 from tests.end_to_end import small_days
 from tests.servers import Redis
 from training.contract.files import read_json, write_json_atomic, write_text_atomic
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import read_records
 from training.contract.settings import SETTINGS_VARIABLE, Settings, load_settings
 from training.experiments.pages import header, provenance, wrapped
@@ -377,7 +377,7 @@ def collect(settings: Settings, told: list[Day], webhook: Webhook, seconds: floa
                 "alerts": [a for a in webhook.alerts if a["day"] == str(one.day)],
             }
         )
-    champion = read_champion(settings.layout.champion)
+    champion = read_pointer(settings.layout.champion)
     return {
         "days": days,
         "champion": None if champion is None else champion.version,

@@ -15,7 +15,7 @@ import yaml
 
 from serving.release import bento
 from serving.release.client import Client
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings
 
@@ -27,7 +27,7 @@ TOKEN = "a-token-of-the-tests"  # noqa: S105
 EPOCH_DAYS = 100_000  # no epoch ends while tests run, whatever times they send
 REPOSITORY = Path(__file__).parents[2]
 
-MakePolicy = Callable[..., ChampionPointer]
+MakePolicy = Callable[..., PolicyPointer]
 
 
 def settings_file(folder: Path, **serving: object) -> Path:
@@ -42,7 +42,7 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(settings_file(tmp_path))
 
 
-def constant(settings: Settings, version: str, value: float, **changes: object) -> ChampionPointer:
+def constant(settings: Settings, version: str, value: float, **changes: object) -> PolicyPointer:
     """A policy file with the same action entry for every head, and a pointer to it (not written)."""
     action = np.full(len(settings.heads), value)
     header = PolicyHeader(
@@ -56,7 +56,7 @@ def constant(settings: Settings, version: str, value: float, **changes: object) 
     )
     path = settings.layout.models / f"{version}.safetensors"
     digest = save_policy(path, header, {"action": action[: len(header.fusion.heads)]})
-    return ChampionPointer(
+    return PolicyPointer(
         policy=str(path.relative_to(settings.data)),
         sha256=digest,
         version=version,
@@ -66,7 +66,7 @@ def constant(settings: Settings, version: str, value: float, **changes: object) 
     )
 
 
-def cells(settings: Settings, version: str, seed: int = 0) -> ChampionPointer:
+def cells(settings: Settings, version: str, seed: int = 0) -> PolicyPointer:
     """An xMTF policy with random weights, and a pointer to it (not written)."""
     rng = np.random.default_rng(seed)
     d, k = settings.state_spec.width, len(settings.heads)
@@ -88,7 +88,7 @@ def cells(settings: Settings, version: str, seed: int = 0) -> ChampionPointer:
     path = settings.layout.models / f"{version}.safetensors"
     digest = save_policy(path, header, tensors)
     where = str(path.relative_to(settings.data))
-    return ChampionPointer(where, digest, version, "2026-01-05", "1", "2026-01-06T00:00:00+00:00")
+    return PolicyPointer(where, digest, version, "2026-01-05", "1", "2026-01-06T00:00:00+00:00")
 
 
 @pytest.fixture(scope="session", name="cells")
@@ -160,9 +160,9 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def promote(self, pointer: ChampionPointer, seconds: float = 10.0) -> None:
+    def promote(self, pointer: PolicyPointer, seconds: float = 10.0) -> None:
         """Point at a policy and wait until it serves."""
-        write_champion(self.settings.layout.champion, pointer)
+        write_pointer(self.settings.layout.champion, pointer)
         deadline = time.monotonic() + seconds
         with self.client() as client:
             while (client.status()["champion"] or {}).get("sha256") != pointer.sha256:

@@ -12,7 +12,7 @@ from serving.engine import Engine
 from tests.serving.conftest import settings_file
 from training.contract import history, rollout
 from training.contract.files import read_json
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.settings import Settings, load_settings
 
 
@@ -67,7 +67,7 @@ def test_a_challenger_whose_users_bring_more_becomes_the_champion(tmp_path, cons
     wait(lambda: engine.status()["shares"]["challenger"] == 0.5)
     counts = visit(settings, engine, range(1_000))
     assert counts["challenger"] >= 400 and abs(counts["static"] - 50) < 40
-    wait(lambda: read_champion(settings.layout.champion).version == "v2")
+    wait(lambda: read_pointer(settings.layout.champion).version == "v2")
     event = [e for e in history.read(settings.layout) if e["action"] == "promote"][-1]
     assert "bring more than the champion's" in event["reason"]
     evidence = event["evidence"]

@@ -25,7 +25,7 @@ from tests.benchmarks.load import Plan
 from tests.serving.conftest import Server
 from training.contract import history
 from training.contract.exploration import TruncatedNormal, UniformBox, session_uniforms
-from training.contract.pointer import write_champion
+from training.contract.pointer import write_pointer
 from training.contract.policy import load_policy
 from training.contract.shares import change_shares
 
@@ -282,7 +282,7 @@ def test_shares_change_without_a_restart_and_split_no_session(server, client, ch
 
 def test_a_challenger_serves_its_share_and_ranks_in_the_shadow(server, client, champion, constant, shares):
     challenger = constant(server.settings, "tests-c1", -0.5)
-    write_champion(server.settings.layout.challenger, challenger)
+    write_pointer(server.settings.layout.challenger, challenger)
     try:
         wait(lambda: (client.status()["challenger"] or {}).get("sha256") == challenger.sha256)
         shares(challenger=0.5, shadow=1.0)
@@ -497,7 +497,7 @@ def test_a_broken_artefact_is_refused_while_the_old_serves(server, client, raw, 
     broken = constant(server.settings, "broken", 0.9)
     path = server.settings.data / broken.policy
     path.write_bytes(path.read_bytes()[:-1])
-    write_champion(server.settings.layout.champion, broken)
+    write_pointer(server.settings.layout.champion, broken)
     deadline = time.monotonic() + 10
     while client.status()["refused"] is None and time.monotonic() < deadline:
         assert client.rank(user, [1, 2], {}).policy_version == "tests-v1"

@@ -1,4 +1,4 @@
-"""The champion pointer: the small file through which a promotion reaches a running service."""
+"""A pointer, the champion's or the challenger's: the small file through which a policy comes to be served."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from training.contract.files import read_json, write_json_atomic
 
 
 @dataclass(frozen=True)
-class ChampionPointer:
+class PolicyPointer:
     """What is to be served. ``policy`` is the path of its file relative to the data folder.
 
     ``previous`` is the pointer that this one replaced, as a dictionary, so that one rollback needs
@@ -25,15 +25,15 @@ class ChampionPointer:
     previous: dict[str, Any] | None = None
 
 
-def read_champion(path: Path) -> ChampionPointer | None:
+def read_pointer(path: Path) -> PolicyPointer | None:
     """The pointer, or None before the first promotion. :class:`PolicyError` when it is broken."""
     try:
-        return ChampionPointer(**read_json(path))
+        return PolicyPointer(**read_json(path))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise PolicyError(f"{path} is not a champion pointer: {error}") from error
+        raise PolicyError(f"{path} is not a pointer to a policy: {error}") from error
 
 
-def write_champion(path: Path, pointer: ChampionPointer) -> None:
+def write_pointer(path: Path, pointer: PolicyPointer) -> None:
     write_json_atomic(path, asdict(pointer))

@@ -13,7 +13,7 @@ from training.contract import history
 from training.contract.errors import MtfError
 from training.contract.files import read_json, write_json_atomic
 from training.contract.log import STATIC_VERSION
-from training.contract.pointer import ChampionPointer, read_champion, write_champion
+from training.contract.pointer import PolicyPointer, read_pointer, write_pointer
 from training.contract.policy import PolicyHeader, load_policy, save_policy
 from training.contract.settings import Settings
 from training.contract.shares import change_shares, read_shares
@@ -21,26 +21,26 @@ from training.contract.shares import change_shares, read_shares
 CHAIN = 30  # champions that the pointer remembers, so that it cannot grow for ever
 
 
-def previous(pointer: ChampionPointer) -> ChampionPointer | None:
+def previous(pointer: PolicyPointer) -> PolicyPointer | None:
     """The champion before this one, or None for the first."""
-    return None if pointer.previous is None else ChampionPointer(**pointer.previous)
+    return None if pointer.previous is None else PolicyPointer(**pointer.previous)
 
 
-def before_day(pointer: ChampionPointer | None, day: str) -> ChampionPointer | None:
+def before_day(pointer: PolicyPointer | None, day: str) -> PolicyPointer | None:
     """The champion from before ``day`` (ISO): ``pointer`` itself or one that it remembers."""
     while pointer is not None and pointer.day >= day:
         pointer = previous(pointer)
     return pointer
 
 
-def following(pointer: ChampionPointer, before: ChampionPointer | None) -> ChampionPointer:
+def following(pointer: PolicyPointer, before: PolicyPointer | None) -> PolicyPointer:
     """``pointer`` as the successor of ``before``, promoted now; the chain is cut to its newest."""
     chain = None if before is None else _shortened(asdict(before), CHAIN)
-    return ChampionPointer(**{**asdict(pointer), "promoted_ts": history.now(), "previous": chain})
+    return PolicyPointer(**{**asdict(pointer), "promoted_ts": history.now(), "previous": chain})
 
 
 def make_champion(
-    settings: Settings, pointer: ChampionPointer, reason: str, evidence: Mapping[str, Any]
+    settings: Settings, pointer: PolicyPointer, reason: str, evidence: Mapping[str, Any]
 ) -> None:
     """Put a policy in front of all users that no other arm has.
 
@@ -51,11 +51,11 @@ def make_champion(
     last = [e for e in history.read(settings.layout) if e["action"] in ("promote", "rollback")][-1:]
     if not last or (last[0]["action"], last[0]["sha256"]) != ("promote", pointer.sha256):
         record(settings, "promote", pointer, previous(pointer), reason, evidence=dict(evidence))
-    write_champion(settings.layout.champion, pointer)
+    write_pointer(settings.layout.champion, pointer)
 
 
 def begin_canary(
-    settings: Settings, pointer: ChampionPointer, reason: str, evidence: Mapping[str, Any] | None = None
+    settings: Settings, pointer: PolicyPointer, reason: str, evidence: Mapping[str, Any] | None = None
 ) -> None:
     """Make a policy the challenger, in place of the one before it; nobody is served by it yet.
 
@@ -65,28 +65,28 @@ def begin_canary(
     if read_shares(settings).challenger > 0.0:
         change_shares(settings, {"challenger": 0.0}, f"{pointer.version} begins its canary")
     more = {} if evidence is None else {"evidence": dict(evidence)}
-    record(settings, "canary", pointer, read_champion(layout.champion), reason, **more)
-    write_champion(layout.challenger, pointer)
+    record(settings, "canary", pointer, read_pointer(layout.champion), reason, **more)
+    write_pointer(layout.challenger, pointer)
 
 
-def complete_canary(settings: Settings, reason: str, evidence: Mapping[str, Any]) -> ChampionPointer:
+def complete_canary(settings: Settings, reason: str, evidence: Mapping[str, Any]) -> PolicyPointer:
     """The challenger becomes the champion, on this evidence of a gain; returns its pointer."""
     layout = settings.layout
-    challenger = read_champion(layout.challenger)
+    challenger = read_pointer(layout.challenger)
     if challenger is None:
         raise MtfError("there is no challenger to promote")
-    pointer = following(challenger, before_day(read_champion(layout.champion), challenger.day))
+    pointer = following(challenger, before_day(read_pointer(layout.champion), challenger.day))
     make_champion(settings, pointer, reason, evidence)
     _clear_challenger(settings, f"{pointer.version} is the champion")
     return pointer
 
 
-def withdraw_challenger(settings: Settings, reason: str) -> ChampionPointer:
+def withdraw_challenger(settings: Settings, reason: str) -> PolicyPointer:
     """Take the challenger out of service; no rerun of its day brings it back. Returns its pointer."""
     return _take_out(settings, "rollback", reason)
 
 
-def end_canary(settings: Settings, reason: str) -> ChampionPointer:
+def end_canary(settings: Settings, reason: str) -> PolicyPointer:
     """The canary showed no gain: the champion stays, and no rerun of the challenger's day begins it again."""
     return _take_out(settings, "end", reason)
 
@@ -99,7 +99,7 @@ def lift_pause(settings: Settings, reason: str) -> str:
     path = settings.layout.canary
     canary = read_json(path) if path.exists() else {}
     paused = canary.get("paused")
-    if paused is None or read_champion(settings.layout.challenger) is None:
+    if paused is None or read_pointer(settings.layout.challenger) is None:
         raise MtfError("nothing holds a canary")
     rule: str = paused["rule"]
     event = {"action": "resume", "version": canary["version"], "sha256": canary["sha256"]}
@@ -108,7 +108,7 @@ def lift_pause(settings: Settings, reason: str) -> str:
     return rule
 
 
-def delta_spent(settings: Settings, champion: ChampionPointer | None) -> float:
+def delta_spent(settings: Settings, champion: PolicyPointer | None) -> float:
     """What promotions without a shown gain may have cost since the last one with, as a share of the value.
 
     The sum of ``evidence.delta`` over the champion and its predecessors back to that one: what was rolled
@@ -125,25 +125,25 @@ def delta_spent(settings: Settings, champion: ChampionPointer | None) -> float:
     return spent
 
 
-def _take_out(settings: Settings, action: str, reason: str) -> ChampionPointer:
+def _take_out(settings: Settings, action: str, reason: str) -> PolicyPointer:
     layout = settings.layout
-    challenger = read_champion(layout.challenger)
+    challenger = read_pointer(layout.challenger)
     if challenger is None:
         raise MtfError("there is no challenger to take out")
     # the history first, as in step_back
-    record(settings, action, read_champion(layout.champion), challenger, reason)
+    record(settings, action, read_pointer(layout.champion), challenger, reason)
     _clear_challenger(settings, f"{challenger.version} was taken out: {reason}")
     return challenger
 
 
-def step_back(settings: Settings, reason: str, *, to_static: bool = False) -> ChampionPointer:
+def step_back(settings: Settings, reason: str, *, to_static: bool = False) -> PolicyPointer:
     """Put the champion's predecessor back; returns its pointer.
 
     The policy taken out is remembered, and no rerun promotes it again. Without a predecessor, static
     weights take the champion's place when ``to_static``. Raises :class:`MtfError` when there is nothing
     to go back to and :class:`PolicyError` when the predecessor's file is broken; the champion stays.
     """
-    champion = read_champion(settings.layout.champion)
+    champion = read_pointer(settings.layout.champion)
     if champion is None:
         raise MtfError("there is no champion to roll back: static weights serve")
     target = previous(champion)
@@ -158,16 +158,16 @@ def step_back(settings: Settings, reason: str, *, to_static: bool = False) -> Ch
     # The history first: killed here, the champion still serves and the command can be given again.
     # The other way round, a rerun of the day could bring back what was taken out.
     record(settings, "rollback", target, champion, reason)
-    write_champion(settings.layout.champion, target)
+    write_pointer(settings.layout.champion, target)
     return target
 
 
-def static_weights(settings: Settings, champion: ChampionPointer) -> ChampionPointer:
+def static_weights(settings: Settings, champion: PolicyPointer) -> PolicyPointer:
     """The hand-tuned weights as a policy file of their own, for when no policy is fit to serve."""
     header = PolicyHeader("constant", STATIC_VERSION, settings.state_spec, settings.fusion)
     path = settings.layout.serving / "policies" / "static.safetensors"
     digest = save_policy(path, header, {"action": settings.fusion.static_action})
-    return ChampionPointer(
+    return PolicyPointer(
         policy=path.relative_to(settings.layout.root).as_posix(),
         sha256=digest,
         version=STATIC_VERSION,
@@ -180,8 +180,8 @@ def static_weights(settings: Settings, champion: ChampionPointer) -> ChampionPoi
 def record(
     settings: Settings,
     action: str,
-    now: ChampionPointer | None,
-    was: ChampionPointer | None,
+    now: PolicyPointer | None,
+    was: PolicyPointer | None,
     reason: str,
     **more: Any,
 ) -> None:

@@ -25,7 +25,7 @@ from training.contract.errors import MtfError, PolicyError
 from training.contract.files import leftovers, sha256
 from training.contract.layout import DECISIONS, IMPRESSIONS, days_in
 from training.contract.log import LATE_DAYS, day_of
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import load_policy
 from training.contract.records import read_record, recorded_days
 from training.contract.rollout import previous
@@ -164,7 +164,7 @@ def keep(settings: Settings, planned: Plan) -> None:
 # --- what is held
 
 
-def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[ChampionPointer]) -> dict[date, str]:
+def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[PolicyPointer]) -> dict[date, str]:
     newest = landed[-1]
     held: dict[date, str] = {}
     # a day that is opened again reads its window, and that the look-back of the transform before it
@@ -227,10 +227,10 @@ def _parts(settings: Settings, day: date) -> list[Path]:
     return sorted(settings.layout.partition(IMPRESSIONS, day).glob("[!.]*.parquet"))
 
 
-def _pointers(settings: Settings) -> Iterator[ChampionPointer]:
+def _pointers(settings: Settings) -> Iterator[PolicyPointer]:
     """Every policy that serves, tries to, or can be rolled back to; static weights are of no day."""
     for path in (settings.layout.champion, settings.layout.challenger):
-        pointer = read_champion(path)
+        pointer = read_pointer(path)
         while pointer is not None:
             yield pointer
             pointer = previous(pointer)

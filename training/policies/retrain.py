@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from training import trajectories
 from training.contract.errors import DataError, MtfError
 from training.contract.files import write_json_atomic
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
 from training.policies import (
@@ -287,9 +287,9 @@ def _champion_weights(
     A rerun of a day whose policy was promoted since must start where the first run did: pointers of
     ``day`` and later are passed over for what they replaced.
     """
-    pointer = read_champion(settings.layout.champion)
+    pointer = read_pointer(settings.layout.champion)
     while pointer is not None and pointer.day >= day.isoformat():
-        pointer = ChampionPointer(**pointer.previous) if pointer.previous else None
+        pointer = PolicyPointer(**pointer.previous) if pointer.previous else None
     if pointer is None:
         return None, None, "warm start: no champion from before this day; started fresh"
     path = settings.layout.model(date.fromisoformat(pointer.day)) / algorithm / "learner.safetensors"

@@ -15,16 +15,16 @@ from training.contract import history as log
 from training.contract import rollout
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import write_atomic
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import Policy, constant_policy, load_policy
 from training.contract.records import read_record
 from training.contract.settings import Settings
 from training.promotion.choice import Choice, is_choice
 
 
-def champion_before(settings: Settings, day: date) -> ChampionPointer | None:
+def champion_before(settings: Settings, day: date) -> PolicyPointer | None:
     """The champion from before ``day``: what its challenger is judged against, also on a rerun."""
-    return rollout.before_day(read_champion(settings.layout.champion), day.isoformat())
+    return rollout.before_day(read_pointer(settings.layout.champion), day.isoformat())
 
 
 def champion_policy(settings: Settings, before: date | None = None) -> Policy:
@@ -33,7 +33,7 @@ def champion_policy(settings: Settings, before: date | None = None) -> Policy:
     Static weights as a constant policy stand in when there is none, or when its state specification
     or its heads are no longer those of the settings: it could not be served either.
     """
-    pointer = read_champion(settings.layout.champion) if before is None else champion_before(settings, before)
+    pointer = read_pointer(settings.layout.champion) if before is None else champion_before(settings, before)
     if pointer is not None:
         policy = load_policy(settings.data / pointer.policy, pointer.sha256)
         if _fits(settings, policy):
@@ -88,12 +88,12 @@ def promote(
     day.
     Raises :class:`PolicyError` when the policy file is no longer the one that was judged.
     """
-    champion = read_champion(settings.layout.champion)
+    champion = read_pointer(settings.layout.champion)
     if gate_record["decision"] == "refuse":
         return _outcome(False, champion, "the gate refused: " + "; ".join(gate_record["reasons"]))
     challenger = gate_record["challenger"]
     follow_in_registry(settings)
-    trying = read_champion(settings.layout.challenger)
+    trying = read_pointer(settings.layout.challenger)
     if trying is not None and trying.sha256 == challenger["sha256"]:
         return _outcome(False, champion, f"policy {trying.version} is the challenger: its canary decides")
     if chosen is None:
@@ -121,7 +121,7 @@ def promote(
     model_version = registry.register(settings, day, train, judged)
     previous = champion_before(settings, day)
     pointer = rollout.following(
-        ChampionPointer(
+        PolicyPointer(
             policy=_keep(settings, judged["policy"], challenger["sha256"]),
             sha256=challenger["sha256"],
             version=challenger["version"],
@@ -153,12 +153,12 @@ def rollback(settings: Settings, reason: str = "asked for by a person") -> dict[
     predecessor's file is broken; the champion then stays.
     """
     with log.changing(settings.layout):
-        was = read_champion(settings.layout.challenger)
+        was = read_pointer(settings.layout.challenger)
         if was is not None:
             rollout.withdraw_challenger(settings, reason)
-            target = read_champion(settings.layout.champion)
+            target = read_pointer(settings.layout.champion)
         else:
-            was = read_champion(settings.layout.champion)
+            was = read_pointer(settings.layout.champion)
             target = rollout.step_back(settings, reason)
     assert was is not None
     now = "static" if target is None else target.version
@@ -181,7 +181,7 @@ def follow_in_registry(settings: Settings) -> None:
     """Bring the registry's champion alias in line with what serves: the service moves on by itself."""
     from training.promotion import registry
 
-    champion = read_champion(settings.layout.champion)
+    champion = read_pointer(settings.layout.champion)
     if champion is None or not champion.model_version:  # static weights have no version there
         return
     if registry.alias_version(settings, registry.CHAMPION) != champion.model_version:
@@ -204,7 +204,7 @@ def _keep(settings: Settings, policy: str, sha256: str) -> str:
     return kept.relative_to(layout.root).as_posix()
 
 
-def _outcome(promoted: bool, champion: ChampionPointer | None, reason: str) -> dict[str, Any]:
+def _outcome(promoted: bool, champion: PolicyPointer | None, reason: str) -> dict[str, Any]:
     return {
         "promoted": promoted,
         "version": None if champion is None else champion.version,
@@ -213,5 +213,5 @@ def _outcome(promoted: bool, champion: ChampionPointer | None, reason: str) -> d
     }
 
 
-def _plain(pointer: ChampionPointer) -> dict[str, Any]:
+def _plain(pointer: PolicyPointer) -> dict[str, Any]:
     return asdict(replace(pointer, previous=None))

@@ -13,7 +13,7 @@ from typing import Any
 from training.contract.errors import DataError
 from training.contract.history import read as read_history
 from training.contract.log import STATIC_VERSION
-from training.contract.pointer import ChampionPointer
+from training.contract.pointer import PolicyPointer
 from training.contract.records import read_record
 from training.contract.settings import Settings
 from training.promotion.rules import Rule, of_actions, of_trust, ruled
@@ -86,7 +86,7 @@ def choose(settings: Settings, day: date, factor: float, reason: str) -> Choice:
 
 
 def rules(
-    settings: Settings, chosen: Choice, evaluated: Mapping[str, Any], serving: ChampionPointer | None
+    settings: Settings, chosen: Choice, evaluated: Mapping[str, Any], serving: PolicyPointer | None
 ) -> Iterator[Rule]:
     """The rules on what a choice brings and does, in place of the challenger's."""
     trusted = evaluated.get("trusted") is not False
@@ -110,7 +110,7 @@ def rules(
     )
 
 
-def is_choice(settings: Settings, pointer: ChampionPointer) -> bool:
+def is_choice(settings: Settings, pointer: PolicyPointer) -> bool:
     """Whether a person has put this policy in its place."""
     return any(
         event.get("sha256") == pointer.sha256 and event.get("evidence", {}).get("by") == PERSON

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.contract.history import read as read_history
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.records import read_record
 from training.contract.rollout import delta_spent
 from training.contract.settings import Settings
@@ -56,7 +56,7 @@ def gate(
         else {"sha256": challenger["sha256"], "version": challenger["version"]},
         "champion": None if before is None else _named(before),
     }
-    serving = read_champion(settings.layout.champion)
+    serving = read_pointer(settings.layout.champion)
     if challenger is not None and serving is not None and serving.sha256 == challenger["sha256"]:
         reason = f"policy {challenger['version']} of {day} already is the champion"
         return {
@@ -118,7 +118,7 @@ def _unusable(stage: str, record: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def _named(pointer: ChampionPointer) -> dict[str, str]:
+def _named(pointer: PolicyPointer) -> dict[str, str]:
     return {
         "sha256": pointer.sha256,
         "version": pointer.version,
@@ -139,7 +139,7 @@ def _data_valid(stage: str, name: str, record: Mapping[str, Any]) -> Rule:
     return ruled(stage, passed, passed, True, reason)
 
 
-def _judged(settings: Settings, record: Mapping[str, Any], before: ChampionPointer | None) -> Iterator[Rule]:
+def _judged(settings: Settings, record: Mapping[str, Any], before: PolicyPointer | None) -> Iterator[Rule]:
     """The rules on the offline estimate and on the actions, from the record of ``evaluate``."""
     estimates = record["estimates"]
     challenger = estimates["challenger"]
@@ -191,7 +191,7 @@ def _above(
 
 
 def _no_worse_than_champion(
-    settings: Settings, record: Mapping[str, Any], before: ChampionPointer | None, trusted: bool
+    settings: Settings, record: Mapping[str, Any], before: PolicyPointer | None, trusted: bool
 ) -> Rule:
     """No more than ``delta`` below the champion, of what the promotions before have left of its budget."""
     limits, champion = settings.gate, record["estimates"].get("champion")

@@ -13,7 +13,7 @@ import numpy as np
 from feast import FeatureStore
 from pydantic import BaseModel
 
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.policy import load_policy
 from training.contract.settings import load_settings
 
@@ -33,7 +33,7 @@ class Documented:
     def __init__(self) -> None:
         self.settings = load_settings()
         layout = self.settings.layout
-        pointer = read_champion(layout.champion)
+        pointer = read_pointer(layout.champion)
         self.policy = load_policy(self.settings.data / pointer.policy, pointer.sha256)
         self.store = FeatureStore(repo_path=str(layout.feast))
         self.features = self.store.get_feature_service(f"state_{self.settings.state_spec.version}")

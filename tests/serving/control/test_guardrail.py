@@ -10,11 +10,11 @@ from serving.control.guardrail import Guardrail, judge
 from serving.log.index.counts import ArmCounts
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.policy.champion import ChampionFollower, Source
+from serving.policy.follower import PolicyFollower, Source
 from tests.serving.conftest import settings_file
 from training.contract import history, rollout
 from training.contract.files import read_json
-from training.contract.pointer import read_champion, write_champion
+from training.contract.pointer import read_pointer, write_pointer
 from training.contract.settings import GuardrailSettings, load_settings
 from training.contract.shares import read_shares
 
@@ -52,8 +52,8 @@ class Watch:
             negative=lambda e: bool(e.get("hate")),
             clock=self.clock,
         )
-        self.champion = ChampionFollower(self.settings)
-        self.challenger = ChampionFollower(
+        self.champion = PolicyFollower(self.settings)
+        self.challenger = PolicyFollower(
             self.settings, [Source(layout.challenger, self.settings.data)], on_vanished=lambda: None
         )
         self.rolled: list[tuple[str, str]] = []
@@ -164,7 +164,7 @@ def test_a_canary_climbs_step_by_step_and_its_gain_makes_it_champion(watch, roll
     assert share(watch) == 0.1  # long enough, but nobody came
     climb(watch, one, two, gain=1.0)
     assert share(watch) == 0.0 and not watch.settings.layout.challenger.exists()
-    champion = read_champion(watch.settings.layout.champion)
+    champion = read_pointer(watch.settings.layout.champion)
     assert (champion.version, champion.previous["version"]) == ("v2", "v1")
     assert watch.steps == [1, 1, 2, 0] and watch.rolled == [] and not any(watch.held)
     told = history.read(watch.settings.layout)
@@ -180,7 +180,7 @@ def test_without_a_gain_a_canary_stays_at_its_last_step_and_ends_with_its_days(w
     assert share(watch) == 0.5
     watch.now += 7 * 86_400.0
     watch.look()
-    assert share(watch) == 0.0 and read_champion(watch.settings.layout.champion).version == "v1"
+    assert share(watch) == 0.0 and read_pointer(watch.settings.layout.champion).version == "v1"
     [event] = events(watch, "end")
     assert event["from"] == two.sha256 and "no gain shown in 7.0 days" in event["reason"]
     assert watch.rolled == []  # it did nothing wrong
@@ -205,7 +205,7 @@ def test_a_negative_signal_holds_a_canary_until_a_person_lets_it_go_on(watch, ro
     with history.changing(watch.settings.layout):
         assert rollout.lift_pause(watch.settings, "the item was ours") == "negative"
     climb(watch, one, two, gain=1.0, hate=100)
-    assert read_champion(watch.settings.layout.champion).version == "v2" and not watch.held[-1]
+    assert read_pointer(watch.settings.layout.champion).version == "v2" and not watch.held[-1]
     assert "the item was ours" in events(watch, "resume")[0]["reason"]
 
 
@@ -254,7 +254,7 @@ def test_the_first_champion_comes_of_a_canary_too_and_is_then_held_against_stati
         watch.serve("challenger", two.sha256, generator.normal(11.0, 1.0, own), range(others, others + own))
         watch.now += 21 * 60.0
         watch.look()
-    assert read_champion(watch.settings.layout.champion).version == "v2"
+    assert read_pointer(watch.settings.layout.champion).version == "v2"
     watch.look()
     seen = read_json(watch.settings.layout.guardrail)["arms"]
     assert seen["champion"]["version"] == "v2" and seen["champion"]["verdict"] is None
@@ -304,7 +304,7 @@ def test_a_bad_challenger_is_taken_out_and_the_champion_stays(watch, rollout_of_
     watch.look()
     assert watch.rolled == [("challenger", rule)]
     assert not watch.settings.layout.challenger.exists() and share(watch) == 0.0
-    assert read_champion(watch.settings.layout.champion).version == "v1"
+    assert read_pointer(watch.settings.layout.champion).version == "v1"
     [event] = [e for e in history.read(watch.settings.layout) if e["action"] == "rollback"]
     assert event["from"] == two.sha256 and f"guardrail, {rule}" in event["reason"]
     watch.look()
@@ -387,7 +387,7 @@ def test_a_challenger_that_cannot_be_loaded_is_taken_out(watch, constant):
     pointer = constant(watch.settings, "v9", 0.9)
     path = watch.settings.data / pointer.policy
     path.write_bytes(path.read_bytes()[:-1])
-    write_champion(watch.settings.layout.challenger, pointer)
+    write_pointer(watch.settings.layout.challenger, pointer)
     watch.look()
     assert watch.rolled == [("challenger", "refused")] and share(watch) == 0.0
 
@@ -403,7 +403,7 @@ def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(w
     for pointer, expected in ((two, "v1"), (one, "static")):
         watch.serve("champion", pointer.sha256, [0.0] * 30, failed=True)
         watch.look()
-        assert read_champion(watch.settings.layout.champion).version == expected
+        assert read_pointer(watch.settings.layout.champion).version == expected
     watch.champion.look()
     action = watch.champion.current.policy.act(np.zeros((1, watch.settings.state_spec.width)))[0]
     assert np.allclose(action, watch.settings.fusion.static_action)

@@ -12,7 +12,7 @@ import yaml
 from serving.release import bento
 from training.contract.errors import PolicyError
 from training.contract.files import write_json_atomic
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.policy import load_policy
 from training.contract.settings import load_settings
 
@@ -48,7 +48,7 @@ def test_a_bento_holds_the_service_the_contract_the_settings_and_the_policy(buil
     rooms = {name for name in folders if not name.startswith(("serving/", "training/contract/"))}
     assert rooms == {"serving", "training", "training/contract", "feature_repo"}
     assert load_settings(source / "packed" / "settings.yaml") == settings
-    packed = read_champion(source / "packed" / "champion.json")
+    packed = read_pointer(source / "packed" / "champion.json")
     assert packed.version == "packed-v1"
     assert load_policy(source / "packed" / packed.policy, pointer.sha256).version == "packed-v1"
     requirements = (folder / "env" / "python" / "requirements.txt").read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from training.contract.errors import PolicyError
 from training.contract.layout import IMPRESSIONS, Layout
-from training.contract.pointer import ChampionPointer, read_champion, write_champion
+from training.contract.pointer import PolicyPointer, read_pointer, write_pointer
 from training.contract.records import read_record, read_records, recorded_days, write_record
 
 DAY, NEXT = date(2026, 1, 5), date(2026, 1, 6)
@@ -49,11 +49,11 @@ def test_days_are_the_partitions_and_nothing_else(layout: Layout) -> None:
 
 
 def test_the_champion_pointer(layout: Layout) -> None:
-    assert read_champion(layout.champion) is None
-    first = ChampionPointer("models/a", "00", "v1", "2026-01-05", "1", "2026-01-06T00:00:00Z")
-    write_champion(layout.champion, first)
-    assert read_champion(layout.champion) == first
+    assert read_pointer(layout.champion) is None
+    first = PolicyPointer("models/a", "00", "v1", "2026-01-05", "1", "2026-01-06T00:00:00Z")
+    write_pointer(layout.champion, first)
+    assert read_pointer(layout.champion) == first
     for broken in ("{", "[]", '{"policy": "x"}', '{"unknown": 1}', "null"):
         layout.champion.write_text(broken)
-        with pytest.raises(PolicyError, match=r"champion.json is not a champion pointer"):
-            read_champion(layout.champion)
+        with pytest.raises(PolicyError, match=r"champion.json is not a pointer to a policy"):
+            read_pointer(layout.champion)

@@ -28,7 +28,7 @@ from training.contract import history
 from training.contract.errors import MtfError
 from training.contract.files import locked, sha256, write_text_atomic
 from training.contract.layout import Layout
-from training.contract.pointer import ChampionPointer, read_champion, write_champion
+from training.contract.pointer import PolicyPointer, read_pointer, write_pointer
 from training.contract.rollout import following
 from training.contract.settings import Settings
 from training.ingest.landing import landing_lock
@@ -234,7 +234,7 @@ def test_a_failure_before_the_swap_leaves_the_folder(
 
 
 @pytest.fixture
-def moved(tmp_path: Path, two_policies: tuple[Settings, ChampionPointer, ChampionPointer]) -> Settings:
+def moved(tmp_path: Path, two_policies: tuple[Settings, PolicyPointer, PolicyPointer]) -> Settings:
     """The settings of a data folder restored in another place; the first is gone."""
     settings, _, _ = two_policies
     backup.backup(settings, tmp_path / "b.tar.gz")
@@ -247,7 +247,7 @@ def moved(tmp_path: Path, two_policies: tuple[Settings, ChampionPointer, Champio
 ESTIMATES = {"estimates": {"challenger": {"lower": 0.0, "value": 1.0, "upper": 2.0}}}
 
 
-def registered(settings: Settings, day: date) -> ChampionPointer:
+def registered(settings: Settings, day: date) -> PolicyPointer:
     """A policy of the day with its run and version in the registry."""
     made = policy(settings, day, [])
     judged = {**ESTIMATES, "chosen": "constant", "sha256": made.sha256, "version": made.version}
@@ -265,29 +265,29 @@ def with_registry(tmp_path: Path, empty_registry: Path) -> Settings:
 
 
 @pytest.fixture
-def two_policies(with_registry: Settings) -> tuple[Settings, ChampionPointer, ChampionPointer]:
+def two_policies(with_registry: Settings) -> tuple[Settings, PolicyPointer, PolicyPointer]:
     settings = with_registry
     old, new = (registered(settings, day) for day in DAYS)
     registry.set_alias(settings, registry.CHAMPION, new.model_version)
-    write_champion(settings.layout.champion, following(new, following(old, None)))
+    write_pointer(settings.layout.champion, following(new, following(old, None)))
     return settings, old, new
 
 
 def test_elsewhere_the_champion_its_run_and_its_predecessor_are_found(
-    two_policies: tuple[Settings, ChampionPointer, ChampionPointer], moved: Settings
+    two_policies: tuple[Settings, PolicyPointer, PolicyPointer], moved: Settings
 ) -> None:
     settings, old, new = two_policies
     run = registry._client(moved).get_model_version_by_alias(registry.MODEL, registry.CHAMPION).run_id
     assert sha256(registry.artifacts(moved, run) / "policy.safetensors") == new.sha256
     assert promotion.champion_policy(moved).sha256 == new.sha256
     assert promotion.rollback(moved)["version"] == old.version
-    assert read_champion(moved.layout.champion).sha256 == old.sha256
+    assert read_pointer(moved.layout.champion).sha256 == old.sha256
     assert registry.alias_version(moved, registry.CHAMPION) == old.model_version
     assert not settings.data.exists()
 
 
 def test_no_row_of_mlflow_names_the_data_folder(
-    two_policies: tuple[Settings, ChampionPointer, ChampionPointer],
+    two_policies: tuple[Settings, PolicyPointer, PolicyPointer],
 ) -> None:
     settings = two_policies[0]
     client = registry._client(settings)
@@ -304,7 +304,7 @@ def test_no_row_of_mlflow_names_the_data_folder(
 
 @pytest.mark.slow
 def test_elsewhere_mlflows_server_gives_the_champions_file(
-    two_policies: tuple[Settings, ChampionPointer, ChampionPointer], moved: Settings, tmp_path: Path
+    two_policies: tuple[Settings, PolicyPointer, PolicyPointer], moved: Settings, tmp_path: Path
 ) -> None:
     """As anybody's client asks for it: by the model's alias, over HTTP."""
     settings = moved.model_copy(
@@ -336,7 +336,7 @@ def test_a_folder_whose_runs_have_absolute_addresses_serves_and_learns_on_where_
     (version,) = client.search_model_versions(f"name = '{registry.MODEL}'")
     fetched = client.download_artifacts(version.run_id, "policy.safetensors", str(tmp_path))
     assert sha256(Path(fetched)) == old.sha256
-    write_champion(settings.layout.champion, following(old, None))
+    write_pointer(settings.layout.champion, following(old, None))
     backup.backup(settings, tmp_path / "b.tar.gz")
     shutil.rmtree(settings.data)
     other = elsewhere(settings)

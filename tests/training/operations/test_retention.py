@@ -22,7 +22,7 @@ from training.contract import history
 from training.contract.errors import MtfError
 from training.contract.files import leftovers, read_json, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.records import read_record, write_record
 from training.contract.rollout import following
@@ -60,7 +60,7 @@ def land_day(settings: Settings, day: date, users: dict[int, int]) -> None:
     land(settings, IMPRESSIONS, day, impressions(rows, settings), "test")
 
 
-def policy(settings: Settings, day: date, partitions: list[date], promoted: bool = True) -> ChampionPointer:
+def policy(settings: Settings, day: date, partitions: list[date], promoted: bool = True) -> PolicyPointer:
     lineage = {"partitions": {str(one): {"rows": 1} for one in partitions}}
     header = PolicyHeader("constant", f"p-{day}", settings.state_spec, settings.fusion, lineage=lineage)
     path = settings.layout.model(day) / "policy.safetensors"
@@ -74,7 +74,7 @@ def policy(settings: Settings, day: date, partitions: list[date], promoted: bool
     )
     write_record(settings.layout, day, "evaluate", {"sha256": digest, "version": header.version})
     where = kept.relative_to(settings.data).as_posix()
-    return ChampionPointer(where, digest, header.version, str(day), "", "")
+    return PolicyPointer(where, digest, header.version, str(day), "", "")
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_what_serves_and_what_a_rollback_needs_stays(settings: Settings) -> None
     other = policy(settings, DAYS[6], [DAYS[6]], promoted=False)
     new = policy(settings, DAYS[8], [DAYS[7], DAYS[8]])
     history.append(settings.layout, {"action": "promote", "sha256": lost.sha256, "reason": ""})
-    write_champion(settings.layout.champion, following(new, following(old, None)))
+    write_pointer(settings.layout.champion, following(new, following(old, None)))
     planned = retention.plan(settings)
     held = {DAYS[1], DAYS[2], DAYS[7], DAYS[8]}
     assert held <= set(planned.held) and not held & {item.day for item in planned.items}
@@ -182,7 +182,7 @@ def test_promoted_policies_beyond_the_pointers_are_counted(settings: Settings) -
     many = [policy(settings, day, []) for day in DAYS[-4:]]
     for one in many:
         history.append(settings.layout, {"action": "promote", "sha256": one.sha256, "reason": ""})
-    write_champion(settings.layout.champion, many[0])  # the oldest is back after a rollback
+    write_pointer(settings.layout.champion, many[0])  # the oldest is back after a rollback
     limited = settings.model_copy(
         update={"retention": settings.retention.model_copy(update={"serving_policies": 1})}
     )
@@ -192,7 +192,7 @@ def test_promoted_policies_beyond_the_pointers_are_counted(settings: Settings) -
 
 def test_a_broken_policy_that_may_serve_stops_all_deleting(settings: Settings) -> None:
     pointer = policy(settings, DAYS[2], [])
-    write_champion(settings.layout.champion, pointer)
+    write_pointer(settings.layout.champion, pointer)
     (settings.data / pointer.policy).write_bytes(b"x")
     with pytest.raises(MtfError, match="nothing is deleted while a policy that may serve is broken"):
         retention.plan(settings)

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from training.contract.errors import DataError, MtfError
 from training.contract.files import read_json
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.policy import load_policy
 from training.contract.settings.algorithms import Algorithm
 from training.policies import checkpoint, retrain, return_regression, train
@@ -188,10 +188,10 @@ def test_without_data_there_is_no_policy(toy):
 
 def promote(settings, record, day, previous=None):
     record = record["pool"][ONE]
-    pointer = ChampionPointer(
+    pointer = PolicyPointer(
         record["policy"], record["sha256"], record["version"], day.isoformat(), "1", "now", previous
     )
-    write_champion(settings.layout.champion, pointer)
+    write_pointer(settings.layout.champion, pointer)
     return pointer
 
 

@@ -9,7 +9,7 @@ from tests.training.promotion.conftest import Arrange
 from training.contract import rollout
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import read_record
 from training.contract.settings import Settings
 from training.promotion import (
@@ -42,7 +42,7 @@ def test_static_weights_serve_before_the_first_promotion(settings: Settings) -> 
 
 def test_a_promotion_moves_pointer_alias_and_history(settings: Settings, arrange: Arrange) -> None:
     record = run_day(settings, arrange, DAYS[0], 1)
-    pointer = read_champion(settings.layout.champion)
+    pointer = read_pointer(settings.layout.champion)
     assert record["promoted"]
     assert record["version"] == pointer.version == champion_policy(settings).version == "p1"
     assert (settings.data / pointer.policy).is_file()
@@ -94,7 +94,7 @@ def test_a_day_after_a_rollback_builds_on_what_serves(settings: Settings, arrang
         run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
     rollback(settings)
     run_day(settings, arrange, DAYS[2], 3, champion=1.0)
-    assert read_champion(settings.layout.champion).previous["version"] == "p1"
+    assert read_pointer(settings.layout.champion).previous["version"] == "p1"
 
 
 def test_a_retrained_day_keeps_its_predecessor_for_rollback(settings: Settings, arrange: Arrange) -> None:
@@ -115,7 +115,7 @@ def test_a_backfilled_older_day_does_not_replace_a_newer_champion(
     assert f"newer than {DAYS[1]}" in record["reason"]
 
 
-@pytest.mark.parametrize("at", ["set_alias", "record", "write_champion"])
+@pytest.mark.parametrize("at", ["set_alias", "record", "write_pointer"])
 def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
     settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_rollback_refuses_a_broken_predecessor_and_keeps_serving(
 ) -> None:
     for i in range(2):
         run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
-    kept = settings.data / read_champion(settings.layout.champion).previous["policy"]
+    kept = settings.data / read_pointer(settings.layout.champion).previous["policy"]
     kept.write_bytes(kept.read_bytes()[:-8])
     with pytest.raises(PolicyError):
         rollback(settings)
@@ -167,7 +167,7 @@ def test_a_policy_file_swapped_after_the_gate_is_not_promoted(settings: Settings
     arrange(DAYS[0], seed=2)
     with pytest.raises(PolicyError, match="SHA-256"):
         promote(settings, DAYS[0], decision)
-    assert read_champion(settings.layout.champion) is None
+    assert read_pointer(settings.layout.champion) is None
 
 
 def test_a_champion_of_other_heads_is_not_compared(settings: Settings, arrange: Arrange) -> None:
@@ -182,7 +182,7 @@ def test_the_pointer_does_not_grow_for_ever(
     monkeypatch.setattr(rollout, "CHAIN", 2)
     for i in range(4):
         run_day(settings, arrange, DAYS[i], i + 1, champion=1.0)
-    pointer = read_champion(settings.layout.champion)
+    pointer = read_pointer(settings.layout.champion)
     assert pointer.previous["previous"]["version"] == "p2"
     assert pointer.previous["previous"]["previous"] is None
 
@@ -225,8 +225,8 @@ def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follow
     record = promote(careful, DAYS[1], decision)
     assert (record["promoted"], record["version"]) == (False, "p1") and "canary" in record["reason"]
     assert promote(careful, DAYS[1], decision) == record  # a rerun does not begin it again
-    assert read_champion(careful.layout.champion).version == "p1"
-    assert read_champion(careful.layout.challenger).version == "p2"
+    assert read_pointer(careful.layout.champion).version == "p1"
+    assert read_pointer(careful.layout.challenger).version == "p2"
     assert registry.alias_version(careful, registry.CHALLENGER) == "2"
     # the service ends the canary
     done = rollout.complete_canary(careful, "it brings more", {"by": "canary", "lower": 0.1})
@@ -246,7 +246,7 @@ def test_a_policy_waits_while_another_is_in_its_canary_and_does_not_come_again_a
     for day, seed in ((DAYS[1], 2), (DAYS[2], 3)):  # nobody was served by p2 yet: p3 is tried in its place
         arrange(day, seed=seed, champion=1.0)
         promote(careful, day, gate(careful, day))
-    assert read_champion(careful.layout.challenger).version == "p3"
+    assert read_pointer(careful.layout.challenger).version == "p3"
     careful.layout.canary.write_text("{}")  # the service has begun
     arrange(DAYS[3], seed=4, champion=1.0)
     record = promote(careful, DAYS[3], gate(careful, DAYS[3]))

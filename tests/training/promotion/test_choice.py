@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.promotion.conftest import Arrange, write_policy
 from training.contract.errors import DataError
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.records import read_record, write_record
 from training.contract.settings import Settings
 from training.promotion import choose, gate, history, promote, registry, rollback, swept
@@ -86,7 +86,7 @@ def take(settings: Settings, factor: float = 2.0) -> tuple[dict, dict]:
 def test_it_is_promoted_with_pointer_registry_and_history_and_again_changes_nothing(night: Settings) -> None:
     decision, outcome = take(night)
     assert outcome["promoted"], decision["reasons"]
-    pointer = read_champion(night.layout.champion)
+    pointer = read_pointer(night.layout.champion)
     assert pointer is not None and pointer.version == "p8" and pointer.day == str(DAY)
     leaning = night.layout.model(DAY) / "leanings/2/policy.safetensors"
     assert (night.data / pointer.policy).read_bytes() == leaning.read_bytes()
@@ -121,7 +121,7 @@ def test_what_is_chosen_can_be_rolled_back_and_then_is_not_chosen_again(
     assert rollback(night, "fewer came back")["version"] == "p3"
     decision, outcome = take(night)
     assert not outcome["promoted"] and "was rolled back" in decision["reasons"][0]
-    assert read_champion(night.layout.champion).version == "p3"
+    assert read_pointer(night.layout.champion).version == "p3"
 
 
 def test_a_gain_in_one_part_is_enough_and_in_none_is_refused(night: Settings) -> None:
@@ -131,7 +131,7 @@ def test_a_gain_in_one_part_is_enough_and_in_none_is_refused(night: Settings) ->
         gains["p1"] = gains["static"]
         change(night, over={**gains, rival: {"time": interval(-0.15), "interaction": interval(-3.0)}})
         decision, outcome = take(night)
-        assert not outcome["promoted"] and read_champion(night.layout.champion).version == "p1"
+        assert not outcome["promoted"] and read_pointer(night.layout.champion).version == "p1"
         (reason,) = decision["reasons"]
         assert "in time by -0.05 (-0.15 to +0.05) and interaction by -2.9" in reason
         assert "a gain in neither" in reason
@@ -170,28 +170,28 @@ def test_a_file_that_changed_since_is_not_promoted(night: Settings) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     decision, outcome = take(night)
     assert not outcome["promoted"] and "cannot be served" in decision["reasons"][0]
-    assert read_champion(night.layout.champion) is None and history(night) == []
+    assert read_pointer(night.layout.champion) is None and history(night) == []
 
 
 def test_before_a_canary_it_is_the_challenger_and_a_rerun_leaves_it(night: Settings) -> None:
     careful = night.model_copy(update={"gate": night.gate.model_copy(update={"evidence": "canary"})})
     take(careful)
-    trying = read_champion(careful.layout.challenger)
-    assert trying is not None and trying.version == "p8" and read_champion(careful.layout.champion) is None
+    trying = read_pointer(careful.layout.challenger)
+    assert trying is not None and trying.version == "p8" and read_pointer(careful.layout.champion) is None
     outcome = promote(careful, DAY, gate(careful, DAY))
     assert not outcome["promoted"] and "policy p8 of 2026-01-05 was chosen by a person" in outcome["reason"]
-    assert read_champion(careful.layout.challenger).version == "p8"
+    assert read_pointer(careful.layout.challenger).version == "p8"
 
 
 def test_killed_before_the_pointer_it_has_changed_nothing_that_serves_and_is_done_again(
     night: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("training.contract.rollout.write_champion", _killed)
+        broken.setattr("training.contract.rollout.write_pointer", _killed)
         with pytest.raises(KeyboardInterrupt):
             take(night)
-    assert read_champion(night.layout.champion) is None
-    assert take(night)[1]["promoted"] and read_champion(night.layout.champion).version == "p8"
+    assert read_pointer(night.layout.champion) is None
+    assert take(night)[1]["promoted"] and read_pointer(night.layout.champion).version == "p8"
     assert len(history(night)) == 1
 
 

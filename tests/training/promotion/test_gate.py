@@ -411,5 +411,5 @@ def test_a_broken_pointer_is_not_taken_for_no_champion(settings: Settings, arran
     pointer = read_json(settings.layout.champion)
     del pointer["sha256"]
     write_json_atomic(settings.layout.champion, pointer)
-    with pytest.raises(PolicyError, match="not a champion pointer"):
+    with pytest.raises(PolicyError, match="not a pointer to a policy"):
         gate(settings, DAY)

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from training.contract import history
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings
 from training.contract.shares import read_shares
@@ -46,7 +46,7 @@ class Answer:
 def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
     """The answers of now: did today run, what is served, is it better, what is held, what drifts; and which
     days are missing, what else was unusual and what is not learnt from, where there is something."""
-    champion = read_champion(settings.layout.champion)
+    champion = read_pointer(settings.layout.champion)
     return [
         _ran(settings, now or datetime.now(UTC)),
         *_missing(settings, now),
@@ -113,7 +113,7 @@ def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
     return [Answer("Which days are missing?", "held", f"{told}.", None, (todo,))]
 
 
-def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
+def _served(settings: Settings, champion: PolicyPointer | None) -> Answer:
     question = SERVED
     shares = {arm: share for arm, share in read_shares(settings) if arm != "shadow" and share}
     rest = 1.0 - sum(shares.values())
@@ -142,7 +142,7 @@ def _served(settings: Settings, champion: ChampionPointer | None) -> Answer:
     return Answer(question, "good", text, date.fromisoformat(champion.day), todo)
 
 
-def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
+def _better(settings: Settings, champion: PolicyPointer | None) -> Answer:
     """The sessions that were served, and the newest offline estimate; the former decide the state."""
     question = BETTER
     if champion is None:
@@ -176,7 +176,7 @@ def _better(settings: Settings, champion: ChampionPointer | None) -> Answer:
     return Answer(question, state, " ".join(parts), None, (worse,) if state == "stopped" else (), numbers)
 
 
-def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
+def measured(settings: Settings, champion: PolicyPointer) -> dict[str, Any] | None:
     """Mean session return under the champion minus that of the static arm, on the days of both.
 
     The interval takes users as clusters (each is in one arm). None with fewer than two users in an arm.
@@ -216,7 +216,7 @@ def measured(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | 
     return _interval(value - half, value, value + half, CONFIDENCE, about) | {"static": static}
 
 
-def _estimated(settings: Settings, champion: ChampionPointer) -> dict[str, Any] | None:
+def _estimated(settings: Settings, champion: PolicyPointer) -> dict[str, Any] | None:
     """The judge's newest paired difference of the policy that serves."""
     for day in reversed(recorded_days(settings.layout)):
         record = read_record(settings.layout, day, "evaluate") or {}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from training.contract.files import read_json
-from training.contract.pointer import read_champion
+from training.contract.pointer import read_pointer
 from training.contract.settings import Settings
 
 OFFLINE = (
@@ -15,7 +15,7 @@ OFFLINE = (
 def told(settings: Settings) -> list[str]:
     """Sentences: what is tried, how far it is, how long it takes, what it brought."""
     sentences = [OFFLINE] if settings.gate.evidence == "offline" else []
-    challenger = read_champion(settings.layout.challenger)
+    challenger = read_pointer(settings.layout.challenger)
     if challenger is None:
         return sentences
     canary = _read(settings.layout.canary)
@@ -33,7 +33,7 @@ def told(settings: Settings) -> list[str]:
 
 def held(settings: Settings) -> str | None:
     """What holds the canary of the challenger, where something does."""
-    challenger, canary = read_champion(settings.layout.challenger), _read(settings.layout.canary)
+    challenger, canary = read_pointer(settings.layout.challenger), _read(settings.layout.canary)
     if challenger is None or canary is None or canary.get("sha256") != challenger.sha256:
         return None
     paused = canary.get("paused")

@@ -11,14 +11,14 @@ import pytest
 
 from training.contract import history
 from training.contract.files import write_json_atomic
-from training.contract.pointer import ChampionPointer, write_champion
+from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.records import write_record
 from training.contract.settings import Settings
 from training.operations.report.standing import Answer, measured, standing
 
 DAY = date(2026, 1, 5)
 NOW = datetime(2026, 1, 6, 4, tzinfo=UTC)
-POINTER = ChampionPointer(
+POINTER = PolicyPointer(
     "serving/policies/x.safetensors", "x", "p1", "2026-01-04", "1", "2026-01-05T00:00:00Z"
 )
 
@@ -75,7 +75,7 @@ def test_the_day_that_is_due_is_missed_and_a_simulated_one_is_not(settings: Sett
 
 
 def test_what_is_served_names_the_policy_the_shares_and_the_last_rollback(settings: Settings) -> None:
-    write_champion(settings.layout.champion, POINTER)
+    write_pointer(settings.layout.champion, POINTER)
     history.append(settings.layout, {"action": "rollback", "reason": "too many slow requests"})
     served = answer(settings, "served")
     assert "p1, since 2026-01-05T00:00:00Z. Shares: champion 0.91, static 0.05" in served.text
@@ -88,7 +88,7 @@ def test_the_served_sessions_say_whether_the_champion_is_better(settings: Settin
     rng = np.random.default_rng(0)
     mine, static = rng.normal(5.0, 1.0, 40), rng.normal(3.0, 1.0, 30)
     serve(settings, {"champion": mine.tolist(), "static": static.tolist(), "random": [99.0] * 5})
-    write_champion(settings.layout.champion, POINTER)
+    write_pointer(settings.layout.champion, POINTER)
     found = measured(settings, POINTER)
     assert found["value"] == pytest.approx(mine.mean() - static.mean())
     # with equally many sessions a user, the clustered interval is that of the users' means
@@ -104,14 +104,14 @@ def test_the_served_sessions_say_whether_the_champion_is_better(settings: Settin
 )
 def test_worse_and_not_shown_are_said(settings: Settings, champion: list, state: str, word: str) -> None:
     serve(settings, {"champion": champion, "static": [2.9, 3.0, 3.1]})
-    write_champion(settings.layout.champion, POINTER)
+    write_pointer(settings.layout.champion, POINTER)
     told = answer(settings, "better")
     assert told.state == state and f"Served sessions: {word}" in told.text
     assert "Offline estimate: none yet" in told.text
 
 
 def test_the_judges_difference_of_the_policy_that_serves_is_shown(settings: Settings) -> None:
-    write_champion(settings.layout.champion, POINTER)
+    write_pointer(settings.layout.champion, POINTER)
     interval = {"lower": 0.1, "value": 0.5, "upper": 0.9}
     record = {
         "success": True,
@@ -129,7 +129,7 @@ def test_the_judges_difference_of_the_policy_that_serves_is_shown(settings: Sett
 
 def test_an_export_that_cannot_be_read_is_said(settings: Settings) -> None:
     serve(settings, {"champion": [1.0, 2.0], "static": [1.0, 2.0]})
-    write_champion(settings.layout.champion, POINTER)
+    write_pointer(settings.layout.champion, POINTER)
     path = settings.layout.mart("fct_transitions") / f"dt={DAY}" / "part-0.parquet"
     path.write_bytes(b"x")
     told = answer(settings, "better")
@@ -141,7 +141,7 @@ def test_what_is_tried_is_said_with_what_it_brought_and_what_holds_it(settings: 
     offline = Settings(data=settings.data, gate={"evidence": "offline"})
     assert "serves everybody until the guardrail" in answer(offline, question).text
     assert "without a canary" not in answer(settings, question).text
-    write_champion(settings.layout.challenger, replace(POINTER, version="p2", sha256="y"))
+    write_pointer(settings.layout.challenger, replace(POINTER, version="p2", sha256="y"))
     assert "p2 is the challenger; its canary has not begun." in answer(settings, question).text
     canary = {
         "sha256": "y",

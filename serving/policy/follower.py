@@ -17,18 +17,18 @@ from serving.policy.compiled import compiled
 from serving.policy.timed import TimedPolicy
 from training.contract.errors import PolicyError
 from training.contract.fusion import Head
-from training.contract.pointer import ChampionPointer, read_champion
+from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import Policy, load_policy
 from training.contract.settings import Settings
 
-_log = structlog.get_logger("mtf.serving.champion")
+_log = structlog.get_logger("mtf.serving.policy")
 _WARM_STATES = 8
 
 
 @dataclass(frozen=True)
-class Champion:
+class ServedPolicy:
     policy: Policy
-    pointer: ChampionPointer
+    pointer: PolicyPointer
     loaded: float  # epoch seconds
     timed: TimedPolicy
 
@@ -47,7 +47,7 @@ class Source:
     root: Path
 
 
-class ChampionFollower:
+class PolicyFollower:
     """Keeps :attr:`current` at what the first existing pointer of ``sources`` names.
 
     ``sources`` are asked in order: the data folder's pointer, then the one packed into a Bento, so a
@@ -60,7 +60,7 @@ class ChampionFollower:
         self,
         settings: Settings,
         sources: list[Source] | None = None,
-        on_swapped: Callable[[Champion], None] = lambda champion: None,
+        on_swapped: Callable[[ServedPolicy], None] = lambda taken: None,
         on_refused: Callable[[str], None] = lambda reason: None,
         *,
         on_vanished: Callable[[], None] | None = None,
@@ -72,13 +72,13 @@ class ChampionFollower:
         self._sources = sources or [Source(settings.layout.champion, settings.data)]
         self._on_swapped = on_swapped
         self._on_refused = on_refused
-        self._current: Champion | None = None
-        self._previous: Champion | None = None
+        self._current: ServedPolicy | None = None
+        self._previous: ServedPolicy | None = None
         self._refused: str | None = None
         self._seen: tuple[object, ...] | None = None
 
     @property
-    def current(self) -> Champion | None:
+    def current(self) -> ServedPolicy | None:
         """What to serve now; None before the first promotion."""
         return self._current
 
@@ -100,7 +100,7 @@ class ChampionFollower:
         seen: tuple[object, ...] = (source.pointer,)
         try:
             seen = (source.pointer, _signature(source.pointer))
-            pointer = read_champion(source.pointer)
+            pointer = read_pointer(source.pointer)
             if pointer is None:
                 return False
             path = source.root / pointer.policy
@@ -111,17 +111,17 @@ class ChampionFollower:
         if seen == self._seen:
             return False
         try:
-            champion = self._take(path, pointer)
+            taken = self._take(path, pointer)
         except (PolicyError, OSError) as error:
             self._refuse(seen, str(error))
             return False
         self._seen, self._refused = seen, None
-        self._previous, self._current = self._current, champion
-        self._on_swapped(champion)
+        self._previous, self._current = self._current, taken
+        self._on_swapped(taken)
         _log.info("policy taken", pointer=source.pointer.stem, version=pointer.version)
         return True
 
-    def _take(self, path: Path, pointer: ChampionPointer) -> Champion:
+    def _take(self, path: Path, pointer: PolicyPointer) -> ServedPolicy:
         for kept in (self._current, self._previous):  # a rollback needs no file
             if kept is not None and kept.policy.sha256 == pointer.sha256:
                 return replace(kept, pointer=pointer, loaded=time.time())
@@ -147,7 +147,7 @@ class ChampionFollower:
             )
         # half of the budget, for a machine that is busier than it is now
         at_once = max(1, int(0.5 * self._budget / fastest))
-        return Champion(policy, pointer, time.time(), TimedPolicy(policy, self._budget, at_once=at_once))
+        return ServedPolicy(policy, pointer, time.time(), TimedPolicy(policy, self._budget, at_once=at_once))
 
     def _warm(self, policy: Policy) -> float:
         """Smoke requests, one state each; the shortest time. Raises :class:`PolicyError`."""

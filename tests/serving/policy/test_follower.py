@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.policy.champion import ChampionFollower, Source
+from serving.policy.follower import PolicyFollower, Source
 from training.contract.fusion import Fusion
-from training.contract.pointer import write_champion
+from training.contract.pointer import write_pointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings
 from training.contract.state import StateSpec
@@ -18,7 +18,7 @@ class Watched:
     def __init__(self, settings: Settings, sources: list[Source] | None = None) -> None:
         self.refused: list[str] = []
         self.swapped: list[str] = []
-        self.follower = ChampionFollower(
+        self.follower = PolicyFollower(
             settings, sources, lambda c: self.swapped.append(c.policy.version), self.refused.append
         )
 
@@ -31,13 +31,13 @@ def watched(settings):
 def test_follows_promotions_and_rollbacks(settings, watched, constant):
     assert not watched.follower.look() and watched.follower.current is None
     one, two = constant(settings, "v1", 0.1), constant(settings, "v2", 0.2)
-    write_champion(settings.layout.champion, one)
+    write_pointer(settings.layout.champion, one)
     assert watched.follower.look() and not watched.follower.look()  # once a change
-    write_champion(settings.layout.champion, two)
+    write_pointer(settings.layout.champion, two)
     assert watched.follower.look()
     action = watched.follower.current.policy.act(np.zeros((1, settings.state_spec.width)))
     assert action[0, 0] == np.float32(0.2)
-    write_champion(settings.layout.champion, one)
+    write_pointer(settings.layout.champion, one)
     assert watched.follower.look()
     assert watched.swapped == ["v1", "v2", "v1"] and watched.refused == []
 
@@ -45,11 +45,11 @@ def test_follows_promotions_and_rollbacks(settings, watched, constant):
 def test_a_rollback_to_the_previous_needs_no_file(settings, watched, constant):
     one, two = constant(settings, "v1", 0.1), constant(settings, "v2", 0.2)
     for pointer in (one, two):
-        write_champion(settings.layout.champion, pointer)
+        write_pointer(settings.layout.champion, pointer)
         watched.follower.look()
     kept = (settings.data / one.policy).read_bytes()
     (settings.data / one.policy).write_bytes(kept)  # another inode time, the same hash
-    write_champion(settings.layout.champion, one)
+    write_pointer(settings.layout.champion, one)
     assert watched.follower.look() and watched.follower.current.policy.version == "v1"
 
 
@@ -101,24 +101,24 @@ def not_a_number(settings, pointer, constant):
     ],
 )
 def test_a_bad_artefact_is_refused_once_and_the_old_serves_on(settings, watched, constant, spoil, reason):
-    write_champion(settings.layout.champion, constant(settings, "v1", 0.1))
+    write_pointer(settings.layout.champion, constant(settings, "v1", 0.1))
     watched.follower.look()
-    write_champion(settings.layout.champion, spoil(settings, constant(settings, "v2", 0.2), constant))
+    write_pointer(settings.layout.champion, spoil(settings, constant(settings, "v2", 0.2), constant))
     for _ in range(3):
         assert not watched.follower.look()
     assert len(watched.refused) == 1 and reason in watched.refused[0]
     assert watched.follower.refused == watched.refused[0]
     assert watched.follower.current.policy.version == "v1"
     # and a good one after it is taken
-    write_champion(settings.layout.champion, constant(settings, "v3", 0.3))
+    write_pointer(settings.layout.champion, constant(settings, "v3", 0.3))
     assert watched.follower.look() and watched.follower.refused is None
 
 
 def test_a_broken_or_vanished_pointer_changes_nothing(settings, watched, constant):
-    write_champion(settings.layout.champion, constant(settings, "v1", 0.1))
+    write_pointer(settings.layout.champion, constant(settings, "v1", 0.1))
     watched.follower.look()
     settings.layout.champion.write_text(json.dumps({"policy": "x"}))
-    assert not watched.follower.look() and "is not a champion pointer" in watched.refused[0]
+    assert not watched.follower.look() and "is not a pointer to a policy" in watched.refused[0]
     settings.layout.champion.unlink()
     assert not watched.follower.look()
     assert watched.follower.current.policy.version == "v1"
@@ -129,7 +129,7 @@ def test_a_file_that_comes_after_its_pointer_is_taken_then(settings, watched, co
     path = settings.data / pointer.policy
     content = path.read_bytes()
     path.unlink()
-    write_champion(settings.layout.champion, pointer)
+    write_pointer(settings.layout.champion, pointer)
     assert not watched.follower.look() and len(watched.refused) == 1
     path.write_bytes(content)
     assert watched.follower.look()
@@ -139,7 +139,7 @@ def test_other_hand_tuned_weights_do_not_refuse_a_policy(settings, constant):
     heads = settings.heads
     tuned = heads[0].model_copy(update={"static": 0.123})
     changed = settings.model_copy(update={"heads": (tuned, *heads[1:])})
-    write_champion(settings.layout.champion, constant(settings, "v1", 0.1))
+    write_pointer(settings.layout.champion, constant(settings, "v1", 0.1))
     assert Watched(changed).follower.look()
 
 
@@ -148,22 +148,22 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
     pointer = constant(settings, "v1", 0.1)
     packed.mkdir()
     (packed / "policy.safetensors").write_bytes((settings.data / pointer.policy).read_bytes())
-    write_champion(packed / "champion.json", replace(pointer, policy="policy.safetensors"))
+    write_pointer(packed / "champion.json", replace(pointer, policy="policy.safetensors"))
     sources = [Source(settings.layout.champion, settings.data), Source(packed / "champion.json", packed)]
     watched = Watched(settings, sources)
     assert watched.follower.look() and watched.swapped == ["v1"]
-    write_champion(settings.layout.champion, constant(settings, "v2", 0.2))
+    write_pointer(settings.layout.champion, constant(settings, "v2", 0.2))
     assert watched.follower.look() and watched.swapped == ["v1", "v2"]
 
 
 def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings, constant):
     gone = []
-    follower = ChampionFollower(
+    follower = PolicyFollower(
         settings, [Source(settings.layout.challenger, settings.data)], on_vanished=lambda: gone.append(1)
     )
     pointer = constant(settings, "c1", 0.1)
     for times in (1, 2):
-        write_champion(settings.layout.challenger, pointer)
+        write_pointer(settings.layout.challenger, pointer)
         assert follower.look() and follower.current.policy.version == "c1"
         settings.layout.challenger.unlink()
         assert not follower.look() and follower.current is None
@@ -173,5 +173,5 @@ def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings
 def test_a_policy_that_cannot_keep_its_budget_is_not_taken(settings, constant):
     serving = settings.serving.model_copy(update={"policy_budget_ms": 1e-6})
     watched = Watched(settings.model_copy(update={"serving": serving}))
-    write_champion(settings.layout.champion, constant(settings, "v1", 0.1))
+    write_pointer(settings.layout.champion, constant(settings, "v1", 0.1))
     assert not watched.follower.look() and "more than serving.policy_budget_ms" in watched.refused[0]
