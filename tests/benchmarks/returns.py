@@ -31,10 +31,10 @@ from tests.benchmarks.learner import child
 from tests.benchmarks.publish import prose, table
 from training import returns
 from training.contract.settings import Settings, SparkSettings, WarehouseSettings
+from training.contract.sums import S
 from training.contract.transitions import MART
 from training.policies.retrain import reproducible
 from training.trajectories.shares import Share, WindowLog
-from training.warehouse.engine import S
 from training.warehouse.sums import adding_up
 
 LAST = date(2026, 1, 7)

@@ -4,6 +4,8 @@ import argparse
 import json
 import platform
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +36,12 @@ def test_results_are_kept_as_json_and_as_a_page(tmp_path: Path, monkeypatch: pyt
     assert "|  | ms | failed |" in page and "| fast | 1.25 |  |" in page and "| slow | 20 | 1 |" in page
     publish.keep("other", "Other", {}, argparse.Namespace(out=tmp_path, publish=False))
     assert not (tmp_path / "results/other.md").exists()
+
+
+@pytest.mark.parametrize("module", ["tests.benchmarks", "tests.benchmarks.serving"])
+def test_every_benchmark_can_be_imported_and_says_its_options(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--publish" in done.stdout, done.stderr
 
 
 def test_nested_results_lose_no_number() -> None:
