@@ -6,6 +6,7 @@ columns is never left out: the file is refused, with the first such line.
 
 import csv
 import glob
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -29,6 +30,7 @@ _NOT_TEXT = {
     b"PAR1": "Parquet, not CSV",
     b"PK\x03\x04": "a workbook or a zip archive, not CSV",
 }
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;|])"?', re.IGNORECASE)  # that Excel writes before a header
 _SHOWN = 120  # characters of a line that a message shows
 _REJECTED = """
 select line, line_byte_position - 1, error_type, csv_line
@@ -122,7 +124,7 @@ def _decompressed(path: Path, scratch: Path) -> Path:
 
 
 def _header(path: Path, plain: Path, known: Collection[str]) -> Header:
-    lines = 0
+    lines, said = 0, None
     with plain.open("rb") as file:
         first = file.read(4)
         for magic, what in _NOT_TEXT.items():
@@ -135,8 +137,12 @@ def _header(path: Path, plain: Path, known: Collection[str]) -> Header:
                 message = f"{path}, line {lines}: zero bytes, as of UTF-16: write it as CSV in UTF-8"
                 raise DataError(message, breaks="readable")
             text = _text(path, raw, lines)
-            if text.strip():
+            if not text.strip():
+                continue
+            found = None if said else _SEPARATOR_LINE.fullmatch(text.strip())
+            if found is None:
                 break
+            said = found
         else:
             raise DataError(f"{path}: an empty file, without a header", breaks="readable")
     if "\r" in text.strip("\r\n"):  # line ends of old Macs: the whole file is one line to Python
@@ -151,7 +157,7 @@ def _header(path: Path, plain: Path, known: Collection[str]) -> Header:
         found = names(separator)
         return sum(name.casefold() in known for name in found), len(found)
 
-    separator = max(SEPARATORS, key=fit)
+    separator = max(SEPARATORS, key=fit) if said is None else said[1]
     return Header(names(separator), separator, lines)
 
 
@@ -171,6 +177,8 @@ def _broken_line(path: Path, plain: Path, header: Header, line: int, kind: str, 
     if kind in ("MISSING COLUMNS", "TOO MANY COLUMNS"):
         found = len(next(csv.reader([text], delimiter=header.separator), []))
         told = f"{where}: Expected {len(header.names)} columns, got {found}: {shown}. "
+        if line == header.lines + 1 and len(header.names) == 1:
+            return f"{told}Is line {header.lines}, {header.names[0]!r}, no header? Take it out"
         if kind == "TOO MANY COLUMNS":
             return told + f"Quote values that hold a {SEPARATORS[header.separator]}"
         if _is_last(plain, text):

@@ -37,6 +37,7 @@ def ids(columns: list[list[pd.Series]]) -> IdKind:
     texts = [series.dropna() for found in columns for series in found]
     every = pd.concat(texts) if texts else pd.Series([], dtype="string")
     every = every.str.strip().str.replace(r"\.0+$", "", regex=True)
+    every = every[every != ""]  # Parquet's empty text; what has no id tells nothing of ids
     if every.empty or every.str.fullmatch(r"-?(0|[1-9][0-9]{0,17})").all():
         return "int64"
     if every.str.fullmatch(r"0|[1-9][0-9]{0,19}").all():

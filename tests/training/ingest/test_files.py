@@ -116,6 +116,7 @@ READ: dict[str, Write] = {
     "semicolons": as_csv(separator=";"),
     "tabs": as_csv(separator="\t"),
     "pipes": as_csv(separator="|"),
+    "Excel's line of the separator": lambda f, some: _write(place(f), "sep=;\n" + csv_text(some, ";")),
     "columns in another order": lambda f, some: _write(place(f), csv_text(some, names=sorted(some[0]))),
     "rows in another order": lambda f, some: _write(place(f), csv_text(some[::-1])),
     "line ends of Windows": lambda f, some: _write(place(f), csv_text(some).replace("\n", "\r\n")),
@@ -391,6 +392,10 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "a long row": (
         text(line(5, ",60000", ",60,000")),
         "line 5: Expected 12 columns, got 13: .*Quote values that hold a comma",
+    ),
+    "a title before the header": (
+        text(lambda t: "Impressions of Monday\n" + t),
+        "line 2: Expected 1 columns, got 12: .*Is line 1, 'Impressions of Monday', no header",
     ),
     "a header again": (
         lambda f, some: _write(place(f), csv_text(some[:8]) + csv_text(some[8:])),

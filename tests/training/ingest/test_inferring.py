@@ -16,7 +16,7 @@ import pytest
 
 from tests.training.ingest.conftest import read
 from training.contract.errors import DataError, SettingsError
-from training.ingest import land_files
+from training.ingest import kinds, land_files
 from training.ingest.inferring import Answers, Inferred, Unknown, infer
 from training.ingest.naming import named_heads
 
@@ -154,6 +154,10 @@ def test_ids_are_what_all_of_them_are(tmp_path: Path, made: Callable[[Any], str]
     found = infer(logs(tmp_path / "logs", time=iso, article_id=lambda r: r["article_id"].map(made)), SAID)
     assert found.settings.ids.items == kind and found.settings.ids.users == "int64"
     assert landed(found, tmp_path / "data") == 2 * 600
+
+
+def test_a_row_without_an_id_says_nothing_of_what_ids_are() -> None:
+    assert kinds.ids([[pd.Series(["1", "", None, "22"], dtype="string")]]) == "int64"
 
 
 def test_traits_are_no_feedback_and_no_predictions(tmp_path: Path) -> None:

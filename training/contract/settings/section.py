@@ -23,13 +23,21 @@ def _named(value: Any) -> Any:
     return value
 
 
+def _of_home(path: Path) -> Path:
+    """``~/x`` as a shell has it; a settings file is read by no shell."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no such user's home: name the folder from / on") from error
+
+
 def _no_file(folder: Path) -> Path:
     if os.path.isfile(folder):  # noqa: PTH113 -- False, too, where it cannot be looked at
         raise ValueError(f"{folder} is a file: name a folder")
     return folder
 
 
-Place = Annotated[Path, BeforeValidator(_named)]
+Place = Annotated[Path, BeforeValidator(_named), AfterValidator(_of_home)]
 
 Folder = Annotated[Place, AfterValidator(_no_file)]
 

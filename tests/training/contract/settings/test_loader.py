@@ -107,6 +107,7 @@ def test_the_file_is_found_by_its_variable(write, monkeypatch: pytest.MonkeyPatc
         ),
         ("seed: 1\ndata: ' '\n", 2, "data: is empty: name a folder"),
         ('data: "a\\0b"\n', 1, "data: holds a NUL: take it out"),
+        ("data: ~nobody-of-that-name/x\n", 1, "~nobody-of-that-name/x: no such user's home"),
         ("data: mtf.yaml\n", 1, "mtf.yaml is a file: name a folder"),
         ('logs:\n  source: files\n  folder: ""\n', 3, "logs.folder: is empty: name a folder"),
         (f"logs:\n  folder: {__file__}\n", 2, "test_loader.py is a file: name a folder"),
@@ -122,6 +123,12 @@ def test_a_fault_is_named_by_line_and_setting(write, text: str, line: int, messa
         load_settings(path)
     assert f"{path}:{line}: " in str(raised.value)
     assert message in str(raised.value)
+
+
+def test_a_place_below_ones_home_is_what_a_shell_takes_it_for(write, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = load_settings(write("data: ~/loop\nlogs: {source: files, folder: ~/logs}\n"))
+    assert (settings.data, settings.logs.folder) == (tmp_path / "loop", tmp_path / "logs")
 
 
 @pytest.mark.parametrize("column", [c.name for c in impression_columns(Settings())] + ["dt"])
