@@ -6,7 +6,6 @@ A run writes the stage's record, whether it succeeds, is skipped or fails, and d
 no longer hold. A day page is made again whenever a stage fails, and at the end.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -106,41 +105,9 @@ def train(settings: Settings, day: date) -> Record:
 
 
 def evaluate(settings: Settings, day: date) -> Record:
-    """Judge the pool; the best of it becomes the day's challenger, ``policy.safetensors`` of its model."""
-    from training import evaluation, promotion
-    from training.contract.files import write_atomic
-    from training.contract.policy import constant_policy, load_policy
+    from training.promotion.challenger import judge_pool
 
-    layout = settings.layout
-    trained = read_record(layout, day, "train")
-    if trained is None:
-        raise DataError(f"no policies of {day}: run `mtf day --date {day}` first")
-    pool = {
-        name: load_policy(layout.root / one["policy"], one["sha256"]) for name, one in trained["pool"].items()
-    }
-    leanings = {
-        one["factor"]: load_policy(layout.root / one["policy"], one["sha256"])
-        for one in trained.get("leanings", {}).values()
-    }
-    rivals = {
-        "static": constant_policy(
-            settings.state_spec, settings.fusion, settings.fusion.static_action, "static"
-        ),
-    }
-    champion = promotion.champion_policy(settings, before=day)
-    if champion.version != "static":
-        rivals["champion"] = champion
-    record = evaluation.evaluate(settings, day, pool | rivals, list(pool), leanings)
-    chosen = trained["pool"][record["chosen"]]
-    path = layout.model(day) / "policy.safetensors"
-    write_atomic(path, lambda temporary: shutil.copyfile(layout.root / chosen["policy"], temporary))
-    champions = promotion.champions_to_replay(settings, day)
-    return record | {
-        "steadiness": evaluation.steadiness(settings, day, champions),
-        "policy": path.relative_to(layout.root).as_posix(),
-        "sha256": chosen["sha256"],
-        "version": chosen["version"],
-    }
+    return judge_pool(settings, day)
 
 
 def gate(settings: Settings, day: date) -> Record:

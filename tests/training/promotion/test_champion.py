@@ -15,13 +15,13 @@ from training.contract.settings import Settings
 from training.promotion import (
     champion_before,
     champion_policy,
-    champions_to_replay,
     gate,
     history,
     promote,
     registry,
     rollback,
 )
+from training.promotion.champion import champions_to_replay
 
 DAYS = [date(2026, 1, 5) + timedelta(days=i) for i in range(4)]
 
