@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serving.policy.follower import PolicyFollower, Source
+from serving.policy.follower import InServiceSource, PackedSource, PolicyFollower, Source
 from training.contract.fusion import Fusion
 from training.contract.pointer import write_pointer
 from training.contract.policy import PolicyHeader, save_policy
@@ -149,7 +149,7 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
     packed.mkdir()
     (packed / "policy.safetensors").write_bytes((settings.data / pointer.policy).read_bytes())
     write_pointer(packed / "champion.json", replace(pointer, policy="policy.safetensors"))
-    sources = [Source(settings.layout.champion, settings.data), Source(packed / "champion.json", packed)]
+    sources = [InServiceSource(settings, "champion"), PackedSource(packed / "champion.json")]
     watched = Watched(settings, sources)
     assert watched.follower.look() and watched.swapped == ["v1"]
     write_pointer(settings.layout.champion, constant(settings, "v2", 0.2))
@@ -159,7 +159,7 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
 def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings, constant):
     gone = []
     follower = PolicyFollower(
-        settings, [Source(settings.layout.challenger, settings.data)], on_vanished=lambda: gone.append(1)
+        settings, [InServiceSource(settings, "challenger")], on_vanished=lambda: gone.append(1)
     )
     pointer = constant(settings, "c1", 0.1)
     for times in (1, 2):

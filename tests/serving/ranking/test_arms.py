@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from serving.ranking import arms
-from training.contract import history
+from training.contract import in_service
 from training.contract.errors import SettingsError
 from training.contract.settings import Settings, ShareSettings
-from training.contract.shares import change_shares
 
 USERS = range(1, 40_001)
 TRIED = "a challenger's digest"
@@ -92,8 +91,8 @@ def test_every_challenger_has_users_of_its_own():
 
 
 def share(settings: Settings, **changes: float) -> None:
-    with history.changing(settings.layout):
-        change_shares(settings, changes, "a test")
+    with in_service.changing(settings) as row:
+        row.change_shares(changes, "a test")
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_shares_change_while_serving_and_are_remembered_with_their_reason(settin
     assert assignment.look() and not assignment.look()
     assert (assignment.shares.static, assignment.shares.box, assignment.shares.noise) == (0.3, 0.01, 0.02)
     assert arms.Assignment(settings).shares == assignment.shares  # also after a restart
-    [event] = history.read(settings.layout)
+    [event] = in_service.read(settings).history
     assert (event["action"], event["reason"], event["shares"]["static"]) == ("shares", "a test", 0.3)
 
 
@@ -129,7 +128,7 @@ def test_shares_change_while_serving_and_are_remembered_with_their_reason(settin
 def test_shares_that_cannot_be_in_force_are_refused_before_they_are_written(settings, changes, reason):
     with pytest.raises(SettingsError, match=reason):
         share(settings, **changes)
-    assert not settings.layout.shares.exists() and history.read(settings.layout) == []
+    assert not settings.layout.shares.exists() and in_service.read(settings).history == []
 
 
 @pytest.mark.parametrize("content", ['{"static": 0.9, "challenger": 0.2}', '{"static": "x"}', "{", "[1]"])
