@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ class Engine:
     :class:`Pipeline` and :class:`FeedbackPipeline` say.
     """
 
-    def __init__(self, settings: Settings, worker: str, sources: list[Source] | None = None) -> None:
+    def __init__(self, settings: Settings, worker: str, sources: Sequence[Source] | None = None) -> None:
         self._settings = settings
         self._spec_version, self._heads = settings.state_spec.version, list(settings.fusion.names)
         serving, layout = settings.serving, settings.layout

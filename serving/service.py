@@ -17,7 +17,7 @@ import structlog
 
 from serving.http import connections
 from serving.http.app import Outermost, create_app
-from serving.policy.follower import InServiceSource, PackedSource
+from serving.policy.follower import InServiceSource, PackedSource, Source
 from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
 from training.contract.log import CHAMPION
@@ -92,7 +92,7 @@ class RankService:
         end_with_parent()  # a worker whose supervisor was killed would keep the port from the next one
         metrics.forget_dead_workers()
         worker = worker_name(_settings.serving.replica, bentoml.server_context.worker_index or 0)
-        sources = [
+        sources: list[Source] = [
             InServiceSource(_settings, CHAMPION),
             PackedSource(PACKED_CHAMPION),
         ]

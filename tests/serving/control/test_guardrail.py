@@ -1,15 +1,19 @@
 """The guardrail over a real index, real pointers and policy files; time is told to it."""
 
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import redis
+from structlog.testing import capture_logs
 
 from serving.control.guardrail import Guardrail, judge
 from serving.log.index.counts import ArmCounts
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
+from serving.log.index.shared import SharedIndex
 from serving.policy.follower import InServiceSource, PolicyFollower
 from tests.serving.conftest import settings_file
 from training.contract import in_service, rollout
@@ -37,19 +41,27 @@ def test_requests_are_judged_by_shares(arm, static, rule):
 
 
 class Watch:
-    """A guardrail with what it looks at, and a clock that the test moves."""
+    """A guardrail with what it looks at, and a clock that the test moves; its replicas' are in ``server``."""
 
-    def __init__(self, folder, **serving) -> None:
+    def __init__(self, folder, server: redis.Redis | None = None, **serving) -> None:
+        folder.mkdir(exist_ok=True)
         self.settings = load_settings(settings_file(folder, **serving))
         layout = self.settings.layout
+        layout.serving.mkdir(parents=True, exist_ok=True)
         self.now = 0.0
-        self.index = RequestIndex(
-            layout.serving / "requests.sqlite",
-            30,
-            reward=lambda e: e["reward"],
-            negative=lambda e: bool(e.get("hate")),
-            clock=self.clock,
+        how = {
+            "gap_minutes": 30,
+            "reward": lambda e: e["reward"],
+            "negative": lambda e: bool(e.get("hate")),
+            "clock": self.clock,
+        }
+        self.index = (
+            RequestIndex(layout.serving / "requests.sqlite", **how)
+            if server is None
+            else SharedIndex(server, layout.serving / "guardrail.sqlite", **how)
         )
+        self.awake = threading.Event()
+        self.awake.set()
         self.champion = PolicyFollower(self.settings)
         self.challenger = PolicyFollower(
             self.settings, [InServiceSource(self.settings, "challenger")], on_vanished=lambda: None
@@ -64,7 +76,7 @@ class Watch:
             self.challenger,
             lambda arm, rule: self.rolled.append((arm, rule)),
             on_step=self._at,
-            clock=self.clock,
+            clock=self._awake_clock,
         )
 
     def _at(self, step: int, held: bool) -> None:
@@ -73,6 +85,14 @@ class Watch:
 
     def clock(self) -> float:
         return time.time() + self.now
+
+    def _awake_clock(self) -> float:
+        self.awake.wait(30)
+        return self.clock()
+
+    def close(self) -> None:
+        self.guardrail.close()
+        self.index.close()
 
     def look(self) -> None:
         self.champion.look()
@@ -100,14 +120,38 @@ class Watch:
 
 STEPS = [{"share": 0.1, "minutes": 10, "requests": 5}, {"share": 0.5, "minutes": 20, "requests": 5}]
 GUARDRAIL = {"min_requests": 20, "min_sessions": 30, "idle_minutes": 0, "window_seconds": 3600}
+GUARDRAIL |= {"check_seconds": 0.2}  # of which a lease lasts three
+
+
+@pytest.fixture(params=["files", "redis"])
+def make_watch(request, tmp_path, monkeypatch):
+    """Called with the folder of a replica; what is in service is in files, or in a row that they share."""
+    made, server = [], None
+    if request.param == "redis":
+        server = emptied(request.getfixturevalue("redis_port"), monkeypatch)
+
+    def make(folder=tmp_path, **serving):
+        made.append(Watch(folder, server, **{"canary": STEPS, "guardrail": GUARDRAIL, **serving}))
+        return made[-1]
+
+    yield make
+    for watch in made:
+        watch.close()
+
+
+def emptied(port, monkeypatch) -> redis.Redis:
+    """A Redis without anything, which settings name from here on."""
+    for name, value in (("STORE__ONLINE", "redis"), ("STORE__REDIS_URL", f"127.0.0.1:{port}")):
+        monkeypatch.setenv(f"MTF__{name}", value)
+    monkeypatch.setenv("MTF__SERVING__INDEX", "redis")
+    server = redis.Redis(port=port, protocol=2)
+    server.flushall()
+    return server
 
 
 @pytest.fixture
-def watch(tmp_path):
-    watch = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
-    yield watch
-    watch.guardrail.close()
-    watch.index.close()
+def watch(make_watch):
+    return make_watch()
 
 
 @pytest.fixture
@@ -188,14 +232,12 @@ def test_without_a_gain_a_canary_stays_at_its_last_step_and_ends_with_its_days(w
     assert watch.rolled == []  # it did nothing wrong
 
 
-def test_a_canary_ends_with_its_sessions(tmp_path, constant):
-    watch = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL, canary_sessions=300)
+def test_a_canary_ends_with_its_sessions(make_watch, constant):
+    watch = make_watch(canary_sessions=300)
     one, two = begin(watch, constant)
     climb(watch, one, two, gain=0.0)
     [event] = events(watch, "end")
     assert "400 against 1784 sessions" in event["reason"]
-    watch.guardrail.close()
-    watch.index.close()
 
 
 def test_a_negative_signal_holds_a_canary_until_a_person_lets_it_go_on(watch, rollout_of_two):
@@ -282,11 +324,12 @@ def test_how_long_it_takes_is_said_before(watch, constant):
     assert "days at this traffic" in event["reason"]
 
 
-def test_a_canary_survives_a_restart_of_the_service(watch, rollout_of_two, tmp_path):
+def test_a_canary_survives_a_restart_of_the_service(make_watch, watch, rollout_of_two):
     _, two = rollout_of_two
     watch.serve("challenger", two.sha256, [1.0] * 5)
-    watch.guardrail.close()
-    again = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
+    watch.close()
+    time.sleep(0.7)  # its lease in Redis
+    again = make_watch()
     again.look()
     assert share(again) == 0.1
     again.now = 11 * 60.0
@@ -414,14 +457,41 @@ def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(w
     assert watch.rolled == [("champion", "failed")] * 2
 
 
-def test_one_worker_of_a_machine_watches(watch, rollout_of_two, tmp_path):
-    other = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
+def test_one_worker_of_a_machine_watches(make_watch, watch, rollout_of_two):
+    other = make_watch()
     seen = watch.settings.layout.guardrail.read_text()
     time.sleep(1.1)
     other.look()
     assert watch.settings.layout.guardrail.read_text() == seen
     watch.guardrail.close()
+    time.sleep(0.7)  # its lease in Redis
     other.look()
     assert watch.settings.layout.guardrail.read_text() != seen
-    other.guardrail.close()
-    other.index.close()
+
+
+def test_a_guardrail_that_lost_its_lease_while_it_looked_changes_nothing(
+    tmp_path, monkeypatch, redis_port, constant
+):
+    server = emptied(redis_port, monkeypatch)
+    how = {"canary": STEPS, "guardrail": GUARDRAIL}
+    first, other = (Watch(tmp_path / name, server, **how) for name in "ab")
+    for pointer in begin(first, constant):  # on the other one's disk, too
+        two = constant(other.settings, pointer.version, float(pointer.version[1:]) / 10)
+    before = now(first).version
+    first.serve("challenger", two.sha256, [1.0] * 30, failed=True)
+    first.awake.clear()
+    look = threading.Thread(target=first.guardrail.check)
+    with capture_logs() as logs:
+        look.start()
+        deadline = time.monotonic() + 30
+        while not other.index.lead(60.0):  # the first one's is over
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.awake.set()
+        look.join(30)
+    [told] = [entry for entry in logs if entry["event"] == "guardrail refused"]
+    assert "the guardrail's lease is another replica's by now" in told["reason"]
+    assert first.rolled == [] and now(first).challenger.version == "v2" and now(first).version == before
+    other.look()
+    assert other.rolled == [("challenger", "failed")] and now(first).challenger is None
+    first.close(), other.close()
