@@ -23,6 +23,7 @@ from training.contract.pointer import PolicyPointer
 from training.contract.policy import PolicyHeader, load_policy, save_policy
 from training.contract.settings import Settings
 from training.contract.shipped import POLICIES, replicas
+from training.operations.backup import backup, restore
 
 MakeSettings = Callable[[str], Settings]
 
@@ -198,6 +199,19 @@ def test_a_redis_that_forgot_is_told_and_not_taken_for_a_new_one(tmp_path: Path)
         assert in_service.read(settings).champion is None
     finally:
         server.stop()
+
+
+def test_a_backup_holds_the_row_as_the_files_that_it_would_be(shared: MakeSettings, tmp_path: Path) -> None:
+    settings = shared("a")
+    first = promote(Settings(data=settings.data), "v1")  # a file of before the move
+    second = promote(settings, "v2", "2026-01-06")
+    backup(settings, tmp_path / "b.tar.gz")
+    back = Settings(data=tmp_path / "back")
+    restore(back, tmp_path / "b.tar.gz")
+    now = in_service.read(back)
+    assert now.champion == second and second.previous["version"] == first.version
+    assert [event["version"] for event in now.history] == ["v1", "v2"]
+    assert not back.layout.in_redis.exists()
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.scale)])
