@@ -147,8 +147,10 @@ def step_back(row: InService, reason: str, *, to_static: bool = False) -> Policy
 def static_weights(settings: Settings, champion: PolicyPointer) -> PolicyPointer:
     """The hand-tuned weights as a policy file of their own, for when no policy is fit to serve."""
     header = PolicyHeader("constant", STATIC_VERSION, settings.state_spec, settings.fusion)
-    path = settings.layout.serving / "policies" / "static.safetensors"
-    digest = save_policy(path, header, {"action": settings.fusion.static_action})
+    folder = settings.layout.serving / "policies"
+    made = folder / "static.safetensors"
+    digest = save_policy(made, header, {"action": settings.fusion.static_action})
+    path = made.replace(folder / f"{digest}.safetensors")
     return PolicyPointer(
         policy=path.relative_to(settings.layout.root).as_posix(),
         sha256=digest,

@@ -2,11 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import redis
 
 from serving.ranking import arms
+from tests.serving.conftest import settings_file
 from training.contract import in_service
 from training.contract.errors import SettingsError
-from training.contract.settings import Settings, ShareSettings
+from training.contract.settings import Settings, ShareSettings, load_settings
 
 USERS = range(1, 40_001)
 TRIED = "a challenger's digest"
@@ -95,6 +97,18 @@ def share(settings: Settings, **changes: float) -> None:
         row.change_shares(changes, "a test")
 
 
+@pytest.fixture(params=["files", "redis"])
+def either(request, tmp_path, monkeypatch) -> Settings:
+    """Settings by which the shares are in a file, or in Redis."""
+    if request.param == "redis":
+        port = request.getfixturevalue("redis_port")
+        redis.Redis(port=port).flushall()
+        monkeypatch.setenv("MTF__STORE__ONLINE", "redis")
+        monkeypatch.setenv("MTF__STORE__REDIS_URL", f"127.0.0.1:{port}")
+        monkeypatch.setenv("MTF__SERVING__INDEX", "redis")
+    return load_settings(settings_file(tmp_path))
+
+
 @pytest.fixture
 def refused() -> list[str]:
     return []
@@ -105,7 +119,8 @@ def assignment(settings, refused) -> arms.Assignment:
     return arms.Assignment(settings, refused.append)
 
 
-def test_shares_change_while_serving_and_are_remembered_with_their_reason(settings, assignment):
+def test_shares_change_while_serving_and_are_remembered_with_their_reason(either):
+    settings, assignment = either, arms.Assignment(either)
     assert assignment.shares == settings.serving.shares and not assignment.look()
     share(settings, static=0.3, box=0.01)
     assert assignment.look() and not assignment.look()

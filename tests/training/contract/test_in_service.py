@@ -254,6 +254,6 @@ def test_an_object_that_is_not_what_its_hash_says_is_refused_and_leaves_nothing(
     policies.object_store(one.serving.ship).put(f"{POLICIES}/{pointer.sha256}", b"something else")
     with pytest.raises(PolicyError, match="remove it, and promote again"):
         policies.file_of(two, pointer)
-    with pytest.raises(ObjectStoreError, match="there is no policy"):
+    with pytest.raises(PolicyError, match="there is no policy"):
         policies.file_of(two, replace(pointer, policy="serving/policies/none", sha256="0" * 64))
     assert list(two.data.rglob("*.safetensors")) == [] and list(two.data.rglob("*.tmp")) == []

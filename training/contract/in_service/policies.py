@@ -27,8 +27,8 @@ def is_here(settings: Settings, pointer: PolicyPointer) -> bool:
 def file_of(settings: Settings, pointer: PolicyPointer) -> Path:
     """Of the pointer's policy, on this disk, brought there where it is not yet.
 
-    Raises :class:`ObjectStoreError` and :class:`PolicyError` where it cannot be. Without an object store the
-    file may not be there.
+    Raises :class:`ObjectStoreError` where the store does not answer, and :class:`PolicyError` where it does
+    not have that file. Without an object store the file may not be there.
     """
     path = settings.data / pointer.policy
     if not is_here(settings, pointer):
@@ -52,7 +52,7 @@ def keep(settings: Settings, pointer: PolicyPointer) -> None:
 def _get(settings: Settings, pointer: PolicyPointer, to: Path) -> None:
     store, key = object_store(settings.serving.ship), f"{POLICIES}/{pointer.sha256}"
     if store.size(key) is None:
-        raise ObjectStoreError(f"{store.where}: there is no policy {key}: promote {pointer.version} again")
+        raise PolicyError(f"{store.where}: there is no policy {key}: promote {pointer.version} again")
     store.get(key, to)
     found = sha256(to)
     if found != pointer.sha256:
