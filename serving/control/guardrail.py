@@ -78,7 +78,7 @@ def judge(settings: GuardrailSettings, arm: ArmCounts, static: ArmCounts) -> Ver
 
 
 class Guardrail:
-    """Changes what is in service, in one piece at the end of a look, by the number of its lease.
+    """Changes what is in service by the number of its lease: what it decides of a policy in one piece.
 
     ``on_rollback`` is called with the arm and the rule that took its policy out, ``on_seen`` with each
     judged arm's difference, ``on_step`` with the canary's step (0: none runs) and whether it is held."""
@@ -116,19 +116,23 @@ class Guardrail:
         if not self._is_ours() or not self._index.lead(_LEASES * self._rules.check_seconds):
             return
         seen: dict[str, Any] = {"checked_ts": now_text(), "arms": {}}
-        self._after = []
         try:
-            with in_service.changing(self._settings, self._index.fence) as row:
-                self._watch(row, seen)
-                left = row.canary
+            self._change(lambda row: self._watch(row, seen))
+            # apart from it: where there is no way back for the champion, the challenger is out all the same
+            self._change(lambda row: self._judge_champion(row, seen))
         except InServiceError as error:
             _log.error("guardrail refused", reason=str(error))
             return
-        for tell in self._after:
-            tell()
-        seen["canary"] = left
+        seen["canary"] = left = in_service.read(self._settings).canary
         self._on_step(*((0, False) if left is None else (left["step"] + 1, left.get("paused") is not None)))
         write_json_atomic(self._settings.layout.guardrail, seen)
+
+    def _change(self, decide: Callable[[InService], None]) -> None:
+        self._after = []
+        with in_service.changing(self._settings, self._index.fence) as row:
+            decide(row)
+        for tell in self._after:
+            tell()
 
     def _watch(self, row: InService, seen: dict[str, Any]) -> None:
         challenger, champion = row.challenger, row.champion
@@ -136,15 +140,19 @@ class Guardrail:
         stratum = self._look(row, champion, challenger, canary)
         if challenger is not None and canary is not None:
             self._try(row, challenger, canary, champion, stratum, seen)
-        stays = champion == row.champion  # a new one has brought nothing yet
-        if champion is not None and champion.version != STATIC_VERSION and stays:
-            verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
-            if verdict is not None:
-                reason = f"guardrail, {verdict.rule}: {verdict.reason}"
-                target = rollout.step_back(row, reason, to_static=True)
-                self._after.append(
-                    partial(self._rolled_back, arms.CHAMPION, champion, verdict, target.version)
-                )
+
+    def _judge_champion(self, row: InService, seen: dict[str, Any]) -> None:
+        champion = row.champion
+        if champion is None or champion.version == STATIC_VERSION or not self._compared(champion):
+            return  # a new one has brought nothing yet
+        verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
+        if verdict is not None:
+            target = rollout.step_back(row, f"guardrail, {verdict.rule}: {verdict.reason}", to_static=True)
+            self._after.append(partial(self._rolled_back, arms.CHAMPION, champion, verdict, target.version))
+
+    def _compared(self, champion: PolicyPointer) -> bool:
+        found = self._found.get(arms.CHAMPION)
+        return found is not None and found[0] == _key(champion)
 
     def _canary_of(self, row: InService, challenger: PolicyPointer) -> dict[str, Any]:
         canary = row.canary
@@ -172,10 +180,9 @@ class Guardrail:
         stratum = tallies.shares(row.shares.model_dump_json(), now)
         comparisons = []
         if champion is not None and champion.version != STATIC_VERSION:
-            key = f"{champion.sha256} {champion.promoted_ts}"
             mine = [(arms.CHAMPION, champion.sha256)]
             static = [(arms.STATIC, "")]
-            comparisons.append(Comparison(arms.CHAMPION, key, _began(champion), mine, static))
+            comparisons.append(Comparison(arms.CHAMPION, _key(champion), _began(champion), mine, static))
         if challenger is not None and canary is not None:
             control = _control(champion)
             key = f"{challenger.sha256} {canary['began']} {control}"
@@ -380,6 +387,11 @@ def _control(champion: PolicyPointer | None) -> list[tuple[str, str]]:
         return [(arms.CHAMPION, ""), (arms.STATIC, "")]
     own = [(arms.CHAMPION, champion.sha256)]
     return [*own, (arms.STATIC, "")] if champion.version == STATIC_VERSION else own
+
+
+def _key(champion: PolicyPointer) -> str:
+    """Of its comparison."""
+    return f"{champion.sha256} {champion.promoted_ts}"
 
 
 def _began(pointer: PolicyPointer) -> float:

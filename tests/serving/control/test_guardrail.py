@@ -17,6 +17,7 @@ from serving.log.index.shared import SharedIndex
 from serving.policy.follower import InServiceSource, PolicyFollower
 from tests.serving.conftest import settings_file
 from training.contract import in_service, rollout
+from training.contract.errors import PolicyError
 from training.contract.files import read_json
 from training.contract.settings import GuardrailSettings, load_settings
 
@@ -455,6 +456,22 @@ def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(w
     assert np.allclose(action, watch.settings.fusion.static_action)
     watch.look()  # nothing is left to go back to, and nothing happens
     assert watch.rolled == [("champion", "failed")] * 2
+
+
+def test_a_champion_without_a_way_back_keeps_no_bad_challenger_in(watch, rollout_of_two, constant):
+    one, two = rollout_of_two
+    rest = replace(constant(watch.settings, "v0", 0.3), day="2026-01-04")
+    with in_service.changing(watch.settings) as row:
+        rollout.make_champion(row, rollout.following(one, rest), "a test", {})
+    watch.look()
+    (watch.settings.data / rest.policy).unlink()
+    time.sleep(1.1)  # pointers carry whole seconds
+    watch.serve("challenger", two.sha256, [0.0] * 30, failed=True)
+    watch.serve("champion", one.sha256, [0.0] * 30, failed=True)
+    with pytest.raises(PolicyError):
+        watch.look()
+    assert watch.rolled == [("challenger", "failed")] and now(watch).challenger is None
+    assert now(watch).champion.version == "v1"
 
 
 def test_one_worker_of_a_machine_watches(make_watch, watch, rollout_of_two):
