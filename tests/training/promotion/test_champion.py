@@ -4,6 +4,7 @@ from datetime import date, timedelta
 
 import numpy as np
 import pytest
+import redis
 
 from tests.training.promotion.conftest import Arrange
 from training.contract import in_service, rollout
@@ -12,7 +13,7 @@ from training.contract.files import sha256
 from training.contract.in_service import files
 from training.contract.pointer import read_pointer
 from training.contract.records import read_record
-from training.contract.settings import Settings
+from training.contract.settings import ServingSettings, Settings, ShipSettings, StoreSettings
 from training.promotion import (
     champion_before,
     champion_policy,
@@ -50,6 +51,28 @@ def test_a_promotion_moves_pointer_alias_and_history(settings: Settings, arrange
     assert registry.alias_version(settings, registry.CHAMPION) == pointer.model_version == "1"
     events = history(settings)
     assert [(e["action"], e["version"], e["from"]) for e in events] == [("promote", "p1", None)]
+
+
+def test_in_redis_it_is_promoted_and_rolled_back_as_in_files_and_had_elsewhere(
+    settings: Settings, arrange: Arrange, redis_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    redis.Redis(port=redis_port).flushall()
+    shared = {
+        "store": StoreSettings(online="redis", redis_url=f"127.0.0.1:{redis_port}"),
+        "serving": ServingSettings(
+            index="redis", ship=ShipSettings(to=str(tmp_path_factory.mktemp("store")))
+        ),
+    }
+    here = settings.model_copy(update=shared)
+    elsewhere = here.model_copy(update={"data": tmp_path_factory.mktemp("elsewhere")})
+    run_day(here, arrange, DAYS[0], 1)
+    assert run_day(here, arrange, DAYS[1], 2, champion=1.0)["promoted"]
+    assert champion_policy(elsewhere).version == "p2"
+    assert rollback(here)["version"] == "p1" == champion_policy(elsewhere).version
+    assert registry.alias_version(here, registry.CHAMPION) == "1"
+    assert [e["action"] for e in history(elsewhere)] == ["promote", "promote", "rollback"]
+    assert gate(here, DAYS[1])["decision"] == "refuse"  # it was rolled back
+    assert not here.layout.champion.exists() and in_service.read(elsewhere).version == 3
 
 
 def test_a_retrain_of_the_day_does_not_touch_what_serves(settings: Settings, arrange: Arrange) -> None:
