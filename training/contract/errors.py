@@ -41,7 +41,7 @@ class DataError(MtfError):
 
 
 class InServiceError(MtfError):
-    """What is in service cannot be known or changed now: nothing has changed, and another try may help."""
+    """What is in service cannot be known or changed now; the message says whether it may have been."""
 
 
 class ObjectStoreError(OSError):

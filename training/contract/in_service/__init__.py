@@ -36,7 +36,7 @@ def changing(settings: Settings, fence: int | None = None) -> Iterator[InService
 
     The service, the daily loop and people change it; not reentrant. ``fence`` is the number of the
     guardrail's lease. Raises :class:`InServiceError` where somebody changed it meanwhile, or has the lease
-    by now: nothing has changed then, and another try begins from what is there.
+    by now (nothing has changed then, and another try begins from what is there), and where Redis is silent.
     """
     store = _store(settings)
     with store.held():

@@ -101,7 +101,7 @@ class Row:
         lines = row.lines if first else row.added
         parts = [text for both in texts.items() for text in both]
         token = "" if fence is None else str(fence)
-        with _answering():
+        with _answering(", and may have made this change: look before it is tried again"):
             said: Any = self._write(
                 [KEY, HISTORY], [str(row.version), token, str(len(texts)), *parts, *lines]
             )
@@ -155,8 +155,10 @@ def row_of(settings: Settings) -> Row:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _answering(doubt: str = "") -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise InServiceError(f"Redis, which holds what is in service: {error}") from error
+        raise InServiceError(
+            f"Redis, which holds what is in service, does not answer{doubt}: {error}"
+        ) from error
