@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import structlog
 
-from training.contract import history
 from training.contract.errors import DataError, MtfError, PolicyError, SettingsError
+from training.contract.records import now
 from training.contract.settings import Settings
 from training.operations.runbook import RUNBOOK, SECTIONS
 
@@ -85,7 +85,7 @@ def send(settings: Settings, alert: Alert) -> bool:
     body: dict[str, Any] = {
         # what chat systems show; the rest is for programs
         "text": f"{alert.name}: {alert.day} {alert.stage}: {alert.what}\n{alert.todo}\n{alert.runbook}",
-        "sent_ts": history.now(),
+        "sent_ts": now(),
         **facts,
     }
     try:

@@ -3,6 +3,7 @@
 from datetime import date
 
 from dags import stages
+from training.contract import in_service
 from training.contract.errors import DataError
 from training.contract.files import locked
 from training.contract.settings import Settings
@@ -15,7 +16,6 @@ def choose(settings: Settings, day: date, factor: float, reason: str) -> stages.
     :class:`DataError` where there is no such point or a rule refuses it; what serves then stays.
     """
     from training import promotion
-    from training.contract.pointer import read_pointer
 
     with locked(settings.layout.stages_lock, shared=True):
         chosen = promotion.choose(settings, day, factor, reason)
@@ -24,7 +24,7 @@ def choose(settings: Settings, day: date, factor: float, reason: str) -> stages.
             settings, day, smoke=stages.smoke(settings, day), chosen=chosen
         )
         outcome = promotion.promote(settings, day, decision, chosen)
-        trying = read_pointer(settings.layout.challenger)
+        trying = in_service.read(settings).challenger
         if not outcome["promoted"] and (trying is None or trying.sha256 != chosen.judged["sha256"]):
             raise DataError(f"interaction x{factor:g} of {day} is not promoted: {outcome['reason']}")
         stages.make_report(settings, day)

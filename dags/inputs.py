@@ -32,10 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from dags import sources
-from training.contract import history
+from training.contract import in_service
 from training.contract.files import json_sha256, read_json, sha256
 from training.contract.layout import TABLES
-from training.contract.pointer import read_pointer
 from training.contract.records import read_record
 from training.contract.rollout import before_day
 from training.contract.session import REACH_DAYS
@@ -120,7 +119,7 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
     if stage == "validate_transitions":
         return landed(settings, _back(day, REACH_DAYS))
     window = landed(settings, _back(day, settings.learner.window_days - 1 + REACH_DAYS))
-    champion = before_day(read_pointer(settings.layout.champion), day.isoformat())
+    champion = before_day(in_service.read(settings).champion, day.isoformat())
     judged_against = {"champion before": "none" if champion is None else champion.sha256}
     if stage == "validate_training_set":
         return window
@@ -136,7 +135,8 @@ def _data(settings: Settings, day: date, stage: str) -> Inputs:
         for earlier in _before(stage)
     }
     rolled_back = any(
-        e["action"] in ("rollback", "end") and e["from"] == challenger for e in history.read(settings.layout)
+        e["action"] in ("rollback", "end") and e["from"] == challenger
+        for e in in_service.read(settings).history
     )
     return {**judged_against, **before, "challenger": challenger, "rolled back": str(rolled_back)}
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dags import inputs
-from training.contract import history, version
+from training.contract import version
 from training.contract.errors import DataError, MtfError, StorageError
 from training.contract.files import locked
 from training.contract.layout import DECISIONS, IMPRESSIONS
-from training.contract.records import STAGES, read_record, read_records, recorded_days, write_record
+from training.contract.records import STAGES, now, read_record, read_records, recorded_days, write_record
 from training.contract.settings import Settings
 from training.operations import lineage, metrics
 
@@ -201,7 +201,7 @@ def _run_stage(settings: Settings, day: date, stage: str, force: bool, keep_supe
     if why is not None and keep_superseded and not force and _superseded(settings, day, stage):
         why = None
     if why is None:
-        record = {**(read_record(layout, day, stage) or {}), "kept": history.now()}
+        record = {**(read_record(layout, day, stage) or {}), "kept": now()}
         write_record(layout, day, stage, record)
         return record
     started = time.monotonic()

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,13 +17,14 @@ from serving.log.index.request_index import RequestIndex
 from serving.log.ranked_lines import RankedLines
 from serving.log.shipping import Shipper
 from serving.log.times import timestamp
-from serving.policy.follower import PolicyFollower, ServedPolicy, Source
+from serving.policy.follower import InServiceSource, PolicyFollower, ServedPolicy, Source
 from serving.ranking import arms
 from serving.ranking.pipeline import Pipeline
 from serving.ranking.shadow import Shadow
 from serving.running.following import Following
 from serving.state.features_age import FeaturesAge
 from serving.state.store import StateStore
+from training.contract.databases import redis_client
 from training.contract.files import read_json
 from training.contract.reward import is_negative, item_reward
 from training.contract.settings import Settings
@@ -39,7 +40,7 @@ class Engine:
     :class:`Pipeline` and :class:`FeedbackPipeline` say.
     """
 
-    def __init__(self, settings: Settings, worker: str, sources: list[Source] | None = None) -> None:
+    def __init__(self, settings: Settings, worker: str, sources: Sequence[Source] | None = None) -> None:
         self._settings = settings
         self._spec_version, self._heads = settings.state_spec.version, list(settings.fusion.names)
         serving, layout = settings.serving, settings.layout
@@ -49,7 +50,7 @@ class Engine:
         self._champion = PolicyFollower(settings, sources, _taken(arms.CHAMPION), _refused(arms.CHAMPION))
         self._challenger = PolicyFollower(
             settings,
-            [Source(layout.challenger, settings.data)],
+            [InServiceSource(settings, arms.CHALLENGER)],
             _taken(arms.CHALLENGER),
             _refused(arms.CHALLENGER),
             on_vanished=lambda: metrics.policy_gone(arms.CHALLENGER),
@@ -204,10 +205,10 @@ def _index_of(settings: Settings) -> RequestIndex:
     }
     if settings.serving.index == "file":
         return RequestIndex(settings.layout.serving / "requests.sqlite", **options)
-    from serving.log.index.shared import SharedIndex, client
+    from serving.log.index.shared import SharedIndex
 
     copy = settings.layout.serving / f"guardrail.{settings.serving.replica}.sqlite"
-    return SharedIndex(client(settings.store), copy, **options)
+    return SharedIndex(redis_client(settings.store), copy, **options)
 
 
 def _described(served: ServedPolicy | None) -> dict[str, Any] | None:

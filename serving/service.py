@@ -17,9 +17,10 @@ import structlog
 
 from serving.http import connections
 from serving.http.app import Outermost, create_app
-from serving.policy.follower import Source
+from serving.policy.follower import InServiceSource, PackedSource, Source
 from serving.running.ending import end_with_parent
 from training.contract.errors import SettingsError
+from training.contract.log import CHAMPION
 from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, Settings, load_settings
 
 TOKEN_VARIABLE = "MTF_TOKEN"  # noqa: S105
@@ -91,9 +92,9 @@ class RankService:
         end_with_parent()  # a worker whose supervisor was killed would keep the port from the next one
         metrics.forget_dead_workers()
         worker = worker_name(_settings.serving.replica, bentoml.server_context.worker_index or 0)
-        sources = [
-            Source(_settings.layout.champion, _settings.data),
-            Source(PACKED_CHAMPION, PACKED),
+        sources: list[Source] = [
+            InServiceSource(_settings, CHAMPION),
+            PackedSource(PACKED_CHAMPION),
         ]
         _app.state.token = token()
         _app.state.engine = Engine(_settings, worker, sources)

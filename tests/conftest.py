@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,12 @@ def airflow_database() -> None:
     subprocess.run(
         [sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True, timeout=300
     )
+
+
+@pytest.fixture(scope="session")
+def redis_port() -> Iterator[int]:
+    """Of a Redis that keeps nothing; tests that use it empty it first."""
+    from tests.servers import redis_server
+
+    with redis_server() as port:
+        yield port

@@ -18,8 +18,8 @@ from rich.table import Table
 from dags.command_line import stack
 from dags.command_line.stack import StackError
 from dags.command_line.world import fit_world, prepare_past
+from training.contract import in_service
 from training.contract.files import write_json_atomic
-from training.contract.pointer import read_pointer
 from training.contract.records import STAGES, read_records
 from training.contract.settings import Settings, settings_path
 
@@ -110,7 +110,7 @@ def _wait(airflow: stack.Airflow, dag: str, day: date, run_id: str) -> None:
 def summarise(settings: Settings, calendar: list[date]) -> dict[str, Any]:
     """What every day did, from the stages' own records, and what the world knows of the arms."""
     days = {str(day): _summarise_day(read_records(settings.layout, day)) for day in calendar}
-    pointer = read_pointer(settings.layout.champion)
+    pointer = in_service.read(settings).champion
     return {
         "world": settings.world.build,
         "days": days,

@@ -74,13 +74,14 @@ def canary(
 
     What is lifted does not hold this canary again. `mtf rollback` takes the policy out instead.
     """
-    from training.contract import history, rollout
+    from training.contract import in_service, rollout
     from training.operations.report import trying
 
     settings = load_settings()
     if go_on:
-        with history.changing(settings.layout):
-            console.print(f"{rollout.lift_pause(settings, reason)} holds the canary no longer")
+        with in_service.changing(settings) as row:
+            rule = rollout.lift_pause(row, reason)
+        console.print(f"{rule} holds the canary no longer")
     for sentence in trying.told(settings) or ["Nothing is tried."]:
         console.print(sentence)
     if paused := trying.held(settings):
@@ -107,9 +108,8 @@ def arms(
     Shares that are not named stay; the champion has what is left. The service follows within
     `serving.follow_seconds`. Running sessions keep their arm, unless its share becomes 0.
     """
-    from training.contract import history
+    from training.contract import in_service
     from training.contract.log import CHAMPION
-    from training.contract.shares import change_shares, read_shares
 
     settings = load_settings()
     if mixed is not None:
@@ -126,10 +126,10 @@ def arms(
     }
     changes = {arm: share for arm, share in given.items() if share is not None}
     if changes:
-        with history.changing(settings.layout):
-            shares = change_shares(settings, changes, reason)
+        with in_service.changing(settings) as row:
+            shares = row.change_shares(changes, reason)
     else:
-        shares = read_shares(settings)
+        shares = in_service.read(settings).shares
     table = Table("arm", "share of users")
     left = 1.0 - sum(share for arm, share in shares if arm != "shadow")
     table.add_row(CHAMPION, f"{left:.4g}")

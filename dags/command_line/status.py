@@ -5,8 +5,8 @@ from rich.text import Text
 
 from dags.command_line import stack
 from dags.command_line.console import busy, console
+from training.contract import in_service
 from training.contract.files import read_json
-from training.contract.pointer import read_pointer
 from training.contract.records import read_records, recorded_days
 from training.contract.settings import Settings, load_settings, settings_path
 
@@ -49,9 +49,10 @@ def status() -> None:
 def _show_guardrail(settings: Settings) -> None:
     if settings.layout.guardrail.exists():
         seen = read_json(settings.layout.guardrail)
-        pointers = {"champion": settings.layout.champion, "challenger": settings.layout.challenger}
+        row = in_service.read(settings)
+        pointers = {"champion": row.champion, "challenger": row.challenger}
         for arm, one in seen["arms"].items():
-            serving = read_pointer(pointers[arm])
+            serving = pointers[arm]
             if serving is None or serving.version != one["version"]:
                 continue  # it was taken out since, or another took its place
             console.print(

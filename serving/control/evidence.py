@@ -19,8 +19,9 @@ users as they come: it passes 1/ε once in 1/ε canaries at most (Lindon & Malek
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -177,3 +178,20 @@ def _normal_equations(cells: Sequence[Cell], strata: Sequence[float]) -> tuple[n
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def recorded(found: Evidence) -> dict[str, Any]:
+    """For a record: the difference's value and sequence, and what it rests on."""
+    gain = found.reward
+    return {
+        **(
+            {"value": None, "lower": None, "upper": None, "sd": None}
+            if gain is None
+            else {"value": gain.value, "lower": gain.low, "upper": gain.high, "sd": gain.sd}
+        ),
+        "control_mean": found.control_mean,
+        "sessions": found.sessions[0],
+        "control_sessions": found.sessions[1],
+        "users": found.users,
+        "negative": None if found.negative is None else asdict(found.negative),
+    }

@@ -16,28 +16,30 @@ import fcntl
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import IO, Any
 
 import structlog
 
 from serving.control import canary as canaries
 from serving.control.canary import Tried
-from serving.control.evidence import Difference, Evidence, evidence
+from serving.control.evidence import Difference, Evidence, evidence, recorded
 from serving.log.index.counts import ArmCounts
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.returns import ArmReturns
 from serving.log.index.tallies import Comparison
 from serving.policy.follower import PolicyFollower
 from serving.ranking import arms
-from training.contract import history, rollout
-from training.contract.errors import MtfError
-from training.contract.files import read_json, write_json_atomic
+from training.contract import in_service, rollout
+from training.contract.errors import InServiceError
+from training.contract.files import write_json_atomic
+from training.contract.in_service import InService
 from training.contract.log import STATIC_VERSION
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract.pointer import PolicyPointer
+from training.contract.records import now as now_text
 from training.contract.settings import GuardrailSettings, Settings
-from training.contract.shares import change_shares, read_shares
 
 _LEASES = 3.0  # looks that a lease lasts: another replica looks after so many that its holder missed
 _LEAST_CONTROL = 20  # requests of the static arm in the window, to compare slowness with
@@ -76,7 +78,9 @@ def judge(settings: GuardrailSettings, arm: ArmCounts, static: ArmCounts) -> Ver
 
 
 class Guardrail:
-    """``on_rollback`` is called with the arm and the rule that took its policy out, ``on_seen`` with each
+    """Changes what is in service by the number of its lease: what it decides of a policy in one piece.
+
+    ``on_rollback`` is called with the arm and the rule that took its policy out, ``on_seen`` with each
     judged arm's difference, ``on_step`` with the canary's step (0: none runs) and whether it is held."""
 
     def __init__(
@@ -100,6 +104,7 @@ class Guardrail:
         self._idle_s = 60.0 * (settings.session.gap_minutes if idle is None else idle)
         self._found: dict[str, tuple[str, Evidence]] = {}  # by comparison: its key, and what it told last
         self._rest_until = -math.inf  # of the monotonic clock
+        self._after: list[Callable[[], object]] = []  # what is said of a look's changes, once they are made
         self._lock: IO[str] | None = None
 
     def close(self) -> None:
@@ -110,30 +115,47 @@ class Guardrail:
         """One look. Raises :class:`MtfError`, sqlite3.Error or OSError; the next look tries again."""
         if not self._is_ours() or not self._index.lead(_LEASES * self._rules.check_seconds):
             return
-        seen: dict[str, Any] = {"checked_ts": history.now(), "arms": {}}
-        with history.changing(self._settings.layout):
-            challenger = read_pointer(self._settings.layout.challenger)
-            champion = read_pointer(self._settings.layout.champion)
-            canary = None if challenger is None else self._canary_of(challenger)
-            stratum = self._look(champion, challenger, canary)
-            if challenger is not None and canary is not None:
-                self._try(challenger, canary, champion, stratum, seen)
-            stays = champion == read_pointer(
-                self._settings.layout.champion
-            )  # a new one has brought nothing yet
-            if champion is not None and champion.version != STATIC_VERSION and stays:
-                verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
-                if verdict is not None:
-                    target = rollout.step_back(
-                        self._settings, f"guardrail, {verdict.rule}: {verdict.reason}", to_static=True
-                    )
-                    self._rolled_back(arms.CHAMPION, champion, verdict.rule, verdict.reason, target.version)
-        seen["canary"] = left = read_canary(self._settings)
+        seen: dict[str, Any] = {"checked_ts": now_text(), "arms": {}}
+        try:
+            self._change(lambda row: self._watch(row, seen))
+            # apart from it: where there is no way back for the champion, the challenger is out all the same
+            self._change(lambda row: self._judge_champion(row, seen))
+        except InServiceError as error:
+            _log.error("guardrail refused", reason=str(error))
+            return
+        seen["canary"] = left = in_service.read(self._settings).canary
         self._on_step(*((0, False) if left is None else (left["step"] + 1, left.get("paused") is not None)))
         write_json_atomic(self._settings.layout.guardrail, seen)
 
-    def _canary_of(self, challenger: PolicyPointer) -> dict[str, Any]:
-        canary = read_canary(self._settings)
+    def _change(self, decide: Callable[[InService], None]) -> None:
+        self._after = []
+        with in_service.changing(self._settings, self._index.fence) as row:
+            decide(row)
+        for tell in self._after:
+            tell()
+
+    def _watch(self, row: InService, seen: dict[str, Any]) -> None:
+        challenger, champion = row.challenger, row.champion
+        canary = None if challenger is None else self._canary_of(row, challenger)
+        stratum = self._look(row, champion, challenger, canary)
+        if challenger is not None and canary is not None:
+            self._try(row, challenger, canary, champion, stratum, seen)
+
+    def _judge_champion(self, row: InService, seen: dict[str, Any]) -> None:
+        champion = row.champion
+        if champion is None or champion.version == STATIC_VERSION or not self._compared(champion):
+            return  # a new one has brought nothing yet
+        verdict = self._verdict(arms.CHAMPION, champion, _began(champion), seen)
+        if verdict is not None:
+            target = rollout.step_back(row, f"guardrail, {verdict.rule}: {verdict.reason}", to_static=True)
+            self._after.append(partial(self._rolled_back, arms.CHAMPION, champion, verdict, target.version))
+
+    def _compared(self, champion: PolicyPointer) -> bool:
+        found = self._found.get(arms.CHAMPION)
+        return found is not None and found[0] == _key(champion)
+
+    def _canary_of(self, row: InService, challenger: PolicyPointer) -> dict[str, Any]:
+        canary = row.canary
         if canary is not None and canary["sha256"] == challenger.sha256:
             return {"paused": None, "lifted": [], **canary}
         return {
@@ -147,6 +169,7 @@ class Guardrail:
 
     def _look(
         self,
+        row: InService,
         champion: PolicyPointer | None,
         challenger: PolicyPointer | None,
         canary: dict[str, Any] | None,
@@ -154,13 +177,12 @@ class Guardrail:
         """Count the sessions that rest by now, and read what they tell; returns the present stratum."""
         now, started = self._clock(), time.thread_time()
         tallies = self._index.tallies
-        stratum = tallies.shares(read_shares(self._settings).model_dump_json(), now)
+        stratum = tallies.shares(row.shares.model_dump_json(), now)
         comparisons = []
         if champion is not None and champion.version != STATIC_VERSION:
-            key = f"{champion.sha256} {champion.promoted_ts}"
             mine = [(arms.CHAMPION, champion.sha256)]
             static = [(arms.STATIC, "")]
-            comparisons.append(Comparison(arms.CHAMPION, key, _began(champion), mine, static))
+            comparisons.append(Comparison(arms.CHAMPION, _key(champion), _began(champion), mine, static))
         if challenger is not None and canary is not None:
             control = _control(champion)
             key = f"{challenger.sha256} {canary['began']} {control}"
@@ -183,6 +205,7 @@ class Guardrail:
 
     def _try(
         self,
+        row: InService,
         challenger: PolicyPointer,
         canary: dict[str, Any],
         champion: PolicyPointer | None,
@@ -193,15 +216,15 @@ class Guardrail:
         settings, now = self._settings, self._clock()
         current = self._challenger.current
         loaded = current is not None and current.policy.sha256 == challenger.sha256
-        refused = self._challenger.refused
+        refused = None if self._challenger.waiting else self._challenger.refused
         verdict = (
             Verdict("refused", refused)
             if refused is not None and not loaded
             else self._verdict(arms.CHALLENGER, challenger, canary["began"], seen)
         )
         if verdict is not None:
-            rollout.withdraw_challenger(settings, f"guardrail, {verdict.rule}: {verdict.reason}")
-            self._rolled_back(arms.CHALLENGER, challenger, verdict.rule, verdict.reason, None)
+            rollout.withdraw_challenger(row, f"guardrail, {verdict.rule}: {verdict.reason}")
+            self._after.append(partial(self._rolled_back, arms.CHALLENGER, challenger, verdict, None))
             return
         # without a canary a person decides: `mtf arms --challenger`
         if not loaded or settings.gate.evidence == "offline":
@@ -209,26 +232,26 @@ class Guardrail:
         found = self._found[arms.CHALLENGER][1]
         if canary["step"] >= 0:
             if canary["since"] > now:
-                self._write(canary, since=now, began=min(canary["began"], now))
+                row.canary = {**canary, "since": now, "began": min(canary["began"], now)}
                 return
             over = self._step_over(challenger, canary)
             climbed = over and canary["step"] + 1 >= len(self._serving.canary)
-            share = self._share(champion) if found.newest[0] == stratum else None
+            share = self._share(row, champion) if found.newest[0] == stratum else None
             tried = Tried((now - canary["began"]) / _DAY_S, climbed, share, canary["lifted"])
             move = canaries.decide(self._serving, found, tried)
             if move.what == "promote":
-                gain = _plain(found)
-                rollout.complete_canary(settings, f"canary: {move.reason}", {"by": "canary", **gain})
-                _log.info("canary completed", version=challenger.version, reason=move.reason)
+                gain = recorded(found)
+                rollout.complete_canary(row, f"canary: {move.reason}", {"by": "canary", **gain})
+                self._say("canary completed", version=challenger.version, reason=move.reason)
                 return
             if move.what == "end":
-                rollout.end_canary(settings, f"canary: {move.reason}")
-                _log.info("canary ended", version=challenger.version, reason=move.reason)
+                rollout.end_canary(row, f"canary: {move.reason}")
+                self._say("canary ended", version=challenger.version, reason=move.reason)
                 return
-            canary = self._held(challenger, canary, move if move.what == "pause" else None)
+            canary = self._held(row, challenger, canary, move if move.what == "pause" else None)
             if move.what == "pause" or climbed or not over:
                 return
-        self._step(challenger, canary, champion)
+        self._step(row, challenger, canary, champion)
 
     def _step_over(self, challenger: PolicyPointer, canary: dict[str, Any]) -> bool:
         """Whether the present step has had its minutes and requests."""
@@ -240,22 +263,25 @@ class Guardrail:
         return bool(now - canary["since"] >= 60.0 * step.minutes and counts.requests >= step.requests)
 
     def _step(
-        self, challenger: PolicyPointer, canary: dict[str, Any], champion: PolicyPointer | None
+        self,
+        row: InService,
+        challenger: PolicyPointer,
+        canary: dict[str, Any],
+        champion: PolicyPointer | None,
     ) -> None:
-        settings, steps, now = self._settings, self._serving.canary, self._clock()
+        steps, now = self._serving.canary, self._clock()
         at = canary["step"] + 1
         if at >= len(steps):  # the settings have fewer steps than when it began
             return
         plan = self._plan(champion, steps[-1].share)
         share = steps[at].share
-        change_shares(
-            settings,
+        shares = row.change_shares(
             {"challenger": share},
             f"step {at + 1} of {len(steps)} of {challenger.version}'s canary; {plan['reason']}",
         )
-        self._index.tallies.shares(read_shares(settings).model_dump_json(), now)
-        self._write(canary, step=at, share=share, since=now, plan=plan)
-        _log.info("canary step", version=challenger.version, step=at + 1, share=share, plan=plan["reason"])
+        row.canary = {**canary, "step": at, "share": share, "since": now, "plan": plan}
+        self._after.append(partial(self._index.tallies.shares, shares.model_dump_json(), now))
+        self._say("canary step", version=challenger.version, step=at + 1, share=share, plan=plan["reason"])
 
     def _plan(self, champion: PolicyPointer | None, share: float) -> dict[str, Any]:
         now = self._clock()
@@ -278,34 +304,34 @@ class Guardrail:
         )
 
     def _held(
-        self, challenger: PolicyPointer, canary: dict[str, Any], pause: canaries.Move | None
+        self,
+        row: InService,
+        challenger: PolicyPointer,
+        canary: dict[str, Any],
+        pause: canaries.Move | None,
     ) -> dict[str, Any]:
         """The canary with its pause, or without the one that is over; the history says either."""
         before = canary["paused"]
         if (None if pause is None else pause.rule) == (None if before is None else before["rule"]):
             return canary
-        told = f"{before['rule']} holds it no longer" if pause is None else f"{pause.rule}: {pause.reason}"
-        history.append(
-            self._settings.layout,
+        why = f"{before['rule']} holds it no longer" if pause is None else f"{pause.rule}: {pause.reason}"
+        row.append(
             {
                 "action": "resume" if pause is None else "pause",
                 "version": challenger.version,
                 "sha256": challenger.sha256,
-                "reason": f"canary, {told}",
-            },
+                "reason": f"canary, {why}",
+            }
         )
-        _log.warning("canary held" if pause else "canary goes on", version=challenger.version, reason=told)
-        paused = None if pause is None else {"rule": pause.rule, "reason": pause.reason, "ts": history.now()}
-        return self._write(canary, paused=paused)
-
-    def _write(self, canary: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        changed = {**canary, **changes}
-        write_json_atomic(self._settings.layout.canary, changed)
+        what = "canary held" if pause else "canary goes on"
+        self._say(what, version=challenger.version, reason=why)
+        paused = None if pause is None else {"rule": pause.rule, "reason": pause.reason, "ts": now_text()}
+        row.canary = changed = {**canary, "paused": paused}
         return changed
 
-    def _share(self, champion: PolicyPointer | None) -> float | None:
+    def _share(self, row: InService, champion: PolicyPointer | None) -> float | None:
         """The challenger's share of the users of both sides, as the shares are."""
-        shares = read_shares(self._settings)
+        shares = row.shares
         own = shares.challenger
         control = sum(arms.share_of(shares, arm) for arm in {arm for arm, _ in _control(champion)})
         return own / (own + control) if own > 0.0 and control > 0.0 else None
@@ -326,14 +352,18 @@ class Guardrail:
         seen["arms"][arm] = {
             "version": pointer.version,
             "window": vars(mine),
-            "evidence": {**_plain(found), "reason": canaries.tell(found)},
+            "evidence": {**recorded(found), "reason": canaries.tell(found)},
             "verdict": None if verdict is None else f"{verdict.rule}: {verdict.reason}",
         }
         return verdict
 
-    def _rolled_back(self, arm: str, pointer: PolicyPointer, rule: str, reason: str, to: str | None) -> None:
-        self._on_rollback(arm, rule)
-        _log.error("rolled back", arm=arm, version=pointer.version, rule=rule, reason=reason, to=to)
+    def _say(self, event: str, **about: Any) -> None:
+        self._after.append(partial(_log.info, event, **about))
+
+    def _rolled_back(self, arm: str, pointer: PolicyPointer, verdict: Verdict, to: str | None) -> None:
+        self._on_rollback(arm, verdict.rule)
+        about = {"version": pointer.version, "rule": verdict.rule, "reason": verdict.reason}
+        _log.error("rolled back", arm=arm, to=to, **about)
 
     def _is_ours(self) -> bool:
         """Whether this worker is the one that watches; the lock goes with its process."""
@@ -359,32 +389,10 @@ def _control(champion: PolicyPointer | None) -> list[tuple[str, str]]:
     return [*own, (arms.STATIC, "")] if champion.version == STATIC_VERSION else own
 
 
+def _key(champion: PolicyPointer) -> str:
+    """Of its comparison."""
+    return f"{champion.sha256} {champion.promoted_ts}"
+
+
 def _began(pointer: PolicyPointer) -> float:
     return datetime.fromisoformat(pointer.promoted_ts).timestamp()
-
-
-def read_canary(settings: Settings) -> dict[str, Any] | None:
-    try:
-        canary: dict[str, Any] = read_json(settings.layout.canary)
-        return canary
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise MtfError(f"{settings.layout.canary} is not JSON: {error}") from error
-
-
-def _plain(found: Evidence) -> dict[str, Any]:
-    """For a record: the difference's value and sequence, and what it rests on."""
-    gain = found.reward
-    return {
-        **(
-            {"value": None, "lower": None, "upper": None, "sd": None}
-            if gain is None
-            else {"value": gain.value, "lower": gain.low, "upper": gain.high, "sd": gain.sd}
-        ),
-        "control_mean": found.control_mean,
-        "sessions": found.sessions[0],
-        "control_sessions": found.sessions[1],
-        "users": found.users,
-        "negative": None if found.negative is None else asdict(found.negative),
-    }

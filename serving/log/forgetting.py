@@ -17,6 +17,7 @@ import orjson
 from serving.log.index.request_index import forget as forget_in_index
 from serving.log.index.request_index import requests_of
 from training.contract import shipped
+from training.contract.databases import redis_client
 from training.contract.errors import MtfError
 from training.contract.files import sha256, write_atomic
 from training.contract.log import Id
@@ -42,7 +43,7 @@ def forget(settings: Settings, user: Id) -> int:
     if settings.serving.index == "redis":
         from serving.log.index import shared
 
-        shared.forget(shared.client(settings.store), user, sorted(requests))
+        shared.forget(redis_client(settings.store), user, sorted(requests))
     for path in (index, *layout.serving.glob("guardrail.*.sqlite")):
         forget_in_index(path, user, sorted(requests))
     return shipped_lines + sum(_blank(path, user, requests) for path in files)

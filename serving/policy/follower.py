@@ -5,24 +5,31 @@ never waits. Whatever cannot be served is refused with its reason, and what serv
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from threading import Thread
+from typing import Protocol
 
 import numpy as np
 import structlog
 
 from serving.policy.compiled import compiled
 from serving.policy.timed import TimedPolicy
-from training.contract.errors import PolicyError
+from training.contract import in_service
+from training.contract.errors import InServiceError, ObjectStoreError, PolicyError
 from training.contract.fusion import Head
+from training.contract.in_service import policies
+from training.contract.log import CHAMPION
 from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import Policy, load_policy
 from training.contract.settings import Settings
 
 _log = structlog.get_logger("mtf.serving.policy")
 _WARM_STATES = 8
+_FETCH_WAIT_S = 2.0  # of a look for a file that is fetched; the next ones see whether it is there
 
 
 @dataclass(frozen=True)
@@ -39,27 +46,83 @@ class ServedPolicy:
         return datetime.fromisoformat(written).timestamp() if written else None
 
 
-@dataclass(frozen=True)
-class Source:
-    """A pointer file and the folder that its policy path is relative to."""
+class Source(Protocol):
+    """Where a pointer is, and the file that it names."""
 
-    pointer: Path
-    root: Path
+    name: str
+
+    def read(self) -> PolicyPointer | None:
+        """None where there is none. Raises :class:`PolicyError`, :class:`InServiceError` or OSError."""
+
+    def file(self, pointer: PolicyPointer) -> Path:
+        """Raises :class:`ObjectStoreError` until it is on this disk, and :class:`PolicyError`."""
+
+
+class InServiceSource:
+    """What is in service as ``arm``, champion or challenger. A file that this disk lacks is fetched on a
+    thread of its own, so that a store that does not answer holds up nothing else that is followed."""
+
+    def __init__(self, settings: Settings, arm: str) -> None:
+        self.name, self._settings = arm, settings
+        self._fetched: tuple[str, Future[Path]] | None = None
+
+    def read(self) -> PolicyPointer | None:
+        row = in_service.read(self._settings)
+        return row.champion if self.name == CHAMPION else row.challenger
+
+    def file(self, pointer: PolicyPointer) -> Path:
+        if policies.is_here(self._settings, pointer):
+            return self._settings.data / pointer.policy
+        wait_s = 0.0
+        if self._fetched is None or self._fetched[0] != pointer.sha256:
+            future: Future[Path] = Future()
+            self._fetched, wait_s = (pointer.sha256, future), _FETCH_WAIT_S
+            Thread(target=self._fetch, args=(pointer, future), name="fetching", daemon=True).start()
+        try:
+            path = self._fetched[1].result(wait_s)
+        except TimeoutError:
+            raise ObjectStoreError(
+                f"policy {pointer.version} is being fetched from {self._settings.serving.ship.to}"
+            ) from None
+        except Exception:
+            self._fetched = None  # the next look tries again
+            raise
+        self._fetched = None
+        return path
+
+    def _fetch(self, pointer: PolicyPointer, future: "Future[Path]") -> None:
+        try:
+            future.set_result(policies.file_of(self._settings, pointer))
+        except Exception as error:  # it is the look's, which waits for it
+            future.set_exception(error)
+
+
+class PackedSource:
+    """A pointer file, and the policy beside it: what a Bento brings."""
+
+    def __init__(self, pointer: Path) -> None:
+        self.name, self._pointer = "packed", pointer
+
+    def read(self) -> PolicyPointer | None:
+        return read_pointer(self._pointer)
+
+    def file(self, pointer: PolicyPointer) -> Path:
+        return self._pointer.parent / pointer.policy
 
 
 class PolicyFollower:
-    """Keeps :attr:`current` at what the first existing pointer of ``sources`` names.
+    """Keeps :attr:`current` at what the first pointer that is there of ``sources`` names.
 
-    ``sources`` are asked in order: the data folder's pointer, then the one packed into a Bento, so a
-    Bento serves its own policy until the data folder has one. A champion's pointer that vanishes
-    changes nothing; with ``on_vanished`` (the challenger's) nothing is current then.
-    ``on_refused`` is called once for each refused version of the files.
+    ``sources`` are asked in order: what is in service, then what is packed into a Bento, so a Bento serves
+    its own policy until there is a champion. A champion's pointer that vanishes changes nothing; with
+    ``on_vanished`` (the challenger's) nothing is current then. ``on_refused`` is called once for each
+    refused pointer and file, and each reason for which they cannot be had.
     """
 
     def __init__(
         self,
         settings: Settings,
-        sources: list[Source] | None = None,
+        sources: Sequence[Source] | None = None,
         on_swapped: Callable[[ServedPolicy], None] = lambda taken: None,
         on_refused: Callable[[str], None] = lambda reason: None,
         *,
@@ -69,13 +132,15 @@ class PolicyFollower:
         self._budget = settings.serving.policy_budget_ms / 1000.0
         self._spec = settings.state_spec
         self._heads = _behaviour(settings.fusion.heads)
-        self._sources = sources or [Source(settings.layout.champion, settings.data)]
+        self._sources = sources or [InServiceSource(settings, CHAMPION)]
         self._on_swapped = on_swapped
         self._on_refused = on_refused
         self._current: ServedPolicy | None = None
         self._previous: ServedPolicy | None = None
         self._refused: str | None = None
         self._seen: tuple[object, ...] | None = None
+        self._waiting = False
+        self._taken: tuple[object, ...] | None = None  # what was seen of what is current
 
     @property
     def current(self) -> ServedPolicy | None:
@@ -84,42 +149,52 @@ class PolicyFollower:
 
     @property
     def refused(self) -> str | None:
-        """Why the files as they are now are not what is served; None when they are."""
+        """Why what the pointer names now is not what is served; None when it is."""
         return self._refused
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it is refused only because Redis or the object store does not give it now."""
+        return self._waiting
+
     def look(self) -> bool:
-        """Take what the pointer names if its file changed; True when a swap happened."""
-        source = next((s for s in self._sources if s.pointer.exists()), None)
-        if source is None:
-            if self._on_vanished is not None and self._seen is not None:
-                self._current, self._refused, self._seen = None, None, None
-                self._on_vanished()
-                _log.info("policy gone", pointer=self._sources[0].pointer.stem)
-            self._refused = None  # what was refused is not there any more
-            return False
-        seen: tuple[object, ...] = (source.pointer,)
+        """Take what the pointer names if that, or its file, changed; True when a swap happened."""
+        source, seen = self._sources[0], tuple[object, ...]()
         try:
-            seen = (source.pointer, _signature(source.pointer))
-            pointer = read_pointer(source.pointer)
-            if pointer is None:
+            for source in self._sources:
+                if (pointer := source.read()) is not None:
+                    break
+            else:
+                self._gone()
                 return False
-            path = source.root / pointer.policy
+            path = source.file(pointer)
+            seen = (source.name, pointer)
             seen = (*seen, _signature(path))
-        except (PolicyError, OSError) as error:
-            self._refuse(seen, str(error))
-            return False
-        if seen == self._seen:
-            return False
-        try:
+            if seen in (self._seen, self._taken):
+                if seen == self._taken:
+                    self._seen, self._refused, self._waiting = seen, None, False  # it is told again
+                return False
             taken = self._take(path, pointer)
-        except (PolicyError, OSError) as error:
-            self._refuse(seen, str(error))
+        except (PolicyError, InServiceError, OSError) as error:
+            # what has no file to look at is tried again: a store or Redis may be back
+            self._waiting = isinstance(error, InServiceError | ObjectStoreError)
+            self._refuse(seen or (source.name, str(error)), str(error))
             return False
-        self._seen, self._refused = seen, None
-        self._previous, self._current = self._current, taken
+        self._seen = self._taken = seen
+        self._refused, self._waiting = None, False
+        if self._current is None or self._current.policy is not taken.policy:
+            self._previous = self._current
+        self._current = taken
         self._on_swapped(taken)
-        _log.info("policy taken", pointer=source.pointer.stem, version=pointer.version)
+        _log.info("policy taken", pointer=source.name, version=pointer.version)
         return True
+
+    def _gone(self) -> None:
+        if self._on_vanished is not None and self._seen is not None:
+            self._current = self._seen = self._taken = None
+            self._on_vanished()
+            _log.info("policy gone", pointer=self._sources[0].name)
+        self._refused, self._waiting = None, False  # what was refused is not there any more
 
     def _take(self, path: Path, pointer: PolicyPointer) -> ServedPolicy:
         for kept in (self._current, self._previous):  # a rollback needs no file

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import structlog
 
-from training.contract.errors import SettingsError
+from training.contract import in_service
+from training.contract.errors import InServiceError, SettingsError
 from training.contract.log import ARMS, BOX, CHALLENGER, CHAMPION, EXPLORING, NOISE, RANDOM, STATIC, Id
 from training.contract.settings import Settings, ShareSettings
-from training.contract.shares import read_shares
 
 __all__ = ["ARMS", "BOX", "CHALLENGER", "CHAMPION", "EXPLORING", "NOISE", "RANDOM", "STATIC", "Assignment"]
 
@@ -61,7 +61,7 @@ class Assignment:
 
     A user who is in the middle of a session keeps its arm when the shares change or an epoch ends, so that
     no session is split; only a share of 0 (and a challenger that is gone) takes effect at once, because that
-    is how an arm is stopped. ``on_refused`` is called once for each refused version of the file.
+    is how an arm is stopped. ``on_refused`` is called once for each reason to refuse them.
     """
 
     def __init__(self, settings: Settings, on_refused: Callable[[str], None] = lambda reason: None) -> None:
@@ -70,7 +70,6 @@ class Assignment:
         self._on_refused = on_refused
         names = settings.state_spec.entry_names
         self._excluded = [names.index(name) for name in settings.serving.no_exploration_for]
-        self._seen: object = ()
         self._refused: str | None = None
         self._take(settings.serving.shares)
         self.look()
@@ -81,29 +80,21 @@ class Assignment:
 
     @property
     def refused(self) -> str | None:
-        """Why the file as it is now is not in force; None when it is."""
+        """Why shares are in force that are not those of now; None when they are."""
         return self._refused
 
     def look(self) -> bool:
-        """Take the shares file if it changed; True when other shares are in force now.
+        """Take the shares in force; True when they are others now.
 
-        A file that cannot be in force changes nothing.
+        Shares that cannot be in force, or that nobody tells, change nothing.
         """
-        path = self._settings.layout.shares
         try:
-            status = path.stat()
-            seen: object = (status.st_ino, status.st_mtime_ns, status.st_size)
-        except OSError:
-            seen = None
-        if seen == self._seen:
-            return False
-        self._seen = seen
-        try:
-            shares = read_shares(self._settings)
-        except (SettingsError, OSError) as error:
-            self._refused = str(error)
-            self._on_refused(self._refused)
-            _log.error("shares refused", reason=self._refused)
+            shares = in_service.read(self._settings).shares
+        except (SettingsError, InServiceError, OSError) as error:
+            if str(error) != self._refused:
+                self._refused = str(error)
+                self._on_refused(self._refused)
+                _log.error("shares refused", reason=self._refused)
             return False
         self._refused = None
         if shares == self._shares:

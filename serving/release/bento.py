@@ -31,6 +31,7 @@ from serving.ranking import arms
 from serving.release.client import Client, Ranking, ServiceError
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
+from training.contract.in_service import policies
 from training.contract.log import Id
 from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.settings import ENV_PREFIX, SETTINGS_VARIABLE, IdKind, Settings, ShareSettings
@@ -72,7 +73,7 @@ def build(settings: Settings, pointer: PolicyPointer) -> str:
     again returns the Bento that is there. Raises :class:`PolicyError` when the policy file is not what
     the pointer names, :class:`BentoError` with BentoML's output when the build fails.
     """
-    policy = settings.data / pointer.policy
+    policy = policies.file_of(settings, pointer)
     if not policy.is_file() or sha256(policy) != pointer.sha256:
         raise PolicyError(f"{policy} is missing, or is not the file of the pointer ({pointer.sha256})")
     with tempfile.TemporaryDirectory(prefix="mtf-bento-") as folder:

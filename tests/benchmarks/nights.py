@@ -25,19 +25,18 @@ import torch
 from serving.control.guardrail import Guardrail
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.policy.follower import PolicyFollower, Source
+from serving.policy.follower import InServiceSource, PolicyFollower
 from serving.ranking import arms
 from tests.benchmarks.canary import under
 from tests.benchmarks.nights_page import tables
 from tests.benchmarks.publish import kept
-from training.contract import code_sources, history, rollout
+from training.contract import code_sources, in_service, rollout
 from training.contract.epochs import epoch_of_day
 from training.contract.files import json_sha256, sha256
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract.pointer import PolicyPointer
 from training.contract.policy import Policy, PolicyHeader, constant_policy, load_policy, save_policy
 from training.contract.records import write_record
 from training.contract.settings import Settings
-from training.contract.shares import read_shares
 from training.evaluation import assess
 from training.experiments.ground import concatenated
 from training.policies import return_regression
@@ -146,7 +145,7 @@ class Days:
         )
         self.champion = PolicyFollower(settings)
         self.challenger = PolicyFollower(
-            settings, [Source(layout.challenger, settings.data)], on_vanished=lambda: None
+            settings, [InServiceSource(settings, "challenger")], on_vanished=lambda: None
         )
         self.guardrail = Guardrail(settings, self.index, self.champion, self.challenger, clock=self.clock)
 
@@ -174,7 +173,7 @@ class Days:
         champion, challenger = self._policy(self.champion), self._policy(self.challenger)
         bench = Bench(self.world, self.evening, count, seed=self.chunks)
         users = self.world.population.user_id[bench.user_row]
-        shares, epoch = read_shares(settings), epoch_of_day(self.day, how.exploration.epoch_days)
+        shares, epoch = in_service.read(settings).shares, epoch_of_day(self.day, how.exploration.epoch_days)
         tried = None if challenger is None else challenger.sha256
         arm_of = np.array(
             [_NAMES.index(arms.draw(shares, how.salt, epoch, int(user), tried)) for user in users]
@@ -270,7 +269,7 @@ class Days:
         if decision["decision"] == "promote" and not layout.canary.exists():
             self._begin(day, chosen, decision)
         self._look()
-        events = [event["action"] for event in history.read(layout)[self.told :]]
+        events = [event["action"] for event in in_service.read(settings).history[self.told :]]
         self.told += len(events)
         return {
             "day": day.isoformat(),
@@ -306,12 +305,9 @@ class Days:
         pointer = PolicyPointer(
             path.relative_to(layout.root).as_posix(), policy.sha256, policy.version, day.isoformat(), "", ""
         )
-        with history.changing(layout):
-            rollout.begin_canary(
-                self.settings,
-                rollout.following(pointer, read_pointer(layout.champion)),
-                "; ".join(decision["reasons"]),
-            )
+        with in_service.changing(self.settings) as row:
+            reason = "; ".join(decision["reasons"])
+            rollout.begin_canary(row, rollout.following(pointer, row.champion), reason)
 
     # what is true
 

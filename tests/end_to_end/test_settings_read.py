@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from dags import inputs, stages
 from tests.end_to_end import small_days
-from training.contract import history
+from training.contract import in_service
 from training.contract.settings.section import Section
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,8 @@ def test_a_stage_reads_no_setting_that_is_not_in_its_fingerprint(tmp_path: Path,
     assert stages.run_day(settings, DAY) == list(stages.DAY_STAGES)
     # once shares have changed it matters whose clock the log's times are of
     shares = settings.serving.shares.model_dump()
-    history.append(settings.layout, {"action": "shares", "shares": shares, "reason": "test"})
+    with in_service.changing(settings) as row:
+        row.append({"action": "shares", "shares": shares, "reason": "test"})
     stages.run_stage(settings, DAY, "validate_landed", force=True)
     for stage in stages.DAY_STAGES:
         known = set(inputs._SETTINGS[stage])

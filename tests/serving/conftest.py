@@ -15,7 +15,8 @@ import yaml
 
 from serving.release import bento
 from serving.release.client import Client
-from training.contract.pointer import PolicyPointer, write_pointer
+from training.contract import in_service
+from training.contract.pointer import PolicyPointer
 from training.contract.policy import PolicyHeader, save_policy
 from training.contract.settings import Settings, load_settings
 
@@ -162,7 +163,8 @@ class Server:
 
     def promote(self, pointer: PolicyPointer, seconds: float = 10.0) -> None:
         """Point at a policy and wait until it serves."""
-        write_pointer(self.settings.layout.champion, pointer)
+        with in_service.changing(self.settings) as row:
+            row.champion = pointer
         deadline = time.monotonic() + seconds
         with self.client() as client:
             while (client.status()["champion"] or {}).get("sha256") != pointer.sha256:

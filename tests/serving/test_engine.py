@@ -10,7 +10,7 @@ import orjson
 import serving.state.online_state  # noqa: F401
 from serving.engine import Engine
 from tests.serving.conftest import settings_file
-from training.contract import history, rollout
+from training.contract import in_service, rollout
 from training.contract.files import read_json
 from training.contract.pointer import read_pointer
 from training.contract.settings import Settings, load_settings
@@ -60,15 +60,15 @@ def test_a_challenger_whose_users_bring_more_becomes_the_champion(tmp_path, cons
     settings = load_settings(settings_file(tmp_path, **serving))
     one = constant(settings, "v1", 0.1)
     two = replace(constant(settings, "v2", 0.2), day="2026-01-06")
-    with history.changing(settings.layout):
-        rollout.make_champion(settings, rollout.following(one, None), "the first", {})
-        rollout.begin_canary(settings, rollout.following(two, one), "passed the gate")
+    with in_service.changing(settings) as row:
+        rollout.make_champion(row, rollout.following(one, None), "the first", {})
+        rollout.begin_canary(row, rollout.following(two, one), "passed the gate")
     engine = Engine(settings, "w1")
     wait(lambda: engine.status()["shares"]["challenger"] == 0.5)
     counts = visit(settings, engine, range(1_000))
     assert counts["challenger"] >= 400 and abs(counts["static"] - 50) < 40
     wait(lambda: read_pointer(settings.layout.champion).version == "v2")
-    event = [e for e in history.read(settings.layout) if e["action"] == "promote"][-1]
+    event = [e for e in in_service.read(settings).history if e["action"] == "promote"][-1]
     assert "bring more than the champion's" in event["reason"]
     evidence = event["evidence"]
     # .3 of the weight of a long view, .3, more of them

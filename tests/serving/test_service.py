@@ -23,11 +23,10 @@ from serving.ranking import arms
 from serving.release.client import Client, ServiceError
 from tests.benchmarks.load import Plan
 from tests.serving.conftest import Server
-from training.contract import history
+from training.contract import in_service
 from training.contract.exploration import TruncatedNormal, UniformBox, session_uniforms
 from training.contract.pointer import write_pointer
 from training.contract.policy import load_policy
-from training.contract.shares import change_shares
 
 START = datetime(2026, 1, 5, 4, tzinfo=UTC)
 N = 40
@@ -245,8 +244,8 @@ def shares(server):
     """Change the shares of the running service; the settings' come back at the end."""
 
     def change(**changes: float) -> None:
-        with history.changing(server.settings.layout):
-            wanted = change_shares(server.settings, changes, "a test")
+        with in_service.changing(server.settings) as row:
+            wanted = row.change_shares(changes, "a test")
         with server.client() as client:
             wait(lambda: client.status()["shadow"] == wanted.shadow)
             wait(

@@ -6,11 +6,16 @@ by itself; for Redis, ``feature_store.yaml`` names a variable, whose value Feast
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from training.contract.errors import SettingsError
-from training.contract.settings import Settings
+from training.contract.settings import Settings, StoreSettings
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 REDIS_PASSWORD = "MTF_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
+_WAIT_S = 1.0  # for Redis: longer than any script takes
 
 
 def mlflow(settings: Settings) -> str:
@@ -36,6 +41,26 @@ def redis(settings: Settings) -> str:
         return settings.store.redis_url
     redis_password("store.redis_password")
     return f'{settings.store.redis_url},password="${{{REDIS_PASSWORD}}}"'
+
+
+def redis_client(store: StoreSettings) -> "Redis":
+    """Redis of ``store.redis_url``. No call is made twice: the first one may have been done."""
+    # imported where replicas share it: nothing else of the contract needs it
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    host, _, port = store.redis_url.partition(":")
+    password = os.environ.get(REDIS_PASSWORD) if store.redis_password else None
+    return Redis(
+        host,
+        int(port or 6379),
+        password=password,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        socket_timeout=_WAIT_S,
+        socket_connect_timeout=_WAIT_S,
+    )
 
 
 def broker(settings: Settings) -> str:

@@ -40,6 +40,10 @@ class DataError(MtfError):
         self.breaks = breaks
 
 
+class InServiceError(MtfError):
+    """What is in service cannot be known or changed now; the message says whether it may have been."""
+
+
 class ObjectStoreError(OSError):
     """An object store does not answer, or refuses; a message for the same person. Like a disk's failure it
     may have passed when the step is tried again."""

@@ -149,8 +149,18 @@ class Layout:
 
     @property
     def shares(self) -> Path:
-        """Shares of the arms in force; see :mod:`training.contract.shares`."""
+        """Shares of the arms in force; see :mod:`training.contract.in_service`."""
         return self.serving / "shares.json"
+
+    @property
+    def history(self) -> Path:
+        """Events of what is in service, JSON lines; see :mod:`training.contract.in_service`."""
+        return self.serving / "history.jsonl"
+
+    @property
+    def in_redis(self) -> Path:
+        """Is there once Redis had a row of what is in service: the files beside it are not read then."""
+        return self.serving / "in_redis.json"
 
     @property
     def serving_log(self) -> Path:

@@ -1,5 +1,6 @@
 """A pointer, the champion's or the challenger's: the small file through which a policy comes to be served."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ class PolicyPointer:
     model_version: str
     promoted_ts: str
     previous: dict[str, Any] | None = None
+
+
+def previous(pointer: PolicyPointer) -> PolicyPointer | None:
+    """The one that it replaced, or None for the first."""
+    return None if pointer.previous is None else PolicyPointer(**pointer.previous)
+
+
+def chain(pointer: PolicyPointer | None) -> Iterator[PolicyPointer]:
+    """It and those before it that it remembers, newest first."""
+    while pointer is not None:
+        yield pointer
+        pointer = previous(pointer)
 
 
 def read_pointer(path: Path) -> PolicyPointer | None:

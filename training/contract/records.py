@@ -5,7 +5,7 @@ should see of a stage has to be in its record.
 """
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 from training.contract.files import read_json, write_json_atomic
@@ -27,6 +27,11 @@ STAGES = (
     "gate",
     "promote",
 )
+
+
+def now() -> str:
+    """The instant in a record: ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def write_record(layout: Layout, day: date, stage: str, record: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 Below the store's place is ``<replica>/<day>/manifest.json``, and beside it ``<sha256>.jsonl`` for each file
 of the log. A manifest is written after its objects, in one piece, so it names none that is not there. One
 that is ``final`` says that the day is over for the replica and its files are all in it. Of a replica that was
-taken out of service, ``<replica>/retired.json`` names the day from which on it has no log.
+taken out of service, ``<replica>/retired.json`` names the day from which on it has no log. Policies lie
+beside them (:mod:`training.contract.in_service.policies`).
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from training.contract.errors import DataError
 from training.contract.object_store import ObjectStore
 
+POLICIES = "policies.sha256"  # beside the replicas, none of which can have a point in its name
 _MANIFEST, _RETIRED = "manifest.json", "retired.json"
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -52,7 +54,7 @@ class Manifest:
 
 def replicas(store: ObjectStore) -> list[str]:
     """Whoever has shipped anything, ever; and what else lies there."""
-    return store.names()
+    return [name for name in store.names() if name != POLICIES]
 
 
 def days_of(store: ObjectStore, replica: str) -> list[date]:

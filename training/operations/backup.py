@@ -17,16 +17,17 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import duckdb
 
-from training.contract import history
+from training.contract import in_service
 from training.contract.errors import MtfError
 from training.contract.files import locked, replaced_folder, sha256, write_atomic
 from training.contract.layout import Layout
+from training.contract.records import now
 from training.contract.settings import Settings
 
 MANIFEST = "manifest.json"
@@ -54,10 +55,12 @@ def backup(settings: Settings, to: Path) -> dict[str, Any]:
         raise MtfError(f"{to} lies in the data folder {root}: name a file elsewhere")
     manifest: dict[str, Any] = {
         **{"format": FORMAT, "root": str(root), "files": {}},
-        "created": history.now(),
+        "created": now(),
     }
     with _still(settings.layout):
-        write_atomic(to, lambda temporary: _pack(temporary, root, manifest), mode=0o600)
+        served = in_service.as_files(settings)
+        instead = {path.absolute(): text for path, text in served.items()}
+        write_atomic(to, lambda temporary: _pack(temporary, root, manifest, instead), mode=0o600)
     return manifest
 
 
@@ -142,20 +145,31 @@ class _Hashed:
         return chunk
 
 
-def _pack(to: Path, root: Path, manifest: dict[str, Any]) -> None:
-    """Write the archive and enter its files into the manifest."""
+def _pack(to: Path, root: Path, manifest: dict[str, Any], instead: Mapping[Path, str | None]) -> None:
+    """Write the archive and enter its files into the manifest; ``instead`` of some files, a text or none."""
     # dereference: a second name of the same file is a file of its own, not a link into the archive
     with tarfile.open(to, mode="w:gz", compresslevel=1, dereference=True) as archive:
         for path in _files(root):
+            if path in instead:
+                continue
             name = path.relative_to(root).as_posix()
             with path.open("rb") as file:
-                entry, content = archive.gettarinfo(arcname=name, fileobj=file), _Hashed(file)
-                archive.addfile(entry, content)
-            manifest["files"][name] = {"bytes": entry.size, "sha256": content.digest.hexdigest()}
-        text = json.dumps(manifest, sort_keys=True).encode()
-        entry = tarfile.TarInfo(MANIFEST)
-        entry.size = len(text)
-        archive.addfile(entry, io.BytesIO(text))
+                entry, hashed = archive.gettarinfo(arcname=name, fileobj=file), _Hashed(file)
+                archive.addfile(entry, hashed)
+            manifest["files"][name] = {"bytes": entry.size, "sha256": hashed.digest.hexdigest()}
+        for path, said in instead.items():
+            if said is not None:
+                content, name = said.encode(), path.relative_to(root).as_posix()
+                _add(archive, name, content)
+                told = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                manifest["files"][name] = told
+        _add(archive, MANIFEST, json.dumps(manifest, sort_keys=True).encode())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 # --- reading

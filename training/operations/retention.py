@@ -20,15 +20,15 @@ from pathlib import Path
 
 import duckdb
 
-from training.contract import history
+from training.contract import in_service
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import leftovers, sha256
+from training.contract.in_service import policies
 from training.contract.layout import DECISIONS, IMPRESSIONS, days_in
 from training.contract.log import LATE_DAYS, day_of
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract.pointer import PolicyPointer, chain
 from training.contract.policy import load_policy
 from training.contract.records import read_record, recorded_days
-from training.contract.rollout import previous
 from training.contract.session import REACH_DAYS
 from training.contract.settings import Settings
 from training.features import EMPTY_DAY
@@ -174,7 +174,7 @@ def _held(settings: Settings, landed: Sequence[date], pointers: Sequence[PolicyP
     waiting = changed_days(settings)
     for pointer in pointers:
         try:
-            header = load_policy(settings.data / pointer.policy, pointer.sha256).header
+            header = load_policy(policies.file_of(settings, pointer), pointer.sha256).header
         except PolicyError as error:
             raise MtfError(f"nothing is deleted while a policy that may serve is broken: {error}") from error
         for name in header.lineage.get("partitions", {}):
@@ -229,17 +229,15 @@ def _parts(settings: Settings, day: date) -> list[Path]:
 
 def _pointers(settings: Settings) -> Iterator[PolicyPointer]:
     """Every policy that serves, tries to, or can be rolled back to; static weights are of no day."""
-    for path in (settings.layout.champion, settings.layout.challenger):
-        pointer = read_pointer(path)
-        while pointer is not None:
-            yield pointer
-            pointer = previous(pointer)
+    row = in_service.read(settings)
+    yield from chain(row.champion)
+    yield from chain(row.challenger)
 
 
 def _policies(settings: Settings, serving: Collection[str]) -> list[Path]:
     """Promoted policy files that no pointer names, beyond the newest ``retention.serving_policies``."""
     folder = settings.layout.serving / "policies"
-    order = [event["sha256"] for event in history.read(settings.layout) if event.get("sha256")]
+    order = [event["sha256"] for event in in_service.read(settings).history if event.get("sha256")]
     last = {sha: n for n, sha in enumerate(order)}
     free = [p for p in folder.glob("*.safetensors") if p.stem not in serving and len(p.stem) == 64]
     free.sort(key=lambda path: (last.get(path.stem, -1), path.name))

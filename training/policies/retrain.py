@@ -11,10 +11,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from training import trajectories
+from training.contract import in_service
 from training.contract.errors import DataError, MtfError
 from training.contract.files import write_json_atomic
-from training.contract.pointer import PolicyPointer, read_pointer
 from training.contract.policy import PolicyHeader, save_policy
+from training.contract.rollout import before_day
 from training.contract.settings import Settings
 from training.policies import (
     checkpoint,
@@ -287,9 +288,7 @@ def _champion_weights(
     A rerun of a day whose policy was promoted since must start where the first run did: pointers of
     ``day`` and later are passed over for what they replaced.
     """
-    pointer = read_pointer(settings.layout.champion)
-    while pointer is not None and pointer.day >= day.isoformat():
-        pointer = PolicyPointer(**pointer.previous) if pointer.previous else None
+    pointer = before_day(in_service.read(settings).champion, day.isoformat())
     if pointer is None:
         return None, None, "warm start: no champion from before this day; started fresh"
     path = settings.layout.model(date.fromisoformat(pointer.day)) / algorithm / "learner.safetensors"

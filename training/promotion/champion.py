@@ -1,8 +1,7 @@
 """Champion and challenger: promotion, rollback, and what serves now.
 
-The pointer file is what the service follows (:mod:`training.contract.rollout`). It is written last,
-after the registry's ``champion`` alias and the history, so that a promotion killed half-way is made
-whole by running it again.
+What the service follows (:mod:`training.contract.in_service`) is changed last, after the registry's
+``champion`` alias, so that a promotion killed half-way is made whole by running it again.
 """
 
 import shutil
@@ -11,11 +10,11 @@ from dataclasses import asdict, replace
 from datetime import date, timedelta
 from typing import Any
 
-from training.contract import history as log
-from training.contract import rollout
+from training.contract import in_service, rollout
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import write_atomic
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract.in_service import policies
+from training.contract.pointer import PolicyPointer, previous
 from training.contract.policy import Policy, constant_policy, load_policy
 from training.contract.records import read_record
 from training.contract.settings import Settings
@@ -24,7 +23,7 @@ from training.promotion.choice import Choice, is_choice
 
 def champion_before(settings: Settings, day: date) -> PolicyPointer | None:
     """The champion from before ``day``: what its challenger is judged against, also on a rerun."""
-    return rollout.before_day(read_pointer(settings.layout.champion), day.isoformat())
+    return rollout.before_day(in_service.read(settings).champion, day.isoformat())
 
 
 def champion_policy(settings: Settings, before: date | None = None) -> Policy:
@@ -33,9 +32,9 @@ def champion_policy(settings: Settings, before: date | None = None) -> Policy:
     Static weights as a constant policy stand in when there is none, or when its state specification
     or its heads are no longer those of the settings: it could not be served either.
     """
-    pointer = read_pointer(settings.layout.champion) if before is None else champion_before(settings, before)
+    pointer = in_service.read(settings).champion if before is None else champion_before(settings, before)
     if pointer is not None:
-        policy = load_policy(settings.data / pointer.policy, pointer.sha256)
+        policy = load_policy(policies.file_of(settings, pointer), pointer.sha256)
         if _fits(settings, policy):
             return policy
     return constant_policy(settings.state_spec, settings.fusion, settings.fusion.static_action, "static")
@@ -51,7 +50,7 @@ def champions_to_replay(settings: Settings, day: date) -> dict[date, Policy]:
     earlier = day - timedelta(days=settings.evaluation.steadiness_days)
     old = present
     while old is not None and old.day > earlier.isoformat():
-        older = rollout.previous(old)
+        older = previous(old)
         if older is None:
             break
         old = older
@@ -60,7 +59,7 @@ def champions_to_replay(settings: Settings, day: date) -> dict[date, Policy]:
         if pointer is None:
             continue
         try:
-            policy = load_policy(settings.data / pointer.policy, pointer.sha256)
+            policy = load_policy(policies.file_of(settings, pointer), pointer.sha256)
         except PolicyError:
             continue
         if _fits(settings, policy):
@@ -88,12 +87,13 @@ def promote(
     day.
     Raises :class:`PolicyError` when the policy file is no longer the one that was judged.
     """
-    champion = read_pointer(settings.layout.champion)
+    row = in_service.read(settings)
+    champion = row.champion
     if gate_record["decision"] == "refuse":
         return _outcome(False, champion, "the gate refused: " + "; ".join(gate_record["reasons"]))
     challenger = gate_record["challenger"]
     follow_in_registry(settings)
-    trying = read_pointer(settings.layout.challenger)
+    trying = row.challenger
     if trying is not None and trying.sha256 == challenger["sha256"]:
         return _outcome(False, champion, f"policy {trying.version} is the challenger: its canary decides")
     if chosen is None:
@@ -102,7 +102,7 @@ def promote(
             return _outcome(
                 False, champion, f"policy {taken.version} of {day} was chosen by a person: it stays"
             )
-    if trying is not None and settings.gate.evidence == "canary" and settings.layout.canary.exists():
+    if trying is not None and settings.gate.evidence == "canary" and row.text("canary"):
         reason = (
             f"policy {trying.version} is in its canary, and decides first: {challenger['version']} is not"
         )
@@ -119,27 +119,25 @@ def promote(
     assert train is not None and evaluate is not None  # the gate has judged by them
     judged = evaluate if chosen is None else chosen.judged
     model_version = registry.register(settings, day, train, judged)
-    previous = champion_before(settings, day)
-    pointer = rollout.following(
-        PolicyPointer(
-            policy=_keep(settings, judged["policy"], challenger["sha256"]),
-            sha256=challenger["sha256"],
-            version=challenger["version"],
-            day=day.isoformat(),
-            model_version=model_version,
-            promoted_ts="",
-        ),
-        previous,
+    pointer = PolicyPointer(
+        policy=_keep(settings, judged["policy"], challenger["sha256"]),
+        sha256=challenger["sha256"],
+        version=challenger["version"],
+        day=day.isoformat(),
+        model_version=model_version,
+        promoted_ts="",
     )
     reason = "; ".join(gate_record["reasons"])
     if settings.gate.evidence == "canary":
-        with log.changing(settings.layout):
-            rollout.begin_canary(settings, pointer, reason, None if chosen is None else chosen.evidence)
+        with in_service.changing(settings) as row:
+            pointer = rollout.following(pointer, rollout.before_day(row.champion, pointer.day))
+            rollout.begin_canary(row, pointer, reason, None if chosen is None else chosen.evidence)
         return _outcome(False, champion, f"policy {pointer.version} is the challenger: its canary decides")
-    # The pointer last: killed before it, the gate of a rerun still says "promote" and all is repeated.
+    # What serves last: killed before it, the gate of a rerun still says "promote" and all is repeated.
     registry.set_alias(settings, registry.CHAMPION, model_version)
-    with log.changing(settings.layout):
-        rollout.make_champion(settings, pointer, reason, gate_record["evidence"])
+    with in_service.changing(settings) as row:
+        pointer = rollout.following(pointer, rollout.before_day(row.champion, pointer.day))
+        rollout.make_champion(row, pointer, reason, gate_record["evidence"])
     return _outcome(True, pointer, f"policy {pointer.version} is the champion")
 
 
@@ -147,19 +145,19 @@ def rollback(settings: Settings, reason: str = "asked for by a person") -> dict[
     """Put the champion's predecessor back; returns ``{"version", "from_version", "reason", "champion"}``.
 
     While a challenger is in its canary, that is what is taken out, and the champion stays.
-    The service's pointer moves before the registry is touched: it must work when the registry does
+    What serves moves before the registry is touched: it must work when the registry does
     not. The policy taken out is remembered, and no rerun promotes it again. Raises
     :class:`MtfError` when there is nothing to go back to and :class:`PolicyError` when the
     predecessor's file is broken; the champion then stays.
     """
-    with log.changing(settings.layout):
-        was = read_pointer(settings.layout.challenger)
+    with in_service.changing(settings) as row:
+        was = row.challenger
         if was is not None:
-            rollout.withdraw_challenger(settings, reason)
-            target = read_pointer(settings.layout.champion)
+            rollout.withdraw_challenger(row, reason)
+            target = row.champion
         else:
-            was = read_pointer(settings.layout.champion)
-            target = rollout.step_back(settings, reason)
+            was = row.champion
+            target = rollout.step_back(row, reason)
     assert was is not None
     now = "static" if target is None else target.version
     try:
@@ -181,7 +179,7 @@ def follow_in_registry(settings: Settings) -> None:
     """Bring the registry's champion alias in line with what serves: the service moves on by itself."""
     from training.promotion import registry
 
-    champion = read_pointer(settings.layout.champion)
+    champion = in_service.read(settings).champion
     if champion is None or not champion.model_version:  # static weights have no version there
         return
     if registry.alias_version(settings, registry.CHAMPION) != champion.model_version:
@@ -191,7 +189,9 @@ def follow_in_registry(settings: Settings) -> None:
 def history(settings: Settings) -> list[dict[str, Any]]:
     """Every promotion and rollback, oldest first: ``{"action", "ts", "day", "version", "sha256",
     "model_version", "from" (SHA-256 of what it replaced) | None, "reason"}``."""
-    return [event for event in log.read(settings.layout) if event["action"] in ("promote", "rollback")]
+    return [
+        event for event in in_service.read(settings).history if event["action"] in ("promote", "rollback")
+    ]
 
 
 def _keep(settings: Settings, policy: str, sha256: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from training.contract import in_service
 from training.contract.errors import DataError
-from training.contract.history import read as read_history
 from training.contract.log import STATIC_VERSION
 from training.contract.pointer import PolicyPointer
 from training.contract.records import read_record
@@ -114,7 +114,7 @@ def is_choice(settings: Settings, pointer: PolicyPointer) -> bool:
     """Whether a person has put this policy in its place."""
     return any(
         event.get("sha256") == pointer.sha256 and event.get("evidence", {}).get("by") == PERSON
-        for event in read_history(settings.layout)
+        for event in in_service.read(settings).history
     )
 
 

@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from training.contract.history import read as read_history
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract import in_service
+from training.contract.pointer import PolicyPointer
 from training.contract.records import read_record
 from training.contract.rollout import delta_spent
 from training.contract.settings import Settings
@@ -56,7 +56,7 @@ def gate(
         else {"sha256": challenger["sha256"], "version": challenger["version"]},
         "champion": None if before is None else _named(before),
     }
-    serving = read_pointer(settings.layout.champion)
+    serving = in_service.read(settings).champion
     if challenger is not None and serving is not None and serving.sha256 == challenger["sha256"]:
         reason = f"policy {challenger['version']} of {day} already is the champion"
         return {
@@ -197,7 +197,7 @@ def _no_worse_than_champion(
     limits, champion = settings.gate, record["estimates"].get("champion")
     if champion is None:
         return ruled("champion", True, None, None, "not applicable: there is no champion")
-    spent = delta_spent(settings, before)
+    spent = delta_spent(in_service.read(settings), before)
     allowed = max(0.0, min(limits.delta, limits.delta_budget - spent))
     told = f", {allowed:.2%} of its value ({spent:.2%} of {limits.delta_budget:.2%} was spent before)"
     return _above("champion", record, "the champion", -allowed * abs(champion["value"]), trusted, told)
@@ -244,7 +244,7 @@ def _parity(settings: Settings, record: Mapping[str, Any]) -> Rule:
 
 def _not_rolled_back(settings: Settings, judged: Mapping[str, Any]) -> Rule:
     """A rerun of a day must not bring back what was taken out of service, or showed no gain."""
-    taken_out = [e for e in read_history(settings.layout) if e["action"] in ("rollback", "end")]
+    taken_out = [e for e in in_service.read(settings).history if e["action"] in ("rollback", "end")]
     withdrawn = [e for e in taken_out if e["from"] == judged["sha256"]]
     if not withdrawn:
         return ruled("not rolled back", True, None, None, "this policy was never rolled back")

@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from training.contract import history
 from training.contract.errors import DataError
 from training.contract.files import sha256, write_atomic
 from training.contract.layout import TABLES, USERS, Layout, day_of_folder
+from training.contract.records import now
 from training.contract.settings import Settings
 from training.ingest import corrections, values
 from training.ingest.aside import DELIVERY, SET_ASIDE, read_parquet, set_aside
@@ -140,7 +140,7 @@ def land(
     by_day = _by_day(settings, spec, table, day, pairs)
     record = {
         **{"day": day.isoformat(), "table": table, "by": by, "why": why},
-        "ts": history.now(),
+        "ts": now(),
         "file": sha256(path),
         "mended": sum(fixed is not None for _, fixed in pairs),
         "dropped": sum(fixed is None for _, fixed in pairs),

@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 
 from scipy.stats import chi2
 
-from training.contract import history
+from training.contract import in_service
 from training.contract.epochs import epoch_of_day
 from training.contract.log import ARMS, CHAMPION
 from training.contract.settings import Settings, ShareSettings
@@ -42,7 +42,7 @@ def in_force(settings: Settings, day: date) -> list[InForce] | str:
     """The shares of a local day, in order of time; or why they are not known."""
     changes = [
         (datetime.fromisoformat(event["ts"]), ShareSettings(**event["shares"]))
-        for event in history.read(settings.layout)
+        for event in in_service.read(settings).history
         if event["action"] == "shares"
     ]
     if changes and settings.serving.accept_event_ts:

@@ -131,6 +131,7 @@ class RequestIndex:
     """
 
     local = True
+    fence: int | None = None  # number of the lease of :meth:`lead`; a machine's own needs none
 
     def __init__(self, path: Path, gap_minutes: float, **options: Unpack[Options]) -> None:
         self._how = how = _DEFAULTS | options

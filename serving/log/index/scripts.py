@@ -125,10 +125,13 @@ for at = 3, #ARGV do
 end
 """
 
-# the lease of the one guardrail that looks: taken when it is free, and prolonged by who holds it
+# the lease of the one guardrail that looks: taken when it is free, and prolonged by who holds it. Its number
+# is a field of the row of what is in service, which takes a change with the newest number only
 LEAD = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+local number = redis.call('HGET', KEYS[2], ARGV[3])
+if holder and number then return tonumber(number) end
+return redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
 """

@@ -15,8 +15,6 @@ from typing import Any, Unpack
 
 import orjson
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from serving.log.day_files import NOWHERE, Place
 from serving.log.index import scripts
@@ -25,12 +23,10 @@ from serving.log.index.file import IndexUnreachable
 from serving.log.index.request_index import Options, RequestIndex, ServedRequest
 from serving.log.index.requests import Served
 from serving.log.index.sessions import Last, Session, SessionRequest, Sessions
-from training.contract.databases import REDIS_PASSWORD
+from training.contract.in_service.row import FENCE, KEY
 from training.contract.log import Id
-from training.contract.settings import StoreSettings
 
 PREFIX = "mtf_index:"
-_WAIT_S = 1.0  # for Redis: longer than any script takes
 _AT_ONCE = 5_000  # changes that are copied in one transaction
 _PULLED = "CREATE TABLE IF NOT EXISTS pulled (one INTEGER PRIMARY KEY, until INTEGER NOT NULL)"
 _COUNTS = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -41,21 +37,6 @@ INSERT INTO returns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, 0, 0)
     WHERE (mixed, reward, negative, seen) IS NOT
         (excluded.mixed, excluded.reward, excluded.negative, excluded.seen)
 """
-
-
-def client(store: StoreSettings) -> "redis.Redis":
-    """Redis of ``store.redis_url``. No call is made twice: the first one may have been done."""
-    host, _, port = store.redis_url.partition(":")
-    password = os.environ.get(REDIS_PASSWORD) if store.redis_password else None
-    return redis.Redis(
-        host,
-        int(port or 6379),
-        password=password,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-        socket_timeout=_WAIT_S,
-        socket_connect_timeout=_WAIT_S,
-    )
 
 
 class _Shared:
@@ -243,15 +224,20 @@ class SharedIndex(RequestIndex):
         self._shared.run(scripts.ADD, arguments)
 
     def lead(self, seconds: float) -> bool:
-        """Takes the lease, or prolongs it, and copies what changed since the last look."""
+        """Takes the lease, or prolongs it, and copies what changed since the last look.
+
+        :attr:`fence` is its number then, higher with each that is taken.
+        """
         if not self._lease(seconds):
             return False
         self._pull()
         return self._lease(seconds)  # a first copy may take longer than that
 
     def _lease(self, seconds: float) -> bool:
-        key = f"{self._shared.prefix}guardrail"
-        return bool(self._shared.script(scripts.LEAD, [key], [self._name, int(seconds * 1000)]))
+        keys = [f"{self._shared.prefix}guardrail", KEY]
+        number = int(self._shared.script(scripts.LEAD, keys, [self._name, int(seconds * 1000), FENCE]))
+        self.fence = number or None
+        return bool(number)
 
     def _pull(self) -> None:
         writer, touched = self._writer, f"{self._shared.prefix}touched"

@@ -1,22 +1,25 @@
 """The guardrail over a real index, real pointers and policy files; time is told to it."""
 
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import redis
+from structlog.testing import capture_logs
 
 from serving.control.guardrail import Guardrail, judge
 from serving.log.index.counts import ArmCounts
 from serving.log.index.events import RequestEvents
 from serving.log.index.request_index import RequestIndex, ServedRequest
-from serving.policy.follower import PolicyFollower, Source
+from serving.log.index.shared import SharedIndex
+from serving.policy.follower import InServiceSource, PolicyFollower
 from tests.serving.conftest import settings_file
-from training.contract import history, rollout
+from training.contract import in_service, rollout
+from training.contract.errors import PolicyError
 from training.contract.files import read_json
-from training.contract.pointer import read_pointer, write_pointer
 from training.contract.settings import GuardrailSettings, load_settings
-from training.contract.shares import read_shares
 
 RULES = GuardrailSettings(min_requests=100)
 
@@ -39,22 +42,30 @@ def test_requests_are_judged_by_shares(arm, static, rule):
 
 
 class Watch:
-    """A guardrail with what it looks at, and a clock that the test moves."""
+    """A guardrail with what it looks at, and a clock that the test moves; its replicas' are in ``server``."""
 
-    def __init__(self, folder, **serving) -> None:
+    def __init__(self, folder, server: redis.Redis | None = None, **serving) -> None:
+        folder.mkdir(exist_ok=True)
         self.settings = load_settings(settings_file(folder, **serving))
         layout = self.settings.layout
+        layout.serving.mkdir(parents=True, exist_ok=True)
         self.now = 0.0
-        self.index = RequestIndex(
-            layout.serving / "requests.sqlite",
-            30,
-            reward=lambda e: e["reward"],
-            negative=lambda e: bool(e.get("hate")),
-            clock=self.clock,
+        how = {
+            "gap_minutes": 30,
+            "reward": lambda e: e["reward"],
+            "negative": lambda e: bool(e.get("hate")),
+            "clock": self.clock,
+        }
+        self.index = (
+            RequestIndex(layout.serving / "requests.sqlite", **how)
+            if server is None
+            else SharedIndex(server, layout.serving / "guardrail.sqlite", **how)
         )
+        self.awake = threading.Event()
+        self.awake.set()
         self.champion = PolicyFollower(self.settings)
         self.challenger = PolicyFollower(
-            self.settings, [Source(layout.challenger, self.settings.data)], on_vanished=lambda: None
+            self.settings, [InServiceSource(self.settings, "challenger")], on_vanished=lambda: None
         )
         self.rolled: list[tuple[str, str]] = []
         self.steps: list[int] = []
@@ -66,7 +77,7 @@ class Watch:
             self.challenger,
             lambda arm, rule: self.rolled.append((arm, rule)),
             on_step=self._at,
-            clock=self.clock,
+            clock=self._awake_clock,
         )
 
     def _at(self, step: int, held: bool) -> None:
@@ -75,6 +86,14 @@ class Watch:
 
     def clock(self) -> float:
         return time.time() + self.now
+
+    def _awake_clock(self) -> float:
+        self.awake.wait(30)
+        return self.clock()
+
+    def close(self) -> None:
+        self.guardrail.close()
+        self.index.close()
 
     def look(self) -> None:
         self.champion.look()
@@ -102,14 +121,38 @@ class Watch:
 
 STEPS = [{"share": 0.1, "minutes": 10, "requests": 5}, {"share": 0.5, "minutes": 20, "requests": 5}]
 GUARDRAIL = {"min_requests": 20, "min_sessions": 30, "idle_minutes": 0, "window_seconds": 3600}
+GUARDRAIL |= {"check_seconds": 0.2}  # of which a lease lasts three
+
+
+@pytest.fixture(params=["files", "redis"])
+def make_watch(request, tmp_path, monkeypatch):
+    """Called with the folder of a replica; what is in service is in files, or in a row that they share."""
+    made, server = [], None
+    if request.param == "redis":
+        server = emptied(request.getfixturevalue("redis_port"), monkeypatch)
+
+    def make(folder=tmp_path, **serving):
+        made.append(Watch(folder, server, **{"canary": STEPS, "guardrail": GUARDRAIL, **serving}))
+        return made[-1]
+
+    yield make
+    for watch in made:
+        watch.close()
+
+
+def emptied(port, monkeypatch) -> redis.Redis:
+    """A Redis without anything, which settings name from here on."""
+    for name, value in (("STORE__ONLINE", "redis"), ("STORE__REDIS_URL", f"127.0.0.1:{port}")):
+        monkeypatch.setenv(f"MTF__{name}", value)
+    monkeypatch.setenv("MTF__SERVING__INDEX", "redis")
+    server = redis.Redis(port=port, protocol=2)
+    server.flushall()
+    return server
 
 
 @pytest.fixture
-def watch(tmp_path):
-    watch = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
-    yield watch
-    watch.guardrail.close()
-    watch.index.close()
+def watch(make_watch):
+    return make_watch()
 
 
 @pytest.fixture
@@ -121,19 +164,23 @@ def rollout_of_two(watch, constant):
 def begin(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
-    with history.changing(watch.settings.layout):
-        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
-        rollout.begin_canary(watch.settings, rollout.following(two, one), "passed the gate")
+    with in_service.changing(watch.settings) as row:
+        rollout.make_champion(row, rollout.following(one, None), "the first", {})
+        rollout.begin_canary(row, rollout.following(two, one), "passed the gate")
     watch.look()
     return one, two
 
 
+def now(watch) -> in_service.InService:
+    return in_service.read(watch.settings)
+
+
 def share(watch) -> float:
-    return read_shares(watch.settings).challenger
+    return now(watch).shares.challenger
 
 
 def events(watch, *actions: str) -> list[dict]:
-    return [e for e in history.read(watch.settings.layout) if e["action"] in actions]
+    return [e for e in now(watch).history if e["action"] in actions]
 
 
 def come(watch, one, two, gain: float = 0.0, own: int = 200, hate: int = 0, champions_hate: int = 0) -> None:
@@ -163,11 +210,11 @@ def test_a_canary_climbs_step_by_step_and_its_gain_makes_it_champion(watch, roll
     watch.look()
     assert share(watch) == 0.1  # long enough, but nobody came
     climb(watch, one, two, gain=1.0)
-    assert share(watch) == 0.0 and not watch.settings.layout.challenger.exists()
-    champion = read_pointer(watch.settings.layout.champion)
+    assert share(watch) == 0.0 and now(watch).challenger is None
+    champion = now(watch).champion
     assert (champion.version, champion.previous["version"]) == ("v2", "v1")
     assert watch.steps == [1, 1, 2, 0] and watch.rolled == [] and not any(watch.held)
-    told = history.read(watch.settings.layout)
+    told = now(watch).history
     assert [e["action"] for e in told] == ["promote", "canary", "shares", "shares", "promote", "shares"]
     assert "step 2 of 2 of v2's canary" in told[3]["reason"]
     assert "bring more than the champion's" in told[4]["reason"]
@@ -180,20 +227,18 @@ def test_without_a_gain_a_canary_stays_at_its_last_step_and_ends_with_its_days(w
     assert share(watch) == 0.5
     watch.now += 7 * 86_400.0
     watch.look()
-    assert share(watch) == 0.0 and read_pointer(watch.settings.layout.champion).version == "v1"
+    assert share(watch) == 0.0 and now(watch).champion.version == "v1"
     [event] = events(watch, "end")
     assert event["from"] == two.sha256 and "no gain shown in 7.0 days" in event["reason"]
     assert watch.rolled == []  # it did nothing wrong
 
 
-def test_a_canary_ends_with_its_sessions(tmp_path, constant):
-    watch = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL, canary_sessions=300)
+def test_a_canary_ends_with_its_sessions(make_watch, constant):
+    watch = make_watch(canary_sessions=300)
     one, two = begin(watch, constant)
     climb(watch, one, two, gain=0.0)
     [event] = events(watch, "end")
     assert "400 against 1784 sessions" in event["reason"]
-    watch.guardrail.close()
-    watch.index.close()
 
 
 def test_a_negative_signal_holds_a_canary_until_a_person_lets_it_go_on(watch, rollout_of_two):
@@ -202,10 +247,10 @@ def test_a_negative_signal_holds_a_canary_until_a_person_lets_it_go_on(watch, ro
     assert share(watch) == 0.1 and watch.held[-1]
     [event] = events(watch, "pause")
     assert "feedback of negative weight" in event["reason"] and event["version"] == "v2"
-    with history.changing(watch.settings.layout):
-        assert rollout.lift_pause(watch.settings, "the item was ours") == "negative"
+    with in_service.changing(watch.settings) as row:
+        assert rollout.lift_pause(row, "the item was ours") == "negative"
     climb(watch, one, two, gain=1.0, hate=100)
-    assert read_pointer(watch.settings.layout.champion).version == "v2" and not watch.held[-1]
+    assert now(watch).champion.version == "v2" and not watch.held[-1]
     assert "the item was ours" in events(watch, "resume")[0]["reason"]
 
 
@@ -231,8 +276,8 @@ def test_arms_that_are_not_of_their_shares_hold_a_canary(watch, rollout_of_two):
 
 def test_without_a_champion_a_challenger_is_held_against_static_weights(watch, constant):
     two = constant(watch.settings, "v2", 0.2)
-    with history.changing(watch.settings.layout):
-        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    with in_service.changing(watch.settings) as row:
+        rollout.begin_canary(row, rollout.following(two, None), "passed the gate")
     watch.look()
     generator = np.random.default_rng(3)
     watch.serve("champion", "", generator.normal(10.0, 1.0, 100))
@@ -245,8 +290,8 @@ def test_without_a_champion_a_challenger_is_held_against_static_weights(watch, c
 
 def test_the_first_champion_comes_of_a_canary_too_and_is_then_held_against_static_weights(watch, constant):
     two = constant(watch.settings, "v2", 0.2)
-    with history.changing(watch.settings.layout):
-        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    with in_service.changing(watch.settings) as row:
+        rollout.begin_canary(row, rollout.following(two, None), "passed the gate")
     watch.look()
     generator = np.random.default_rng(3)
     for others, own in ((690, 80), (460, 500)):  # static and champion arm .86, then .46
@@ -254,7 +299,7 @@ def test_the_first_champion_comes_of_a_canary_too_and_is_then_held_against_stati
         watch.serve("challenger", two.sha256, generator.normal(11.0, 1.0, own), range(others, others + own))
         watch.now += 21 * 60.0
         watch.look()
-    assert read_pointer(watch.settings.layout.champion).version == "v2"
+    assert now(watch).champion.version == "v2"
     watch.look()
     seen = read_json(watch.settings.layout.guardrail)["arms"]
     assert seen["champion"]["version"] == "v2" and seen["champion"]["verdict"] is None
@@ -263,15 +308,15 @@ def test_the_first_champion_comes_of_a_canary_too_and_is_then_held_against_stati
 def test_how_long_it_takes_is_said_before(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
-    with history.changing(watch.settings.layout):
-        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
+    with in_service.changing(watch.settings) as row:
+        rollout.make_champion(row, rollout.following(one, None), "the first", {})
     watch.champion.look()
     watch.serve("champion", one.sha256, np.random.default_rng(0).normal(10.0, 2.0, 500))
     watch.now = 3600.0
-    with history.changing(watch.settings.layout):
-        rollout.begin_canary(watch.settings, rollout.following(two, one), "passed the gate")
+    with in_service.changing(watch.settings) as row:
+        rollout.begin_canary(row, rollout.following(two, one), "passed the gate")
     watch.look()
-    plan = read_json(watch.settings.layout.canary)["plan"]
+    plan = now(watch).canary["plan"]
     # √(2/n) · 2 · (3.1 + .84) = .2 at n = 3,100; 500 sessions an hour, half of them the challenger's
     assert 2_500 < plan["sessions_an_arm"] < 4_000
     assert plan["days"] == pytest.approx(plan["sessions_an_arm"] / (500 * 24 * 0.5), rel=0.01)
@@ -280,11 +325,12 @@ def test_how_long_it_takes_is_said_before(watch, constant):
     assert "days at this traffic" in event["reason"]
 
 
-def test_a_canary_survives_a_restart_of_the_service(watch, rollout_of_two, tmp_path):
+def test_a_canary_survives_a_restart_of_the_service(make_watch, watch, rollout_of_two):
     _, two = rollout_of_two
     watch.serve("challenger", two.sha256, [1.0] * 5)
-    watch.guardrail.close()
-    again = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
+    watch.close()
+    time.sleep(0.7)  # its lease in Redis
+    again = make_watch()
     again.look()
     assert share(again) == 0.1
     again.now = 11 * 60.0
@@ -303,9 +349,9 @@ def test_a_bad_challenger_is_taken_out_and_the_champion_stays(watch, rollout_of_
     watch.serve("challenger", two.sha256, [1.0] * 30, **counts)
     watch.look()
     assert watch.rolled == [("challenger", rule)]
-    assert not watch.settings.layout.challenger.exists() and share(watch) == 0.0
-    assert read_pointer(watch.settings.layout.champion).version == "v1"
-    [event] = [e for e in history.read(watch.settings.layout) if e["action"] == "rollback"]
+    assert now(watch).challenger is None and share(watch) == 0.0
+    assert now(watch).champion.version == "v1"
+    [event] = [e for e in now(watch).history if e["action"] == "rollback"]
     assert event["from"] == two.sha256 and f"guardrail, {rule}" in event["reason"]
     watch.look()
     assert watch.rolled == [("challenger", rule)]  # once
@@ -326,10 +372,10 @@ def test_requests_of_before_the_clock_was_set_back_are_not_of_the_window(watch, 
 def test_policies_of_before_the_clock_was_set_back_are_still_judged(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
-    with history.changing(watch.settings.layout):
+    with in_service.changing(watch.settings) as row:
         first = replace(rollout.following(one, None), promoted_ts="2100-01-01T00:00:00+00:00")
-        rollout.make_champion(watch.settings, first, "the first", {})
-        rollout.begin_canary(watch.settings, rollout.following(two, first), "passed the gate")
+        rollout.make_champion(row, first, "the first", {})
+        rollout.begin_canary(row, rollout.following(two, first), "passed the gate")
     watch.now = 2 * 3600.0
     watch.look()
     assert share(watch) == 0.1
@@ -343,8 +389,8 @@ def test_policies_of_before_the_clock_was_set_back_are_still_judged(watch, const
 def test_a_canarys_step_begins_anew_when_the_clock_was_set_back(watch, constant):
     two = constant(watch.settings, "v2", 0.2)
     watch.now = 2 * 3600.0
-    with history.changing(watch.settings.layout):
-        rollout.begin_canary(watch.settings, rollout.following(two, None), "passed the gate")
+    with in_service.changing(watch.settings) as row:
+        rollout.begin_canary(row, rollout.following(two, None), "passed the gate")
     watch.look()
     watch.now = 0.0
     watch.look()
@@ -372,8 +418,8 @@ def test_a_challenger_worse_than_the_champion_is_taken_out(watch, rollout_of_two
 
 def test_a_champion_worse_than_static_weights_is_taken_out(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
-    with history.changing(watch.settings.layout):
-        rollout.make_champion(watch.settings, rollout.following(one, None), "the first", {})
+    with in_service.changing(watch.settings) as row:
+        rollout.make_champion(row, rollout.following(one, None), "the first", {})
     generator = np.random.default_rng(0)
     watch.now = 5.0  # pointers carry whole seconds
     watch.serve("static", "", generator.normal(2.0, 0.5, 100))
@@ -387,7 +433,8 @@ def test_a_challenger_that_cannot_be_loaded_is_taken_out(watch, constant):
     pointer = constant(watch.settings, "v9", 0.9)
     path = watch.settings.data / pointer.policy
     path.write_bytes(path.read_bytes()[:-1])
-    write_pointer(watch.settings.layout.challenger, pointer)
+    with in_service.changing(watch.settings) as row:
+        row.challenger = pointer
     watch.look()
     assert watch.rolled == [("challenger", "refused")] and share(watch) == 0.0
 
@@ -395,15 +442,15 @@ def test_a_challenger_that_cannot_be_loaded_is_taken_out(watch, constant):
 def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(watch, constant):
     one = constant(watch.settings, "v1", 0.1)
     two = replace(constant(watch.settings, "v2", 0.2), day="2026-01-06")
-    with history.changing(watch.settings.layout):
+    with in_service.changing(watch.settings) as row:
         first = rollout.following(one, None)
-        rollout.make_champion(watch.settings, first, "the first", {})
-        rollout.make_champion(watch.settings, rollout.following(two, first), "the second", {})
+        rollout.make_champion(row, first, "the first", {})
+        rollout.make_champion(row, rollout.following(two, first), "the second", {})
     time.sleep(1.1)  # pointers carry whole seconds
     for pointer, expected in ((two, "v1"), (one, "static")):
         watch.serve("champion", pointer.sha256, [0.0] * 30, failed=True)
         watch.look()
-        assert read_pointer(watch.settings.layout.champion).version == expected
+        assert now(watch).champion.version == expected
     watch.champion.look()
     action = watch.champion.current.policy.act(np.zeros((1, watch.settings.state_spec.width)))[0]
     assert np.allclose(action, watch.settings.fusion.static_action)
@@ -411,14 +458,57 @@ def test_a_bad_champion_gives_way_to_the_one_before_and_then_to_static_weights(w
     assert watch.rolled == [("champion", "failed")] * 2
 
 
-def test_one_worker_of_a_machine_watches(watch, rollout_of_two, tmp_path):
-    other = Watch(tmp_path, canary=STEPS, guardrail=GUARDRAIL)
+def test_a_champion_without_a_way_back_keeps_no_bad_challenger_in(watch, rollout_of_two, constant):
+    one, two = rollout_of_two
+    rest = replace(constant(watch.settings, "v0", 0.3), day="2026-01-04")
+    with in_service.changing(watch.settings) as row:
+        rollout.make_champion(row, rollout.following(one, rest), "a test", {})
+    watch.look()
+    (watch.settings.data / rest.policy).unlink()
+    time.sleep(1.1)  # pointers carry whole seconds
+    watch.serve("challenger", two.sha256, [0.0] * 30, failed=True)
+    watch.serve("champion", one.sha256, [0.0] * 30, failed=True)
+    with pytest.raises(PolicyError):
+        watch.look()
+    assert watch.rolled == [("challenger", "failed")] and now(watch).challenger is None
+    assert now(watch).champion.version == "v1"
+
+
+def test_one_worker_of_a_machine_watches(make_watch, watch, rollout_of_two):
+    other = make_watch()
     seen = watch.settings.layout.guardrail.read_text()
     time.sleep(1.1)
     other.look()
     assert watch.settings.layout.guardrail.read_text() == seen
     watch.guardrail.close()
+    time.sleep(0.7)  # its lease in Redis
     other.look()
     assert watch.settings.layout.guardrail.read_text() != seen
-    other.guardrail.close()
-    other.index.close()
+
+
+def test_a_guardrail_that_lost_its_lease_while_it_looked_changes_nothing(
+    tmp_path, monkeypatch, redis_port, constant
+):
+    server = emptied(redis_port, monkeypatch)
+    how = {"canary": STEPS, "guardrail": GUARDRAIL}
+    first, other = (Watch(tmp_path / name, server, **how) for name in "ab")
+    for pointer in begin(first, constant):  # on the other one's disk, too
+        two = constant(other.settings, pointer.version, float(pointer.version[1:]) / 10)
+    before = now(first).version
+    first.serve("challenger", two.sha256, [1.0] * 30, failed=True)
+    first.awake.clear()
+    look = threading.Thread(target=first.guardrail.check)
+    with capture_logs() as logs:
+        look.start()
+        deadline = time.monotonic() + 30
+        while not other.index.lead(60.0):  # the first one's is over
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        first.awake.set()
+        look.join(30)
+    [told] = [entry for entry in logs if entry["event"] == "guardrail refused"]
+    assert "the guardrail's lease is another replica's by now" in told["reason"]
+    assert first.rolled == [] and now(first).challenger.version == "v2" and now(first).version == before
+    other.look()
+    assert other.rolled == [("challenger", "failed")] and now(first).challenger is None
+    first.close(), other.close()

@@ -1,14 +1,19 @@
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import redis
 
-from serving.policy.follower import PolicyFollower, Source
+from serving.policy.follower import InServiceSource, PackedSource, PolicyFollower, Source
+from tests.serving.conftest import settings_file
+from tests.serving.log import stores
+from training.contract import in_service
 from training.contract.fusion import Fusion
 from training.contract.pointer import write_pointer
 from training.contract.policy import PolicyHeader, save_policy
-from training.contract.settings import Settings
+from training.contract.settings import Settings, load_settings
 from training.contract.state import StateSpec
 
 
@@ -149,7 +154,7 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
     packed.mkdir()
     (packed / "policy.safetensors").write_bytes((settings.data / pointer.policy).read_bytes())
     write_pointer(packed / "champion.json", replace(pointer, policy="policy.safetensors"))
-    sources = [Source(settings.layout.champion, settings.data), Source(packed / "champion.json", packed)]
+    sources = [InServiceSource(settings, "champion"), PackedSource(packed / "champion.json")]
     watched = Watched(settings, sources)
     assert watched.follower.look() and watched.swapped == ["v1"]
     write_pointer(settings.layout.champion, constant(settings, "v2", 0.2))
@@ -159,7 +164,7 @@ def test_a_packed_policy_serves_until_the_data_folder_has_one(settings, constant
 def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings, constant):
     gone = []
     follower = PolicyFollower(
-        settings, [Source(settings.layout.challenger, settings.data)], on_vanished=lambda: gone.append(1)
+        settings, [InServiceSource(settings, "challenger")], on_vanished=lambda: gone.append(1)
     )
     pointer = constant(settings, "c1", 0.1)
     for times in (1, 2):
@@ -168,6 +173,42 @@ def test_a_challenger_whose_pointer_vanishes_is_gone_and_may_come_again(settings
         settings.layout.challenger.unlink()
         assert not follower.look() and follower.current is None
         assert not follower.look() and len(gone) == times
+
+
+def test_a_policy_that_its_disk_lacks_is_fetched_and_what_serves_serves_on_meanwhile(
+    tmp_path, redis_port, monkeypatch, constant
+):
+    redis.Redis(port=redis_port).flushall()
+    monkeypatch.setenv("MTF__STORE__ONLINE", "redis")
+    monkeypatch.setenv("MTF__STORE__REDIS_URL", f"127.0.0.1:{redis_port}")
+    for name in ("promoting", "serving"):
+        (tmp_path / name).mkdir()
+    with stores.opened("folder", tmp_path) as store:
+        how = {"index": "redis", "ship": store.settings}
+        here, there = (load_settings(settings_file(tmp_path / n, **how)) for n in ("promoting", "serving"))
+        watched = Watched(there)
+
+        def promote(version: str) -> None:
+            with in_service.changing(here) as row:
+                row.champion = constant(here, version, 0.5)
+
+        def looked(seconds: float = 30.0) -> bool:
+            deadline = time.monotonic() + seconds
+            while not watched.follower.look() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            return watched.follower.refused is None
+
+        promote("v1")
+        assert looked() and watched.swapped == ["v1"]
+        promote("v2")
+        store.stop()
+        for _ in range(3):
+            assert not watched.follower.look()
+        assert len(watched.refused) == 1 and "is not there" in watched.follower.refused
+        assert watched.follower.waiting and watched.follower.current.policy.version == "v1"
+        store.start()
+        assert looked() and watched.swapped == ["v1", "v2"] and not watched.follower.waiting
+        assert (there.data / watched.follower.current.pointer.policy).exists()
 
 
 def test_a_policy_that_cannot_keep_its_budget_is_not_taken(settings, constant):

@@ -2,12 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import redis
 
 from serving.ranking import arms
-from training.contract import history
+from tests.serving.conftest import settings_file
+from training.contract import in_service
 from training.contract.errors import SettingsError
-from training.contract.settings import Settings, ShareSettings
-from training.contract.shares import change_shares
+from training.contract.settings import Settings, ShareSettings, load_settings
 
 USERS = range(1, 40_001)
 TRIED = "a challenger's digest"
@@ -92,8 +93,20 @@ def test_every_challenger_has_users_of_its_own():
 
 
 def share(settings: Settings, **changes: float) -> None:
-    with history.changing(settings.layout):
-        change_shares(settings, changes, "a test")
+    with in_service.changing(settings) as row:
+        row.change_shares(changes, "a test")
+
+
+@pytest.fixture(params=["files", "redis"])
+def either(request, tmp_path, monkeypatch) -> Settings:
+    """Settings by which the shares are in a file, or in Redis."""
+    if request.param == "redis":
+        port = request.getfixturevalue("redis_port")
+        redis.Redis(port=port).flushall()
+        monkeypatch.setenv("MTF__STORE__ONLINE", "redis")
+        monkeypatch.setenv("MTF__STORE__REDIS_URL", f"127.0.0.1:{port}")
+        monkeypatch.setenv("MTF__SERVING__INDEX", "redis")
+    return load_settings(settings_file(tmp_path))
 
 
 @pytest.fixture
@@ -106,13 +119,14 @@ def assignment(settings, refused) -> arms.Assignment:
     return arms.Assignment(settings, refused.append)
 
 
-def test_shares_change_while_serving_and_are_remembered_with_their_reason(settings, assignment):
+def test_shares_change_while_serving_and_are_remembered_with_their_reason(either):
+    settings, assignment = either, arms.Assignment(either)
     assert assignment.shares == settings.serving.shares and not assignment.look()
     share(settings, static=0.3, box=0.01)
     assert assignment.look() and not assignment.look()
     assert (assignment.shares.static, assignment.shares.box, assignment.shares.noise) == (0.3, 0.01, 0.02)
     assert arms.Assignment(settings).shares == assignment.shares  # also after a restart
-    [event] = history.read(settings.layout)
+    [event] = in_service.read(settings).history
     assert (event["action"], event["reason"], event["shares"]["static"]) == ("shares", "a test", 0.3)
 
 
@@ -129,7 +143,7 @@ def test_shares_change_while_serving_and_are_remembered_with_their_reason(settin
 def test_shares_that_cannot_be_in_force_are_refused_before_they_are_written(settings, changes, reason):
     with pytest.raises(SettingsError, match=reason):
         share(settings, **changes)
-    assert not settings.layout.shares.exists() and history.read(settings.layout) == []
+    assert not settings.layout.shares.exists() and in_service.read(settings).history == []
 
 
 @pytest.mark.parametrize("content", ['{"static": 0.9, "challenger": 0.2}', '{"static": "x"}', "{", "[1]"])

@@ -24,7 +24,7 @@ from dags.command_line import stack
 from serving.release.bento import free_port
 from tests.training.operations.test_retention import policy
 from training import promotion
-from training.contract import history
+from training.contract import in_service
 from training.contract.errors import MtfError
 from training.contract.files import locked, sha256, write_text_atomic
 from training.contract.layout import Layout
@@ -91,7 +91,11 @@ def test_a_restored_folder_holds_the_same_bytes_and_none_of_the_rest(
         assert connection.execute("from t").fetchall() == [(42,)]
 
 
-@pytest.mark.parametrize("hold", [running_stage, landing_lock, history.changing])
+def changing(layout: Layout) -> AbstractContextManager[None]:
+    return in_service.changing(Settings(data=layout.root))
+
+
+@pytest.mark.parametrize("hold", [running_stage, landing_lock, changing])
 def test_while_a_stage_a_landing_or_a_promotion_is_at_work_nothing_is_copied(
     settings: Settings, tmp_path: Path, hold: Callable[[Layout], AbstractContextManager[None]]
 ) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mlflow.entities import ViewType
 
 from tests.training.ingest.conftest import MIDNIGHT, SHANGHAI, impressions
-from training.contract import history
+from training.contract import in_service
 from training.contract.errors import MtfError
 from training.contract.files import leftovers, read_json, write_json_atomic, write_text_atomic
 from training.contract.layout import IMPRESSIONS
@@ -162,7 +162,8 @@ def test_what_serves_and_what_a_rollback_needs_stays(settings: Settings) -> None
     lost = policy(settings, DAYS[5], [DAYS[4], DAYS[5]])
     other = policy(settings, DAYS[6], [DAYS[6]], promoted=False)
     new = policy(settings, DAYS[8], [DAYS[7], DAYS[8]])
-    history.append(settings.layout, {"action": "promote", "sha256": lost.sha256, "reason": ""})
+    with in_service.changing(settings) as row:
+        row.append({"action": "promote", "sha256": lost.sha256, "reason": ""})
     write_pointer(settings.layout.champion, following(new, following(old, None)))
     planned = retention.plan(settings)
     held = {DAYS[1], DAYS[2], DAYS[7], DAYS[8]}
@@ -181,7 +182,8 @@ def test_what_serves_and_what_a_rollback_needs_stays(settings: Settings) -> None
 def test_promoted_policies_beyond_the_pointers_are_counted(settings: Settings) -> None:
     many = [policy(settings, day, []) for day in DAYS[-4:]]
     for one in many:
-        history.append(settings.layout, {"action": "promote", "sha256": one.sha256, "reason": ""})
+        with in_service.changing(settings) as row:
+            row.append({"action": "promote", "sha256": one.sha256, "reason": ""})
     write_pointer(settings.layout.champion, many[0])  # the oldest is back after a rollback
     limited = settings.model_copy(
         update={"retention": settings.retention.model_copy(update={"serving_policies": 1})}

@@ -4,14 +4,16 @@ from datetime import date, timedelta
 
 import numpy as np
 import pytest
+import redis
 
 from tests.training.promotion.conftest import Arrange
-from training.contract import rollout
+from training.contract import in_service, rollout
 from training.contract.errors import MtfError, PolicyError
 from training.contract.files import sha256
+from training.contract.in_service import files
 from training.contract.pointer import read_pointer
 from training.contract.records import read_record
-from training.contract.settings import Settings
+from training.contract.settings import ServingSettings, Settings, ShipSettings, StoreSettings
 from training.promotion import (
     champion_before,
     champion_policy,
@@ -49,6 +51,28 @@ def test_a_promotion_moves_pointer_alias_and_history(settings: Settings, arrange
     assert registry.alias_version(settings, registry.CHAMPION) == pointer.model_version == "1"
     events = history(settings)
     assert [(e["action"], e["version"], e["from"]) for e in events] == [("promote", "p1", None)]
+
+
+def test_in_redis_it_is_promoted_and_rolled_back_as_in_files_and_had_elsewhere(
+    settings: Settings, arrange: Arrange, redis_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    redis.Redis(port=redis_port).flushall()
+    shared = {
+        "store": StoreSettings(online="redis", redis_url=f"127.0.0.1:{redis_port}"),
+        "serving": ServingSettings(
+            index="redis", ship=ShipSettings(to=str(tmp_path_factory.mktemp("store")))
+        ),
+    }
+    here = settings.model_copy(update=shared)
+    elsewhere = here.model_copy(update={"data": tmp_path_factory.mktemp("elsewhere")})
+    run_day(here, arrange, DAYS[0], 1)
+    assert run_day(here, arrange, DAYS[1], 2, champion=1.0)["promoted"]
+    assert champion_policy(elsewhere).version == "p2"
+    assert rollback(here)["version"] == "p1" == champion_policy(elsewhere).version
+    assert registry.alias_version(here, registry.CHAMPION) == "1"
+    assert [e["action"] for e in history(elsewhere)] == ["promote", "promote", "rollback"]
+    assert gate(here, DAYS[1])["decision"] == "refuse"  # it was rolled back
+    assert not here.layout.champion.exists() and in_service.read(elsewhere).version == 3
 
 
 def test_a_retrain_of_the_day_does_not_touch_what_serves(settings: Settings, arrange: Arrange) -> None:
@@ -115,7 +139,7 @@ def test_a_backfilled_older_day_does_not_replace_a_newer_champion(
     assert f"newer than {DAYS[1]}" in record["reason"]
 
 
-@pytest.mark.parametrize("at", ["set_alias", "record", "write_pointer"])
+@pytest.mark.parametrize("at", ["set_alias", "write_text_atomic"])
 def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
     settings: Settings, arrange: Arrange, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -127,7 +151,7 @@ def test_a_promotion_killed_half_way_is_made_whole_by_a_rerun(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry if at == "set_alias" else rollout, at, killed)
+        patch.setattr(registry if at == "set_alias" else files, at, killed)
         with pytest.raises(KeyboardInterrupt):
             promote(settings, DAYS[1], decision)
     assert champion_policy(settings).version == "p1"  # what serves is still whole
@@ -229,7 +253,8 @@ def test_with_a_canary_the_daily_loop_makes_a_challenger_and_the_registry_follow
     assert read_pointer(careful.layout.challenger).version == "p2"
     assert registry.alias_version(careful, registry.CHALLENGER) == "2"
     # the service ends the canary
-    done = rollout.complete_canary(careful, "it brings more", {"by": "canary", "lower": 0.1})
+    with in_service.changing(careful) as row:
+        done = rollout.complete_canary(row, "it brings more", {"by": "canary", "lower": 0.1})
     assert (done.version, done.previous["version"]) == ("p2", "p1")
     assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p2"
     assert [e["action"] for e in history(careful)] == ["promote", "promote"]
@@ -251,7 +276,8 @@ def test_a_policy_waits_while_another_is_in_its_canary_and_does_not_come_again_a
     arrange(DAYS[3], seed=4, champion=1.0)
     record = promote(careful, DAYS[3], gate(careful, DAYS[3]))
     assert not record["promoted"] and "policy p3 is in its canary, and decides first" in record["reason"]
-    rollout.end_canary(careful, "no gain shown")
+    with in_service.changing(careful) as row:
+        rollout.end_canary(row, "no gain shown")
     assert not careful.layout.challenger.exists() and champion_policy(careful).version == "p1"
     again = promote(careful, DAYS[2], gate(careful, DAYS[2]))
     assert not again["promoted"] and "ended its canary" in again["reason"]

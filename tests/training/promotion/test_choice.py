@@ -187,7 +187,7 @@ def test_killed_before_the_pointer_it_has_changed_nothing_that_serves_and_is_don
     night: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("training.contract.rollout.write_pointer", _killed)
+        broken.setattr("training.contract.in_service.files.write_text_atomic", _killed)
         with pytest.raises(KeyboardInterrupt):
             take(night)
     assert read_pointer(night.layout.champion) is None

@@ -9,7 +9,7 @@ from scipy.stats import binomtest, chisquare
 
 from serving.ranking import arms
 from tests.training.validation.test_landed import failures
-from training.contract import history
+from training.contract import in_service
 from training.contract.epochs import epoch_of_day
 from training.contract.files import write_json_atomic
 from training.contract.layout import DECISIONS
@@ -104,7 +104,8 @@ def test_a_user_in_an_arm_without_a_share_is_a_mismatch():
 
 def change(settings: Settings, hour: float, shares: ShareSettings) -> None:
     at = settings.day_start(DAY) + timedelta(hours=hour)
-    history.append(settings.layout, {"action": "shares", "shares": shares.model_dump(), "ts": at.isoformat()})
+    with in_service.changing(settings) as row:
+        row.append({"action": "shares", "shares": shares.model_dump(), "ts": at.isoformat()})
 
 
 def test_a_day_is_split_where_its_shares_changed_and_its_fuller_part_is_tested(tmp_path):

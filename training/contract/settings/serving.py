@@ -121,8 +121,8 @@ class ServingSettings(Section):
     workers: int = Field(1, ge=1)
     index: Literal["file", "redis"] = Field(
         "file",
-        description="where requests, sessions and feedback of two days are known: in a file of this machine, "
-        "or for all replicas in the Redis of store.redis_url",
+        description="where requests, sessions and feedback of two days are known, and what is in service: in "
+        "files of the data folder, or for all replicas in the Redis of store.redis_url",
     )
     replica: str = Field(
         "",

@@ -11,11 +11,10 @@ from typing import Any
 
 import duckdb
 
-from training.contract import history
-from training.contract.pointer import PolicyPointer, read_pointer
+from training.contract import in_service
+from training.contract.pointer import PolicyPointer
 from training.contract.records import read_record, read_records, recorded_days
 from training.contract.settings import Settings
-from training.contract.shares import read_shares
 from training.operations.missed import missed, spans
 from training.operations.report import trying
 from training.operations.report.causes import cause_of, groups
@@ -46,7 +45,7 @@ class Answer:
 def standing(settings: Settings, now: datetime | None = None) -> list[Answer]:
     """The answers of now: did today run, what is served, is it better, what is held, what drifts; and which
     days are missing, what else was unusual and what is not learnt from, where there is something."""
-    champion = read_pointer(settings.layout.champion)
+    champion = in_service.read(settings).champion
     return [
         _ran(settings, now or datetime.now(UTC)),
         *_missing(settings, now),
@@ -114,8 +113,8 @@ def _missing(settings: Settings, now: datetime | None) -> list[Answer]:
 
 
 def _served(settings: Settings, champion: PolicyPointer | None) -> Answer:
-    question = SERVED
-    shares = {arm: share for arm, share in read_shares(settings) if arm != "shadow" and share}
+    question, row = SERVED, in_service.read(settings)
+    shares = {arm: share for arm, share in row.shares if arm != "shadow" and share}
     rest = 1.0 - sum(shares.values())
     split = ", ".join([f"champion {rest:.3g}", *(f"{arm} {share:.3g}" for arm, share in shares.items())])
     canary = "".join(f" {told}" for told in trying.told(settings))
@@ -131,7 +130,7 @@ def _served(settings: Settings, champion: PolicyPointer | None) -> Answer:
             "serving.guardrail",
         )
         todo = (held,)
-    changes = [event for event in history.read(settings.layout) if event["action"] in ("rollback", "promote")]
+    changes = [event for event in row.history if event["action"] in ("rollback", "promote")]
     # a promotion since then has answered it
     rolled_back = bool(changes) and changes[-1]["action"] == "rollback"
     back = f" Last rollback {changes[-1]['ts']}: {changes[-1]['reason']}." if rolled_back else ""

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from training.contract import in_service
+from training.contract.errors import MtfError
 from training.contract.files import read_json
-from training.contract.pointer import read_pointer
 from training.contract.settings import Settings
 
 OFFLINE = (
@@ -15,10 +16,10 @@ OFFLINE = (
 def told(settings: Settings) -> list[str]:
     """Sentences: what is tried, how far it is, how long it takes, what it brought."""
     sentences = [OFFLINE] if settings.gate.evidence == "offline" else []
-    challenger = read_pointer(settings.layout.challenger)
+    row = in_service.read(settings)
+    challenger, canary = row.challenger, _canary(row)
     if challenger is None:
         return sentences
-    canary = _read(settings.layout.canary)
     if canary is None or canary.get("sha256") != challenger.sha256:
         return [*sentences, f"{challenger.version} is the challenger; its canary has not begun."]
     step = f"step {canary['step'] + 1} of {len(settings.serving.canary)}, share {canary['share']:g}"
@@ -33,7 +34,8 @@ def told(settings: Settings) -> list[str]:
 
 def held(settings: Settings) -> str | None:
     """What holds the canary of the challenger, where something does."""
-    challenger, canary = read_pointer(settings.layout.challenger), _read(settings.layout.canary)
+    row = in_service.read(settings)
+    challenger, canary = row.challenger, _canary(row)
     if challenger is None or canary is None or canary.get("sha256") != challenger.sha256:
         return None
     paused = canary.get("paused")
@@ -41,6 +43,13 @@ def held(settings: Settings) -> str | None:
         return None
     why = f"{paused['rule']}: {paused['reason']}"
     return f"The canary of {challenger.version} is held since {paused['ts']} by {why}"
+
+
+def _canary(row: in_service.InService) -> dict[str, Any] | None:
+    try:
+        return row.canary
+    except MtfError:
+        return None
 
 
 def _read(path: Any) -> dict[str, Any] | None:

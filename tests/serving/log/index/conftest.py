@@ -10,15 +10,8 @@ import redis
 
 from serving.log.index.request_index import RequestIndex
 from serving.log.index.shared import SharedIndex
-from tests.servers import redis_server
 
 MakeIndex = Callable[..., RequestIndex]
-
-
-@pytest.fixture(scope="session")
-def redis_port() -> Iterator[int]:
-    with redis_server() as port:
-        yield port
 
 
 @pytest.fixture(params=["file", "redis"])

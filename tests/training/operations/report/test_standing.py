@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.contract import history
+from training.contract import in_service
 from training.contract.files import write_json_atomic
 from training.contract.pointer import PolicyPointer, write_pointer
 from training.contract.records import write_record
@@ -76,11 +76,13 @@ def test_the_day_that_is_due_is_missed_and_a_simulated_one_is_not(settings: Sett
 
 def test_what_is_served_names_the_policy_the_shares_and_the_last_rollback(settings: Settings) -> None:
     write_pointer(settings.layout.champion, POINTER)
-    history.append(settings.layout, {"action": "rollback", "reason": "too many slow requests"})
+    with in_service.changing(settings) as row:
+        row.append({"action": "rollback", "reason": "too many slow requests"})
     served = answer(settings, "served")
     assert "p1, since 2026-01-05T00:00:00Z. Shares: champion 0.91, static 0.05" in served.text
     assert "too many slow requests" in served.text and served.day == date(2026, 1, 4)
-    history.append(settings.layout, {"action": "promote", "reason": "passed the gate"})
+    with in_service.changing(settings) as row:
+        row.append({"action": "promote", "reason": "passed the gate"})
     assert "too many slow requests" not in answer(settings, "served").text  # that is answered
 
 
