@@ -188,7 +188,8 @@ def thrift_server(folder: Path, **more: str) -> Iterator[int]:
     command = [str(spark_home / "bin" / "spark-submit")]
     command += ["--class", "org.apache.spark.sql.hive.thriftserver.HiveThriftServer2"]
     command += [part for name, value in conf.items() for part in ("--conf", f"{name}={value}")]
-    environment = {**os.environ, "JAVA_HOME": str(java_home(folder / "java")), "SPARK_LOCAL_IP": "127.0.0.1"}
+    java = {"JAVA_HOME": str(java_home(folder / "java")), "JDK_JAVA_OPTIONS": "-XX:-SegmentedCodeCache"}
+    environment = {**os.environ, **java, "SPARK_LOCAL_IP": "127.0.0.1"}
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "spark-internal"],

@@ -96,6 +96,7 @@ def test_mlflow_keeps_its_runs_and_aliases_in_postgres(settings, servers):
     policy.write_bytes(b"a policy")
     trained = {"lineage": {"code": "abc"}, "pool": {"constant": {"curves": {}}}}
     judged = {"estimates": {}, "chosen": "constant", "sha256": "0" * 64, "version": "p1"}
+    judged["policy"] = policy.relative_to(settings.layout.root).as_posix()
     version = registry.register(settings, DAY, trained, judged)
     registry.set_alias(settings, registry.CHAMPION, version)
     assert registry.alias_version(settings, registry.CHAMPION) == version

@@ -147,6 +147,11 @@ class Spark:
             yield log
 
 
+# With few processors Java keeps 5 MB apart for the stubs that it calls its own code by, and Spark fills them:
+# "Out of space in CodeCache for method handle intrinsic" ends the statement that is running.
+_ONE_CODE_CACHE = "-XX:-SegmentedCodeCache"
+
+
 def session_environment(settings: Settings) -> dict[str, str]:
     """What a process needs for a session of Spark in it; raises :class:`MtfError` where there can be none."""
     _need("pyspark")
@@ -154,6 +159,7 @@ def session_environment(settings: Settings) -> dict[str, str]:
     environment = {
         "JAVA_HOME": str(java_home(settings.layout.spark_tables.resolve().with_name("java"))),
         "PYSPARK_PYTHON": os.environ.get("PYSPARK_PYTHON", sys.executable),
+        "JDK_JAVA_OPTIONS": f"{os.environ.get('JDK_JAVA_OPTIONS', '')} {_ONE_CODE_CACHE}".strip(),
     }
     if spark.master.startswith("local"):
         environment["SPARK_LOCAL_IP"] = "127.0.0.1"

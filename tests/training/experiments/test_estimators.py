@@ -14,10 +14,10 @@ SIZES = {
     "random_constants": 2,
     "random_networks": 1,
     "search_sessions": 20,
-    "log_sessions": 120,
+    "log_sessions": 240,
     "truth_sessions": 60,
     "draws": 2,
-    "draw_sessions": 80,
+    "draw_sessions": 240,
     "batch": 12,
 }
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from training.contract.layout import IMPRESSIONS
-from training.contract.settings import Settings
+from training.contract.settings import CalendarSettings, Settings
 from training.ingest import land_kuairand
 from training.world.upstream import export_world, predict_days
 
@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict]:
-    settings = Settings(data=tmp_path_factory.mktemp("real"))
+    calendar = CalendarSettings(timezone="Asia/Shanghai")  # where its days are cut
+    settings = Settings(data=tmp_path_factory.mktemp("real"), calendar=calendar)
     land_kuairand(settings, SLICE)
     return settings, predict_days(settings, SLICE)
 
